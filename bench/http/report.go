@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"text/tabwriter"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	ours = "xgw"
+	unit = "us/request"
+)
+
+// record is a case as it is kept.
+type record struct {
+	Name  string             `json:"name"`
+	Unit  string             `json:"unit"`
+	Ours  float64            `json:"ours"`
+	Peers map[string]float64 `json:"peers"`
+	Ratio float64            `json:"ratio"` // ours to the best peer's
+}
+
+func (r *result) record() record {
+	out := record{Name: r.name, Unit: unit, Peers: map[string]float64{}}
+	best := 0.0
+	for name, figures := range r.figures {
+		m := median(figures)
+		if name == ours {
+			out.Ours = m
+			continue
+		}
+		out.Peers[name] = m
+		if best == 0 || m < best {
+			best = m
+		}
+	}
+	if best > 0 {
+		out.Ratio = out.Ours / best
+	}
+	return out
+}
+
+func median(v []float64) float64 {
+	s := slices.Sorted(slices.Values(v))
+	if len(s) == 0 {
+		return 0
+	}
+	return (s[(len(s)-1)/2] + s[len(s)/2]) / 2
+}
+
+// spread is half of what lies between the least and the greatest.
+func spread(v []float64) float64 { return (slices.Max(v) - slices.Min(v)) / 2 }
+
+// heading says what is compared with what, and on what.
+func heading(w io.Writer, b *bench, cores [2]int) {
+	fmt.Fprintf(w, "CPU time per request, all processes of each gateway: median of %d rounds of %s, ± half the range.\n", b.options.rounds, b.options.duration)
+	for _, g := range b.gateways {
+		note := "no access log, no XDP"
+		if g.name == ours {
+			note = "access log on, native XDP program on its link"
+		}
+		fmt.Fprintf(w, "  %-8s %s (%s)\n", g.name, g.version, note)
+	}
+	fmt.Fprintf(w, "  load     %s; %s; upstream %s\n", versionOf("wrk", ""), versionOf("h2load", ""), versionOf("nginx", ""))
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		fmt.Fprintf(w, "  kernel   %s %s\n", unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Machine[:]))
+	}
+	fmt.Fprintf(w, "  cores    gateway %d, client and upstream %d; %s\n\n", cores[0], cores[1], processor())
+}
+
+func processor() string {
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	for line := range strings.Lines(string(text)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == "model name" {
+			return strings.TrimSpace(value)
+		}
+	}
+	return "unknown processor"
+}
+
+func table(w io.Writer, gateways []*gateway, results []result) {
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	names := make([]string, 0, len(gateways))
+	for _, g := range gateways {
+		names = append(names, g.name)
+	}
+	withOurs := slices.Contains(names, ours)
+	fmt.Fprintf(t, "%s\t%s", unit, strings.Join(names, "\t"))
+	if withOurs {
+		fmt.Fprint(t, "\txgw / best peer")
+	}
+	fmt.Fprintln(t)
+	for _, r := range results {
+		fmt.Fprint(t, r.name)
+		for _, name := range names {
+			fmt.Fprintf(t, "\t%.1f ±%.1f", median(r.figures[name]), spread(r.figures[name]))
+		}
+		if withOurs {
+			fmt.Fprintf(t, "\t%.2f", r.record().Ratio)
+		}
+		fmt.Fprintln(t)
+	}
+	t.Flush()
+}
+
+func write(path string, results []result) error {
+	records := make([]record, 0, len(results))
+	for _, r := range results {
+		records = append(records, r.record())
+	}
+	text, err := json.MarshalIndent(records, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write results: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return fmt.Errorf("write results: %w", err)
+	}
+	if err := os.WriteFile(path, append(text, '\n'), 0o644); err != nil {
+		return fmt.Errorf("write results: %w", err)
+	}
+	return nil
+}

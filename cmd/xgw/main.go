@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command xgw is the gateway: one binary, one file a command. Called by another of
+// its names it is that command: gateway-engine is `xgw run`.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// Exit statuses, as the commands' help states them.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+// usageError is what the caller of the command has to mend.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// env is what commands touch of the outside, so that tests can run them in process.
+type env struct {
+	out, err io.Writer
+	instance string
+	json     bool
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	status := run(ctx, os.Args, &env{out: os.Stdout, err: os.Stderr})
+	stop()
+	os.Exit(status)
+}
+
+// run executes the command line and returns the exit status.
+func run(ctx context.Context, args []string, e *env) int {
+	root := rootCommand(e)
+	root.SetArgs(byName(args))
+	root.SetOut(e.out)
+	root.SetErr(e.err)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(e.err, "xgw:", strings.ReplaceAll(err.Error(), "\n", "\nxgw: "))
+	var usage usageError
+	if errors.As(err, &usage) {
+		return exitUsage
+	}
+	return exitFailure
+}
+
+// byName puts in front the command that the binary's own name stands for.
+func byName(args []string) []string {
+	switch filepath.Base(args[0]) {
+	case "gateway-engine":
+		return append([]string{"run"}, args[1:]...)
+	case "gateway-ctl":
+		return append([]string{"ctl"}, args[1:]...)
+	case "gateway-top":
+		return append([]string{"top"}, args[1:]...)
+	}
+	return args[1:]
+}
+
+func rootCommand(e *env) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "xgw",
+		Short: "An API gateway that starts at the NIC queue",
+		Long: `xgw counts and limits packets at the NIC queue with XDP, and serves TLS, HTTP/2
+and HTTP/1.1 with one worker process pinned to each core.
+
+Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.`,
+		Example: `  sudo xgw attach eth0         # count and limit packets on eth0
+  sudo xgw run -c gateway.yaml # serve
+  sudo xgw demo                # all of it in a lab of its own, no NIC touched`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q: `xgw help` lists them", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w: `%s --help` shows what it takes", err, cmd.CommandPath())}
+	})
+	root.PersistentFlags().StringVar(&e.instance, "instance", "", "name of this gateway, where a machine runs several")
+	root.AddCommand(
+		attachCommand(e),
+		detachCommand(e),
+		statusCommand(e),
+		runCommand(e),
+		demoCommand(e),
+		versionCommand(e),
+		workerCommand(e),
+		upstreamCommand(e),
+	)
+	return root
+}
+
+// exactly wants n arguments, whose names the error says.
+func exactly(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != len(names) {
+			return usageError{fmt.Errorf("%s takes %s, not %d arguments: for example %s",
+				cmd.CommandPath(), strings.Join(names, " "), len(args), firstExample(cmd))}
+		}
+		return nil
+	}
+}
+
+func firstExample(cmd *cobra.Command) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(cmd.Example), "\n")
+	command, _, _ := strings.Cut(line, "#")
+	return "`" + strings.TrimSpace(command) + "`"
+}
+
+func jsonFlag(cmd *cobra.Command, e *env) {
+	cmd.Flags().BoolVar(&e.json, "json", false, "print JSON")
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/gateway"
+)
+
+func runCommand(e *env) *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "run",
+		Short: "Run the gateway: supervisor, workers, metrics",
+		Long: `Reads gateway.yaml (and buffers.conf beside it), attaches the kernel plane to the
+interfaces named there unless it is attached already, and starts one worker on
+each core. On SIGTERM and SIGINT it lets the workers finish what is under way and
+takes off what it attached itself; what xgw attach made stays.`,
+		Example: `  sudo xgw run -c /etc/gateway/gateway.yaml
+  sudo gateway-engine -c /etc/gateway/gateway.yaml # the same`,
+		Args: exactly(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := config.Load(path)
+			if err != nil {
+				return usageError{err}
+			}
+			c.Instance = e.instance
+			log := slog.New(slog.NewTextHandler(e.err, nil))
+			return gateway.Run(cmd.Context(), gateway.Options{
+				Config: c, Log: log, Version: version(),
+				Ready: func(a gateway.Addresses) {
+					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on http://%s/metrics\n", strings.Join(a.Listeners, ", "), a.Telemetry)
+				},
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", "/etc/gateway/gateway.yaml", "configuration file")
+	return cmd
+}
+
+func workerCommand(e *env) *cobra.Command {
+	var slot int
+	cmd := &cobra.Command{
+		Use:    "worker",
+		Short:  "A worker process; the supervisor starts it",
+		Hidden: true,
+		Args:   exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			if slot < 0 {
+				return usageError{errors.New("worker is for the supervisor: `xgw run` starts workers")}
+			}
+			return gateway.RunWorker(slot, slog.New(slog.NewTextHandler(e.err, nil)).With("worker", slot))
+		},
+	}
+	cmd.Flags().IntVar(&slot, "slot", -1, "slot of this worker")
+	return cmd
+}

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xgw-project/xgw/pkg/datapath"
+)
+
+// interfaceStatus is what `xgw status --json` prints for each interface.
+type interfaceStatus struct {
+	datapath.Status
+	Error  string                `json:"error,omitempty"`
+	Counts []datapath.QueueCount `json:"counts,omitempty"` // outcomes that have counted something
+}
+
+func statusCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status [INTERFACE...]",
+		Short: "Show what is attached, and what it has counted",
+		Long: `Reads the pinned maps directly, so it needs no running gateway. Without a name it
+shows every interface that has pins.`,
+		Example: `  sudo xgw status
+  sudo xgw status eth0 --json | jq '.[0].counts'`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			names := args
+			if len(names) == 0 {
+				var err error
+				if names, err = datapath.Interfaces(datapath.Options{Instance: e.instance}); err != nil {
+					return err
+				}
+			}
+			return reportStatus(e, names, len(args) > 0)
+		},
+	}
+	jsonFlag(cmd, e)
+	return cmd
+}
+
+// reportStatus prints a report for each; an interface that was asked for by name
+// and cannot be read fails the command.
+func reportStatus(e *env, names []string, named bool) error {
+	all := make([]interfaceStatus, 0, len(names))
+	for _, name := range names {
+		s, err := readStatus(datapath.Options{Interface: name, Instance: e.instance})
+		if err != nil && named {
+			return err
+		}
+		all = append(all, s)
+	}
+	if e.json {
+		return json.NewEncoder(e.out).Encode(all)
+	}
+	if len(all) == 0 {
+		fmt.Fprintln(e.out, "nothing is attached: `xgw attach INTERFACE` does it")
+	}
+	for _, s := range all {
+		writeStatus(e, s)
+	}
+	return nil
+}
+
+func readStatus(o datapath.Options) (interfaceStatus, error) {
+	s := interfaceStatus{Status: datapath.Status{Interface: o.Interface}}
+	d, err := datapath.Open(o)
+	if err != nil {
+		s.Error = err.Error()
+		return s, err
+	}
+	defer d.Close()
+	s.Status = d.Status()
+	var c datapath.Counters
+	if err := d.Counters(&c); err != nil {
+		s.Error = err.Error()
+		return s, err
+	}
+	for _, row := range append(c.Ingress, c.Egress...) {
+		if row.Packets > 0 {
+			s.Counts = append(s.Counts, row)
+		}
+	}
+	return s, nil
+}
+
+func writeStatus(e *env, s interfaceStatus) {
+	if s.Error != "" {
+		fmt.Fprintf(e.out, "%s: %s\n", s.Interface, s.Error)
+		return
+	}
+	fmt.Fprintf(e.out, "%s: %s mode by %s, program %d, pins in %s\n", s.Interface, s.Mode, s.Hook, s.Program, s.Directory)
+	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "  QUEUE\tVERDICT\tREASON\tPACKETS\tBYTES")
+	for _, c := range s.Counts {
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%d\t%d\n", c.QueueName(), c.Verdict, c.Reason, c.Packets, c.Bytes)
+	}
+	w.Flush()
+}

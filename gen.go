@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package xgw holds the generate lines of the BPF objects. Their output is
+// committed, so that a build needs Go alone; `make check-generate` compares.
+// The compiler is told where asm/types.h lies by BPF2GO_CFLAGS: `make generate`.
+package xgw
+
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type count -type queue_counts -type steer_counts -type packet_limits -type prefix4 -type prefix6 -type bucket -output-dir pkg/bpf -go-package bpf Gateway bpf/gateway.c -- -O2 -g -mcpu=v2 -Wall -Werror
+//go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type moment -output-dir pkg/datapath/driven -go-package driven Driven bpf/test/driven.c -- -O2 -g -mcpu=v2 -Wall -Werror

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"testing"
+	"time"
+
+	. "github.com/xgw-project/xgw/pkg/datapath/packettest"
+	"github.com/xgw-project/xgw/pkg/policy"
+)
+
+func limited(kind policy.LimitKind, rate, burst int) *policy.Tables {
+	interval := time.Second / time.Duration(rate)
+	return &policy.Tables{Limits: []policy.PacketLimit{{
+		Name: "test", Kind: kind, Interval: interval, Tolerance: time.Duration(burst) * interval,
+	}}}
+}
+
+// passed sends n frames, spaced evenly, and returns how many passed.
+func (p *drivenPlane) passed(t *testing.T, frame []byte, n int, every time.Duration, dropped string) int {
+	t.Helper()
+	passed := 0
+	for range n {
+		switch got := p.send(t, frame); got {
+		case "pass_tcp":
+			passed++
+		case dropped:
+		default:
+			t.Fatalf("got %s", got)
+		}
+		p.now += uint64(every)
+	}
+	return passed
+}
+
+func TestLimitRates(t *testing.T) {
+	const rate, burst, seconds = 100, 10, 3
+	for _, kind := range []struct {
+		name    string
+		kind    policy.LimitKind
+		dropped string
+	}{
+		{"source SYNs", policy.SourceSyns, "drop_source_syns"},
+		{"queue packets", policy.QueuePackets, "drop_queue_limit"},
+	} {
+		// offered, in percent of the rate -> packets let through
+		for _, row := range []struct{ percent, want int }{
+			{50, rate * seconds / 2},
+			{100, rate * seconds},
+			{150, rate*seconds + burst - 1},
+			{300, rate*seconds + burst - 1},
+		} {
+			p := newDrivenPlane(t, 1, limited(kind.kind, rate, burst))
+			n := rate * seconds * row.percent / 100
+			every := time.Duration(seconds) * time.Second / time.Duration(n)
+			got := p.passed(t, TCPSegment(client4, server4, SYN), n, every, kind.dropped)
+			if got < row.want-1 || got > row.want+1 {
+				t.Errorf("%s at %d %% of the rate: %d of %d passed, want %d", kind.name, row.percent, got, n, row.want)
+			}
+		}
+	}
+}
+
+func TestLimitBurst(t *testing.T) {
+	p := newDrivenPlane(t, 1, limited(policy.SourceSyns, 10, 5))
+	syn := TCPSegment(client4, server4, SYN)
+	if got := p.passed(t, syn, 20, 0, "drop_source_syns"); got != 5 {
+		t.Errorf("at once: %d of 20 passed, want the burst of 5", got)
+	}
+	p.now += uint64(100 * time.Millisecond)
+	if got := p.passed(t, syn, 20, 0, "drop_source_syns"); got != 1 {
+		t.Errorf("after one interval: %d passed, want 1", got)
+	}
+	p.now += uint64(time.Hour)
+	if got := p.passed(t, syn, 20, 0, "drop_source_syns"); got != 5 {
+		t.Errorf("after an hour: %d passed, want the burst and no more", got)
+	}
+}
+
+func TestSourceLimitTouchesOnlySynsOfThatSource(t *testing.T) {
+	p := newDrivenPlane(t, 1, limited(policy.SourceSyns, 1, 1))
+	over := TCPSegment(client4, server4, SYN)
+	p.send(t, over)
+	rows := []struct {
+		name  string
+		frame []byte
+		want  string
+	}{
+		{"the source's next SYN", over, "drop_source_syns"},
+		{"its SYN from another port", TCPSegment(netip.AddrPortFrom(client4.Addr(), 7), server4, SYN), "drop_source_syns"},
+		{"its SYN in a VLAN", VLAN(over, TypeVLAN), "drop_source_syns"},
+		{"its established traffic", TCPSegment(client4, server4, ACK), "pass_tcp"},
+		{"its reply to our own SYN", TCPSegment(client4, server4, SYN|ACK), "pass_tcp"},
+		{"its RST", TCPSegment(client4, server4, RST), "pass_tcp"},
+		{"its datagrams", UDPDatagram(client4, server4, nil), "pass_udp"},
+		{"a neighbour's SYN", TCPSegment(netip.MustParseAddrPort("192.0.2.11:1"), server4, SYN), "pass_tcp"},
+		{"first SYN, IPv6", TCPSegment(client6, server6, SYN), "pass_tcp"},
+		{"SYN of the same /64", TCPSegment(netip.MustParseAddrPort("[2001:db8:1:0:ffff::1]:1"), server6, SYN), "drop_source_syns"},
+		{"SYN of the next /64", TCPSegment(netip.MustParseAddrPort("[2001:db8:1:1::10]:1"), server6, SYN), "pass_tcp"},
+	}
+	for _, r := range rows {
+		if got := p.send(t, r.frame); got != r.want {
+			t.Errorf("%s: got %s, want %s", r.name, got, r.want)
+		}
+	}
+}
+
+func TestQueueLimitIsPerQueueAndSparesEssentials(t *testing.T) {
+	p := newDrivenPlane(t, 2, limited(policy.QueuePackets, 1, 1))
+	frame := TCPSegment(client4, server4, ACK)
+	for _, queue := range []uint32{0, 1, 2, 99} {
+		p.queue = queue
+		want := "pass_tcp"
+		if queue == 99 { // shares the bucket of all queues beyond
+			want = "drop_queue_limit"
+		}
+		if got := p.send(t, frame); got != want {
+			t.Errorf("first packet of queue %d: %s, want %s", queue, got, want)
+		}
+		if got := p.send(t, frame); got != "drop_queue_limit" {
+			t.Errorf("second packet of queue %d: %s", queue, got)
+		}
+		if got := p.send(t, Ethernet(TypeARP, make([]byte, 28))); got != "pass_arp" {
+			t.Errorf("ARP on queue %d: %s", queue, got)
+		}
+	}
+}
+
+// A flood of spoofed sources fills the sketch; its size is fixed, so the price is
+// that some strangers meet full buckets. A source that stays within its rate must
+// seldom be one of them.
+func TestSourceLimitUnderSpoofedSources(t *testing.T) {
+	p := newDrivenPlane(t, 1, limited(policy.SourceSyns, 10, 10))
+	spoofed := TCPSegment(client4, server4, SYN)
+	for i := range 20000 {
+		binary.BigEndian.PutUint32(spoofed[EthernetLen+12:], 0x0a000000+uint32(i))
+		p.send(t, spoofed)
+		p.now += uint64(5 * time.Microsecond)
+	}
+	good := TCPSegment(client6, server6, SYN)
+	if got := p.passed(t, good, 100, 100*time.Millisecond, "drop_source_syns"); got < 99 {
+		t.Errorf("%d of 100 SYNs of a source within its rate passed", got)
+	}
+}

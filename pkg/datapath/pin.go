@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+)
+
+const defaultBPFFS = "/sys/fs/bpf"
+
+// Names in the directory that are not BPF objects of the collection.
+const (
+	pinXDPLink    = "xdp_link"
+	pinEgressLink = "tc_egress_link"
+	// A directory whose presence says that the clsact qdisc was made by us; the
+	// BPF file system holds no plain files.
+	markClsact = "made_clsact"
+)
+
+type pinner interface {
+	Pin(path string) error
+	Close() error
+}
+
+// pinDir is where the objects of the interface are pinned.
+func pinDir(o *Options) string {
+	// The BPF file system refuses dots in names; an interface's name may have them.
+	return filepath.Join(pinRoot(o), strings.ReplaceAll(o.Interface, ".", "_"))
+}
+
+func pinRoot(o *Options) string {
+	if o.Instance != "" {
+		return filepath.Join(o.BPFFS, "xgw-"+o.Instance)
+	}
+	return filepath.Join(o.BPFFS, "xgw")
+}
+
+// ensureBPFFS mounts the BPF file system where it is missing.
+func ensureBPFFS(path string) error {
+	var st unix.Statfs_t
+	if err := unix.Statfs(path, &st); err != nil {
+		return fmt.Errorf("no directory %s: this kernel has no BPF file system (CONFIG_BPF_SYSCALL): %w", path, err)
+	}
+	if st.Type == unix.BPF_FS_MAGIC {
+		return nil
+	}
+	if err := unix.Mount("bpf", path, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount the BPF file system: do it by hand with `mount -t bpf bpf %s`: %w", path, err)
+	}
+	return nil
+}
+
+// pin puts all objects into a temporary directory and renames it into place.
+func (d *Datapath) pin() (err error) {
+	root := pinRoot(&d.options)
+	_, statErr := os.Stat(root)
+	madeRoot := os.IsNotExist(statErr)
+	temp := d.dir + "-new"
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(temp)
+			if madeRoot {
+				_ = os.Remove(root) // fails when another interface moved in meanwhile: right
+			}
+		}
+	}()
+	if err := os.MkdirAll(root, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", root, err)
+	}
+	// What a killed process left half made is of no use to anyone.
+	if err := os.RemoveAll(temp); err != nil {
+		return fmt.Errorf("remove left-over %s: %w", temp, err)
+	}
+	if err := os.Mkdir(temp, 0o700); err != nil {
+		return fmt.Errorf("make %s: %w", temp, err)
+	}
+	for name, object := range d.objects.pinned() {
+		if err := d.options.step("pin " + name); err != nil {
+			return err
+		}
+		if err := object.Pin(filepath.Join(temp, name)); err != nil {
+			return fmt.Errorf("pin %s: %w", name, err)
+		}
+	}
+	if err := d.options.step("rename"); err != nil {
+		return err
+	}
+	if err := os.Rename(temp, d.dir); err != nil {
+		return fmt.Errorf("rename %s to %s: %w", temp, d.dir, err)
+	}
+	return nil
+}
+
+// loadPins opens each pinned object and checks that its shape is this version's.
+func (d *Datapath) loadPins() error {
+	o := &d.objects
+	for name, p := range map[string]**ebpf.Program{"xdp_ingress": &o.XdpIngress, "tc_egress": &o.TcEgress} {
+		prog, err := ebpf.LoadPinnedProgram(filepath.Join(d.dir, name), nil)
+		if err != nil {
+			return fmt.Errorf("open pinned %s: %w: %w: `xgw detach %s`, then attach again", name, err, ErrLayout, d.options.Interface)
+		}
+		*p = prog
+	}
+	maps := map[string]**ebpf.Map{
+		"ingress_counts": &o.IngressCounts, "egress_counts": &o.EgressCounts,
+		"deny4": &o.Deny4, "deny6": &o.Deny6, "deny_sizes": &o.DenySizes, "limits": &o.Limits,
+		"queue_buckets": &o.QueueBuckets, "source_sketch": &o.SourceSketch,
+	}
+	for name, m := range maps {
+		opened, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)
+		if err != nil {
+			return fmt.Errorf("open pinned %s: %w: %w: `xgw detach %s`, then attach again", name, err, ErrLayout, d.options.Interface)
+		}
+		*m = opened
+	}
+	return nil
+}
+
+// removePins takes the interface's directory away, and the root when it was the last.
+func (d *Datapath) removePins() error {
+	if err := os.RemoveAll(d.dir); err != nil {
+		return fmt.Errorf("remove pins %s: %w", d.dir, err)
+	}
+	err := os.Remove(pinRoot(&d.options))
+	if err == nil || os.IsNotExist(err) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
+		return nil
+	}
+	return fmt.Errorf("remove %s: %w", pinRoot(&d.options), err)
+}
+
+// Interfaces lists the interfaces that have pins of this instance, attached or
+// stale. Only the instance and mount point of the options count.
+func Interfaces(o Options) ([]string, error) {
+	if o.BPFFS == "" {
+		o.BPFFS = defaultBPFFS
+	}
+	entries, err := os.ReadDir(pinRoot(&o))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("list pins: not permitted: run it with sudo: %w", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list pins: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names, nil
+}

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"errors"
+
+	"github.com/xgw-project/xgw/pkg/datapath"
+)
+
+// Attach makes the interface's datapath and puts it on the hooks; with an error
+// nothing is left. The caller owns what is returned.
+func Attach(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
+	d, err := datapath.Create(o)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.Attach(mode); err != nil {
+		return nil, errors.Join(err, d.Detach(), d.Close())
+	}
+	return d, nil
+}
+
+// adopt opens what is attached already, or attaches. made says which.
+func adopt(o datapath.Options, mode datapath.Mode) (d *datapath.Datapath, made bool, err error) {
+	d, err = datapath.Open(o)
+	if err == nil {
+		return d, false, nil
+	}
+	if errors.Is(err, datapath.ErrStale) {
+		if err := datapath.Detach(o); err != nil {
+			return nil, false, err
+		}
+	} else if !errors.Is(err, datapath.ErrNotAttached) {
+		return nil, false, err
+	}
+	d, err = Attach(o, mode)
+	return d, true, err
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+const (
+	firstBackOff = 50 * time.Millisecond
+	lastBackOff  = 5 * time.Second
+	// A worker that lived this long starts again at the first back-off.
+	steadyAfter = 10 * time.Second
+)
+
+// crew is the workers, one to a slot. Each slot has a goroutine that starts its
+// worker again when it dies.
+type crew struct {
+	log        *slog.Logger
+	zone       *zone.Zone
+	listeners  []*listener
+	cores      []int // by slot; -1 for not pinned
+	credential *syscall.Credential
+	ticketKeys [][32]byte
+
+	mu      sync.Mutex
+	current *message   // the generation that new workers start with
+	live    []*process // by slot; nil while its worker is away
+	wg      sync.WaitGroup
+}
+
+// run keeps the workers alive until ctx ends, then lets them drain.
+func (c *crew) run(ctx context.Context, first *message) error {
+	c.current = first
+	c.live = make([]*process, len(c.cores))
+	ready := make(chan error, len(c.cores))
+	for slot := range c.cores {
+		c.wg.Go(func() { c.keep(ctx, slot, ready) })
+	}
+	for range c.cores {
+		if err := <-ready; err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keep runs one slot: start, wait for the end, back off, again. The outcome of
+// the first start goes to ready; only that one can end the supervisor.
+func (c *crew) keep(ctx context.Context, slot int, ready chan<- error) {
+	slab := c.zone.Worker(slot)
+	backOff := firstBackOff
+	for attempt := 0; ; attempt++ {
+		began := time.Now()
+		err := c.runOnce(ctx, slot, func() {
+			if ready != nil {
+				ready <- nil
+				ready = nil
+			}
+		})
+		slab.Set(zone.GaugeState, uint64(zone.StateDead))
+		if ctx.Err() != nil {
+			return
+		}
+		if ready != nil {
+			ready <- fmt.Errorf("worker %d did not start: %w", slot, err)
+			return
+		}
+		if time.Since(began) > steadyAfter {
+			backOff = firstBackOff
+		}
+		c.log.Error("worker exited", "worker", slot, "core", c.cores[slot], "cause", err, "restart_in", backOff)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(backOff):
+		}
+		backOff = min(2*backOff, lastBackOff)
+		slab.Set(zone.GaugeRestarts, slab.LoadGauge(zone.GaugeRestarts)+1)
+	}
+}
+
+// runOnce is one life of a worker. applied is called when it serves.
+func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
+	files := []*os.File{c.zone.File()}
+	for _, l := range c.listeners {
+		files = append(files, l.sockets[slot])
+	}
+	p, err := start(slot, c.cores[slot], files, c.credential)
+	if err != nil {
+		return err
+	}
+	slab := c.zone.Worker(slot)
+	slab.Set(zone.GaugePID, uint64(p.cmd.Process.Pid))
+	slab.Set(zone.GaugeStarted, uint64(time.Now().UnixNano()))
+	slab.Set(zone.GaugeCore, uint64(c.cores[slot]+1))
+	slab.Set(zone.GaugeState, uint64(zone.StateStarting))
+	done := make(chan struct{})
+	go c.converse(ctx, slot, p, applied, done)
+	select {
+	case <-ctx.Done():
+		slab.Set(zone.GaugeState, uint64(zone.StateDraining))
+		c.end(slot, p)
+	case <-done: // the control socket ended: so will the worker, or it is made to
+		c.dismiss(slot)
+		time.AfterFunc(time.Second, func() { _ = p.cmd.Process.Kill() })
+	}
+	err = p.cmd.Wait()
+	c.dismiss(slot)
+	p.control.close()
+	<-done
+	if err == nil {
+		err = errors.New("exited with status 0")
+	}
+	return err
+}
+
+// converse sends hello and the current generation, and follows the answers until
+// the socket ends.
+func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(), done chan<- struct{}) {
+	defer close(done)
+	c.mu.Lock()
+	first := c.current
+	c.mu.Unlock()
+	hello := &message{Kind: kindHello, Worker: slot, Core: c.cores[slot], TicketKeys: c.ticketKeys}
+	if err := errors.Join(p.control.send(hello), p.control.send(first)); err != nil {
+		c.log.Error("worker did not take its configuration", "worker", slot, "error", err)
+		return
+	}
+	for {
+		m, err := p.control.receive()
+		if err != nil {
+			if !errors.Is(err, io.EOF) && ctx.Err() == nil {
+				c.log.Warn("control socket failed", "worker", slot, "error", err)
+			}
+			return
+		}
+		switch m.Kind {
+		case kindApplied:
+			c.admit(slot, p)
+			applied()
+		case kindRefused:
+			c.log.Error("worker refused the configuration", "worker", slot, "error", m.Error)
+		}
+	}
+}
+
+// admit opens the slot for new connections.
+func (c *crew) admit(slot int, p *process) {
+	c.mu.Lock()
+	c.live[slot] = p
+	c.mu.Unlock()
+	c.zone.Worker(slot).Set(zone.GaugeState, uint64(zone.StateReady))
+	for _, l := range c.listeners {
+		if err := l.admit(slot); err != nil {
+			c.log.Error("worker gets no connections of its own", "worker", slot, "address", l.address, "error", err)
+		}
+	}
+}
+
+// dismiss closes the slot for new connections, unless it was the last: then they
+// wait in its socket for the replacement rather than being refused.
+func (c *crew) dismiss(slot int) {
+	c.mu.Lock()
+	c.live[slot] = nil
+	others := false
+	for _, p := range c.live {
+		others = others || p != nil
+	}
+	c.mu.Unlock()
+	if !others {
+		return
+	}
+	for _, l := range c.listeners {
+		if err := l.bar(slot); err != nil {
+			c.log.Error("dead worker stays in the socket array", "worker", slot, "error", err)
+		}
+	}
+}
+
+// end asks the worker to drain and makes sure that it is gone in the end.
+func (c *crew) end(slot int, p *process) {
+	for _, l := range c.listeners {
+		_ = l.bar(slot)
+	}
+	if err := p.control.send(&message{Kind: kindShutdown}); err != nil {
+		_ = p.cmd.Process.Signal(unix.SIGKILL)
+		return
+	}
+	time.AfterFunc(drainTime+time.Second, func() { _ = p.cmd.Process.Kill() })
+}
+
+// wait returns when all workers are gone.
+func (c *crew) wait() { c.wg.Wait() }

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/datapath"
+)
+
+// listener is one address on which each worker has a socket of its own. The
+// supervisor holds every socket, so that a worker's queue outlives the worker.
+type listener struct {
+	address  string
+	sockets  []*os.File // by worker; the workers inherit them
+	fds      []int      // their descriptors, read once: os.File.Fd may switch to blocking mode
+	steering *datapath.Steering
+}
+
+// listen opens a socket for each worker on the address. cpus[i] is the CPU of
+// worker i. Without steer (no right to load BPF) the kernel's hash chooses.
+func listen(address string, cpus []int, steer bool) (*listener, error) {
+	l := &listener{address: address}
+	if err := l.open(cpus, steer); err != nil {
+		l.close()
+		return nil, fmt.Errorf("listen on %s: %w", address, err)
+	}
+	return l, nil
+}
+
+func (l *listener) open(cpus []int, steer bool) error {
+	lc := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		var option error
+		err := c.Control(func(fd uintptr) {
+			option = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+		})
+		return errors.Join(err, option)
+	}}
+	// The kernel's socket arrays take plain TCP sockets only.
+	lc.SetMultipathTCP(false)
+	address := l.address
+	for range cpus {
+		ln, err := lc.Listen(context.Background(), "tcp", address)
+		if err != nil {
+			return bindError(err)
+		}
+		address = ln.Addr().String() // the first one settles port 0
+		f, err := ln.(*net.TCPListener).File()
+		ln.Close() // f is a descriptor of its own
+		if err != nil {
+			return err
+		}
+		l.sockets = append(l.sockets, f)
+		l.fds = append(l.fds, int(f.Fd()))
+	}
+	l.address = address
+	if !steer {
+		return nil
+	}
+	s, err := datapath.NewSteering(cpus)
+	if err != nil {
+		return err
+	}
+	l.steering = s
+	return s.Attach(l.fds[0])
+}
+
+func bindError(err error) error {
+	switch {
+	case errors.Is(err, unix.EADDRINUSE):
+		return fmt.Errorf("%w: `ss -ltnp` shows who has it", err)
+	case errors.Is(err, unix.EACCES):
+		return fmt.Errorf("%w: ports below 1024 need root or CAP_NET_BIND_SERVICE", err)
+	}
+	return err
+}
+
+// admit lets new connections reach the worker.
+func (l *listener) admit(worker int) error {
+	if l.steering == nil {
+		return nil
+	}
+	return l.steering.SetWorker(worker, l.fds[worker])
+}
+
+// bar keeps new connections from the worker; those queued stay in its socket.
+func (l *listener) bar(worker int) error {
+	if l.steering == nil {
+		return nil
+	}
+	return l.steering.ClearWorker(worker)
+}
+
+// counts of how connections were placed; false where the kernel's hash does it.
+func (l *listener) counts() (datapath.SteerCounts, bool) {
+	if l.steering == nil {
+		return datapath.SteerCounts{}, false
+	}
+	c, err := l.steering.Counts()
+	return c, err == nil
+}
+
+func (l *listener) close() {
+	if l.steering != nil {
+		l.steering.Close()
+	}
+	for _, f := range l.sockets {
+		f.Close()
+	}
+}

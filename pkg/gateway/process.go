@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"runtime"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Descriptors that a worker inherits, after the standard three.
+const (
+	fdControl = 3 + iota
+	fdZone
+	fdSockets // the first of its listening sockets
+)
+
+// nobody is the user of a worker where the configured one does not exist.
+const nobody = 65534
+
+// process is one run of a worker.
+type process struct {
+	cmd     *exec.Cmd
+	control *control
+}
+
+// start executes this very binary as a worker on the core (-1: on any). The
+// affinity is that of the starting thread, inherited before the child's runtime
+// starts threads of its own; nothing later could pin them all.
+func start(slot, core int, files []*os.File, credential *syscall.Credential) (*process, error) {
+	ours, theirs, err := socketpair()
+	if err != nil {
+		return nil, fmt.Errorf("start worker %d: %w", slot, err)
+	}
+	defer theirs.Close()
+	// Not the path: that may hold another version by now.
+	cmd := exec.Command("/proc/self/exe", "worker", "--slot", strconv.Itoa(slot))
+	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=400"}
+	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = append([]*os.File{theirs}, files...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Setpgid: true}
+	if err := startOn(core, cmd); err != nil {
+		ours.close()
+		return nil, fmt.Errorf("start worker %d: %w", slot, err)
+	}
+	return &process{cmd: cmd, control: ours}, nil
+}
+
+// startOn starts the command with the affinity of one core and gives this thread
+// its own back.
+func startOn(core int, cmd *exec.Cmd) error {
+	if core < 0 {
+		return cmd.Start()
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		return fmt.Errorf("read affinity: %w", err)
+	}
+	one.Set(core)
+	if err := unix.SchedSetaffinity(0, &one); err != nil {
+		return fmt.Errorf("pin to core %d: it is not among the allowed ones; set `pin: false` or `workers:`: %w", core, err)
+	}
+	err := cmd.Start()
+	if back := unix.SchedSetaffinity(0, &before); back != nil {
+		return errors.Join(err, fmt.Errorf("restore affinity: %w", back))
+	}
+	return err
+}
+
+// socketpair makes the control socket: our end, and the one to hand over.
+func socketpair() (*control, *os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make control socket: %w", err)
+	}
+	theirs := os.NewFile(uintptr(fds[1]), "control")
+	ours := os.NewFile(uintptr(fds[0]), "control")
+	conn, err := net.FileConn(ours)
+	ours.Close() // conn has a descriptor of its own
+	if err != nil {
+		theirs.Close()
+		return nil, nil, fmt.Errorf("make control socket: %w", err)
+	}
+	return &control{conn: conn}, theirs, nil
+}
+
+// workerCredential is the user that workers run as: nil when this process is not
+// root and can give nothing away. said tells what the operator should know.
+func workerCredential(name string) (c *syscall.Credential, said string) {
+	if os.Geteuid() != 0 {
+		return nil, "not root: workers run as this user, without a change of user"
+	}
+	u, err := user.Lookup(name)
+	if err != nil {
+		return &syscall.Credential{Uid: nobody, Gid: nobody, Groups: nil},
+			fmt.Sprintf("no user %s: workers run as uid %d; `useradd --system %s` makes it", name, nobody, name)
+	}
+	uid, err1 := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	if errors.Join(err1, err2) != nil {
+		return &syscall.Credential{Uid: nobody, Gid: nobody}, fmt.Sprintf("user %s has no numeric id: workers run as uid %d", name, nobody)
+	}
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}, ""
+}

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package gateway wires the rooms into processes: the supervisor, the workers it
+// starts, and the way a new configuration takes effect. It holds no logic of
+// packets or requests.
+package gateway
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/host"
+	"github.com/xgw-project/xgw/pkg/ledger"
+	"github.com/xgw-project/xgw/pkg/logging"
+	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/telemetry"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// beatInterval is how often the supervisor says in the zone that it is alive.
+const beatInterval = time.Second
+
+// Options are what the command line adds to the configuration.
+type Options struct {
+	Config *config.Config
+	Log    *slog.Logger
+	// Ready, when not nil, is called once when every worker serves.
+	Ready func(Addresses)
+	// Zone is the file of the shared zone, by default ZonePath(instance).
+	Zone string
+	// Version for the metrics.
+	Version string
+}
+
+// Addresses are those really listened on, with ports settled.
+type Addresses struct {
+	Listeners []string
+	Telemetry string
+}
+
+// ZonePath is the zone's file of an instance.
+func ZonePath(instance string) string {
+	if instance == "" {
+		return "/dev/shm/xgw.zone"
+	}
+	return "/dev/shm/xgw-" + instance + ".zone"
+}
+
+// supervisor owns everything that outlives a worker.
+type supervisor struct {
+	options   Options
+	config    *config.Config
+	log       *slog.Logger
+	policy    *policy.Policy
+	cores     []int
+	zone      *zone.Zone
+	datapaths []attached
+	listeners []*listener
+	telemetry net.Listener
+	accessLog io.WriteCloser
+}
+
+// attached is an interface's datapath; made says that this run attached it, and so
+// takes it off again.
+type attached struct {
+	*datapath.Datapath
+	made bool
+}
+
+// Run is the supervisor: it returns when ctx ends and everything is wound up, or
+// when it could not start, and then it leaves nothing behind.
+func Run(ctx context.Context, o Options) (err error) {
+	s := &supervisor{options: o, config: o.Config, log: o.Log}
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.prepare(); err != nil {
+		return fmt.Errorf("start gateway: %w", err)
+	}
+	first, err := s.firstMessage()
+	if err != nil {
+		return fmt.Errorf("start gateway: %w", err)
+	}
+	credential, said := workerCredential(s.config.WorkerUser)
+	if said != "" {
+		s.log.Warn(said)
+	}
+	keys, err := ticketKeys()
+	if err != nil {
+		return fmt.Errorf("start gateway: %w", err)
+	}
+	c := &crew{log: s.log, zone: s.zone, listeners: s.listeners, cores: s.cores, credential: credential, ticketKeys: keys}
+	serving, stop := context.WithCancel(ctx)
+	defer c.wait()
+	defer stop()
+	if err := c.run(serving, first); err != nil {
+		return fmt.Errorf("start gateway: %w", err)
+	}
+	return s.serve(serving, c)
+}
+
+// serve runs the side services until ctx ends.
+func (s *supervisor) serve(ctx context.Context, c *crew) error {
+	drainer := logging.NewDrainer(s.zone, s.accessLog, s.names())
+	view, err := s.ledger(drainer.Lost)
+	if err != nil {
+		return err
+	}
+	side := telemetry.New(view, s.log)
+	go func() {
+		if err := side.Serve(s.telemetry); err != nil {
+			s.log.Error("metrics listener ended", "error", err)
+		}
+	}()
+	go drainer.Run(ctx)
+	s.log.Info("serving", "listeners", len(s.listeners), "workers", len(s.cores), "generation", s.policy.Generation)
+	if s.options.Ready != nil {
+		s.options.Ready(s.addresses())
+	}
+	beat := time.NewTicker(beatInterval)
+	defer beat.Stop()
+	for ctx.Err() == nil {
+		s.zone.Beat(monotonic())
+		select {
+		case <-ctx.Done():
+		case <-beat.C:
+		}
+	}
+	s.log.Info("stopping: workers finish what is under way")
+	c.wait()
+	drainer.Wait() // the workers' last records are in the log
+	last, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return side.Shutdown(last)
+}
+
+func monotonic() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
+	return ts.Nano()
+}
+
+// prepare acquires all that the gateway stands on, in an order in which the most
+// likely failures come first and change nothing.
+func (s *supervisor) prepare() error {
+	p, err := policy.Compile(s.config, 1)
+	if err != nil {
+		return err
+	}
+	s.policy = p
+	if s.cores, err = workerCores(s.config); err != nil {
+		return err
+	}
+	if err := s.openLogs(); err != nil {
+		return err
+	}
+	if s.telemetry, err = net.Listen("tcp", s.config.Telemetry.Address); err != nil {
+		return fmt.Errorf("listen for metrics: %w", bindError(err))
+	}
+	for _, lc := range s.config.Listeners {
+		l, err := listen(lc.Address, s.cores, os.Geteuid() == 0)
+		if err != nil {
+			return err
+		}
+		s.listeners = append(s.listeners, l)
+	}
+	if err := s.makeZone(); err != nil {
+		return err
+	}
+	for _, ic := range s.config.Interfaces {
+		if err := s.adopt(ic); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *supervisor) makeZone() error {
+	path := s.options.Zone
+	if path == "" {
+		path = ZonePath(s.config.Instance)
+	}
+	layout := zone.Layout{
+		Size: s.config.Buffers.SharedMemoryZone, Workers: len(s.cores),
+		AccessRing: int(s.config.Buffers.AccessRing),
+	}
+	z, err := zone.Create(path, layout)
+	if err != nil {
+		return err
+	}
+	s.zone = z
+	z.SetGeneration(s.policy.Generation)
+	for i := range s.policy.Snapshot.Routes {
+		r := &s.policy.Snapshot.Routes[i]
+		r.Slot = z.RouteSlot(r.Name)
+	}
+	for i := range s.policy.Snapshot.Upstreams {
+		u := &s.policy.Snapshot.Upstreams[i]
+		u.Slot = z.UpstreamSlot(u.Name)
+	}
+	return nil
+}
+
+func (s *supervisor) adopt(ic config.Interface) error {
+	mode, err := datapath.ParseMode(ic.Mode)
+	if err != nil {
+		return err
+	}
+	d, made, err := adopt(datapath.Options{Interface: ic.Name, Instance: s.config.Instance}, mode)
+	if err != nil {
+		return err
+	}
+	s.datapaths = append(s.datapaths, attached{d, made})
+	status := d.Status()
+	if status.Mode != mode {
+		return fmt.Errorf("interface %s is attached in %s mode, the configuration says %s: `xgw detach %s` first, or change the configuration",
+			ic.Name, status.Mode, mode, ic.Name)
+	}
+	s.log.Info("kernel plane attached", "interface", ic.Name, "mode", status.Mode, "hook", status.Hook, "queues", status.Queues, "adopted", !made)
+	return d.Apply(&s.policy.Tables)
+}
+
+// workerCores says which core each worker gets; -1 for none of its own.
+func workerCores(c *config.Config) ([]int, error) {
+	allowed, err := host.AllowedCores()
+	if err != nil {
+		return nil, err
+	}
+	n := c.Workers
+	if n == 0 {
+		n = len(allowed)
+	}
+	cores := make([]int, n)
+	for i := range cores {
+		cores[i] = -1
+		if c.Pin {
+			cores[i] = allowed[i%len(allowed)]
+		}
+	}
+	return cores, nil
+}
+
+func (s *supervisor) firstMessage() (*message, error) {
+	m := &message{Kind: kindApply, Snapshot: &s.policy.Snapshot}
+	for i := range s.config.Listeners {
+		certs, err := certificates(&s.config.Listeners[i], s.config.State, s.log)
+		if err != nil {
+			return nil, err
+		}
+		m.Certificates = append(m.Certificates, certs...)
+	}
+	return m, nil
+}
+
+// ticketKeys are shared by all workers, so that any of them resumes a session.
+func ticketKeys() ([][32]byte, error) {
+	keys := make([][32]byte, 1)
+	if _, err := rand.Read(keys[0][:]); err != nil {
+		return nil, fmt.Errorf("make ticket key: %w", err)
+	}
+	return keys, nil
+}
+
+func (s *supervisor) openLogs() error {
+	switch path := s.config.Log.Access; path {
+	case "off":
+		s.accessLog = nopCloser{io.Discard}
+	case "-":
+		s.accessLog = nopCloser{os.Stdout}
+	default:
+		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+			return fmt.Errorf("open access log: %w", err)
+		}
+		f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
+		if err != nil {
+			return fmt.Errorf("open access log: %w", err)
+		}
+		s.accessLog = f
+	}
+	return nil
+}
+
+type nopCloser struct{ io.Writer }
+
+func (nopCloser) Close() error { return nil }
+
+// ledger is the read model over all that this supervisor owns.
+func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error) {
+	kernel, err := host.ReadKernel()
+	if err != nil {
+		return nil, err
+	}
+	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost}
+	for _, d := range s.datapaths {
+		src.Interfaces = append(src.Interfaces, ledger.Interface{
+			Name: d.Interface(), Driver: host.Driver(d.Interface()), Status: d.Status, Counters: d.Counters,
+		})
+	}
+	for _, l := range s.listeners {
+		src.Listeners = append(src.Listeners, ledger.Listener{Address: l.address, Counts: l.counts})
+	}
+	return ledger.New(src), nil
+}
+
+// names of slots for the access log; slots keep their names.
+func (s *supervisor) names() logging.Names {
+	routes, upstreams := s.zone.Routes(), s.zone.Upstreams()
+	return logging.Names{
+		Route:    func(slot int) string { return routes[min(slot, len(routes)-1)] },
+		Upstream: func(slot int) string { return upstreams[min(slot, len(upstreams)-1)] },
+	}
+}
+
+func (s *supervisor) addresses() Addresses {
+	a := Addresses{Telemetry: s.telemetry.Addr().String()}
+	for _, l := range s.listeners {
+		a.Listeners = append(a.Listeners, l.address)
+	}
+	return a
+}
+
+// close gives back all that was acquired. What `xgw attach` made stays attached.
+func (s *supervisor) close() error {
+	var errs []error
+	for _, l := range s.listeners {
+		l.close()
+	}
+	for _, d := range s.datapaths {
+		if d.made {
+			errs = append(errs, d.Detach())
+		}
+		errs = append(errs, d.Close())
+	}
+	if s.telemetry != nil {
+		s.telemetry.Close()
+	}
+	if s.zone != nil {
+		errs = append(errs, s.zone.Remove(), s.zone.Close())
+	}
+	if s.accessLog != nil {
+		errs = append(errs, s.accessLog.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package policy compiles configuration into what the two planes take: tables for
+// the kernel plane, a snapshot for the workers. It is pure: the same values give
+// the same result, and nothing is read or written.
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/config"
+)
+
+// Policy is one generation of both planes.
+type Policy struct {
+	Generation uint64
+	Tables     Tables
+	Snapshot   Snapshot
+}
+
+// Tables are the kernel plane's rules and limits.
+type Tables struct {
+	// Deny holds masked prefixes, IPv4 before IPv6, in order, none inside another.
+	Deny   []netip.Prefix
+	Limits []PacketLimit
+}
+
+// PacketLimit is a limit as the generic cell rate algorithm takes it.
+type PacketLimit struct {
+	Name string
+	Kind LimitKind
+	// Interval between packets at the rate, rounded to whole nanoseconds: the
+	// error is below 0.1 % up to 500,000 packets per second.
+	Interval time.Duration
+	// Tolerance is burst times the interval.
+	Tolerance time.Duration
+}
+
+// LimitKind says what a packet limit counts, and for which key.
+type LimitKind int
+
+const (
+	QueuePackets LimitKind = iota // all packets of one receive queue
+	SourceSyns                    // SYNs of one source: IPv4 /32, IPv6 /64
+)
+
+// String is the kind in the words of the configuration.
+func (k LimitKind) String() string {
+	switch k {
+	case QueuePackets:
+		return "queue packets"
+	case SourceSyns:
+		return "source syns"
+	}
+	return fmt.Sprintf("kind %d", int(k))
+}
+
+// Snapshot is the L7 plane of one generation, as it is sent to the workers.
+type Snapshot struct {
+	Generation  uint64              `json:"generation"`
+	Routes      []Route             `json:"routes"`
+	Upstreams   []Upstream          `json:"upstreams"`
+	Timeouts    config.Timeouts     `json:"timeouts"`
+	Sizes       config.RequestSizes `json:"sizes"`
+	Connections int                 `json:"connections"` // per worker
+	MinTLS      string              `json:"min_tls"`     // "1.2" or "1.3"
+}
+
+// Route sends requests to an upstream by host and path prefix.
+type Route struct {
+	Name       string `json:"name"`
+	Host       string `json:"host"` // "" matches any
+	PathPrefix string `json:"path_prefix"`
+	Upstream   int    `json:"upstream"` // index in Snapshot.Upstreams
+	Slot       int    `json:"slot"`     // in the zone; the supervisor fills it
+}
+
+// Upstream is the servers behind a route.
+type Upstream struct {
+	Name           string        `json:"name"`
+	Servers        []string      `json:"servers"`
+	ConnectTimeout time.Duration `json:"connect_timeout"`
+	HeaderTimeout  time.Duration `json:"header_timeout"`
+	IdleTimeout    time.Duration `json:"idle_timeout"`
+	MaxConnections int           `json:"max_connections"` // per worker
+	MaxIdle        int           `json:"max_idle"`        // per worker
+	Slot           int           `json:"slot"`            // in the zone; the supervisor fills it
+}
+
+// Compile makes the policy of a configuration that config.Parse accepted.
+func Compile(c *config.Config, generation uint64) (*Policy, error) {
+	p := &Policy{
+		Generation: generation,
+		Tables:     Tables{Deny: normalise(c.Deny)},
+		Snapshot: Snapshot{
+			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, MinTLS: "1.3",
+		},
+	}
+	for _, l := range c.Listeners {
+		if l.MinVersion != "" {
+			p.Snapshot.MinTLS = l.MinVersion
+		}
+	}
+	for _, l := range c.PacketLimits {
+		limit, err := compileLimit(l)
+		if err != nil {
+			return nil, fmt.Errorf("compile packet limit %s: %w", l.Name, err)
+		}
+		p.Tables.Limits = append(p.Tables.Limits, limit)
+	}
+	index := make(map[string]int, len(c.Upstreams))
+	for i, u := range c.Upstreams {
+		index[u.Name] = i
+		p.Snapshot.Upstreams = append(p.Snapshot.Upstreams, Upstream{
+			Name: u.Name, Servers: slices.Clone(u.Servers), ConnectTimeout: u.ConnectTimeout, HeaderTimeout: u.HeaderTimeout,
+			IdleTimeout: u.IdleTimeout, MaxConnections: u.MaxConnections, MaxIdle: u.MaxIdle,
+		})
+	}
+	for _, r := range c.Routes {
+		to, ok := index[r.Upstream]
+		if !ok {
+			return nil, fmt.Errorf("compile route %s: no upstream %q", r.Name, r.Upstream)
+		}
+		p.Snapshot.Routes = append(p.Snapshot.Routes, Route{Name: r.Name, Host: r.Host, PathPrefix: r.Path, Upstream: to})
+	}
+	return p, nil
+}
+
+func compileLimit(l config.PacketLimit) (PacketLimit, error) {
+	out := PacketLimit{Name: l.Name}
+	switch l.Key + " " + l.Count {
+	case QueuePackets.String():
+		out.Kind = QueuePackets
+	case SourceSyns.String():
+		out.Kind = SourceSyns
+	default:
+		return out, fmt.Errorf("no limit of %s by %s", l.Count, l.Key)
+	}
+	if l.Rate == 0 || l.Rate > uint64(time.Second) {
+		return out, fmt.Errorf("rate %d: 1 to 1,000,000,000 per second", l.Rate)
+	}
+	second := uint64(time.Second)
+	out.Interval = time.Duration((second + l.Rate/2) / l.Rate)
+	out.Tolerance = time.Duration(max(l.Burst, 1)) * out.Interval
+	return out, nil
+}
+
+// normalise masks, turns IPv4-mapped prefixes into IPv4 ones, sorts, and leaves
+// out what another prefix contains.
+func normalise(in []netip.Prefix) []netip.Prefix {
+	all := make([]netip.Prefix, 0, len(in))
+	for _, p := range in {
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		all = append(all, p.Masked())
+	}
+	slices.SortFunc(all, func(a, b netip.Prefix) int {
+		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+	})
+	// Sorted, a prefix that contains others comes right before them.
+	out := all[:0]
+	for _, p := range all {
+		if n := len(out); n > 0 && out[n-1].Contains(p.Addr()) && out[n-1].Bits() <= p.Bits() {
+			continue
+		}
+		out = append(out, p)
+	}
+	return out
+}

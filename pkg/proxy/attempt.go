@@ -1,0 +1,251 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"errors"
+	"io"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/proxy/http1"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// attempt is one try of an exchange at one upstream connection.
+type attempt struct {
+	ex     *Exchange
+	conn   *upConn
+	buffer *[bufferSize]byte
+	r, n   int // of the buffer: what was read and is not used up
+
+	reusable bool // the connection is at rest and can carry another request
+}
+
+// Faults of the upstream's side.
+var (
+	errInvalidReply = errors.New("upstream's reply is not HTTP")
+	errCutReply     = errors.New("upstream's reply was cut")
+)
+
+// run sends the request and passes the reply on. true asks for a try on a new
+// connection: the server closed an idle one before it said anything, and sending
+// the request twice is harmless.
+func (a *attempt) run(streamed bool) (again bool) {
+	ex := a.ex
+	a.conn.deadline.Store(ex.worker.until(ex.route.upstream.policy.HeaderTimeout))
+	_, err := a.conn.Write(ex.request)
+	if streamed {
+		ex.pump.start(ex, a.conn)
+	}
+	if err == nil {
+		err = a.readHead()
+	}
+	if err != nil {
+		if a.conn.reused && a.n == 0 && !streamed && a.conn.killed.Load() == uint32(killNone) && http1.Idempotent(ex.method) {
+			return true
+		}
+		a.failHead(err)
+		if streamed {
+			ex.pump.stop(ex)
+		}
+		return false
+	}
+	ex.upstreamFor = time.Since(ex.sentAt)
+	ex.worker.slab.Upstream(ex.route.upstream.policy.Slot, zone.UpstreamOK, ex.upstreamFor)
+	a.passReply()
+	if streamed && !ex.pump.stop(ex) {
+		a.reusable = false // the server answered without the whole body
+	}
+	return false
+}
+
+// fill reads more of the reply into the buffer.
+func (a *attempt) fill() error {
+	if a.r == a.n {
+		a.r, a.n = 0, 0
+	}
+	if a.n == len(a.buffer) {
+		copy(a.buffer[:], a.buffer[a.r:a.n])
+		a.r, a.n = 0, a.n-a.r
+	}
+	n, err := a.conn.Read(a.buffer[a.n:])
+	a.n += n
+	if n > 0 {
+		return nil
+	}
+	return err
+}
+
+// readHead reads until the head of the final reply is parsed.
+func (a *attempt) readHead() error {
+	ex := a.ex
+	limits := http1.Limits{HeaderBytes: bufferSize - 1, Fields: 256}
+	seen := 0
+	for {
+		n, fault := ex.reply.Parse(a.buffer[a.r:a.n], seen, &limits, ex.method)
+		if fault != nil {
+			return errInvalidReply
+		}
+		if n == 0 {
+			seen = a.n - a.r
+			if err := a.fill(); err != nil {
+				return err
+			}
+			continue
+		}
+		a.r += n
+		seen = 0
+		if ex.reply.Status >= 200 {
+			return nil
+		}
+		if ex.reply.Status == 101 {
+			return errInvalidReply // no upgrade was asked for
+		}
+	}
+}
+
+// failHead answers for an upstream that gave no reply.
+func (a *attempt) failHead(err error) {
+	ex := a.ex
+	slot, took := ex.route.upstream.policy.Slot, time.Since(ex.sentAt)
+	count := func(o zone.UpstreamOutcome) { ex.worker.slab.Upstream(slot, o, took) }
+	switch killReason(a.conn.killed.Load()) {
+	case killCancelled:
+		count(zone.UpstreamCancelled)
+		if err := ex.pump.failure(); err != nil {
+			ex.failRead(err)
+			return
+		}
+		ex.give(zone.RequestClientReset)
+		return
+	case killTimeout:
+		count(zone.UpstreamTimeout)
+		ex.refuse(&refusal{status: 504, outcome: zone.RequestUpstreamTimeout, text: "the upstream gave no reply in time"})
+		return
+	}
+	if errors.Is(err, errInvalidReply) {
+		count(zone.UpstreamInvalid)
+		ex.refuse(&refusal{status: 502, outcome: zone.RequestUpstreamInvalid, text: "the upstream's reply is malformed"})
+		return
+	}
+	count(zone.UpstreamReset)
+	ex.refuse(&refusal{status: 502, outcome: zone.RequestUpstreamReset, text: "the upstream broke off"})
+}
+
+// passReply sends head and body to the client.
+func (a *attempt) passReply() {
+	ex := a.ex
+	if err := ex.client.begin(ex, &ex.reply); err != nil {
+		ex.give(ex.client.writeError(err))
+		return
+	}
+	upErr, clientErr := a.passBody()
+	if upErr == nil && clientErr == nil {
+		clientErr = ex.client.end(ex)
+	}
+	switch {
+	case clientErr != nil:
+		ex.give(ex.client.writeError(clientErr))
+	case upErr != nil:
+		switch killReason(a.conn.killed.Load()) {
+		case killCancelled:
+			ex.give(zone.RequestClientReset)
+		case killTimeout:
+			ex.give(zone.RequestUpstreamTimeout)
+		default:
+			ex.give(zone.RequestUpstreamReset)
+		}
+	default:
+		ex.outcome = zone.RequestOK
+		// Bytes after the reply belong to nothing that was asked: never reuse.
+		a.reusable = ex.reply.KeepAlive && a.r == a.n
+	}
+}
+
+// passBody copies the body in the buffer's pieces.
+func (a *attempt) passBody() (upErr, clientErr error) {
+	switch b := a.ex.reply.Body; {
+	case b.Empty():
+		return nil, nil
+	case b.Chunked:
+		return a.passChunked()
+	case b.UntilClose():
+		return a.passUntilClose()
+	default:
+		return a.passLength(b.Length)
+	}
+}
+
+// more fills the buffer, with a new deadline for the wait.
+func (a *attempt) more() error {
+	a.ex.client.flush()
+	a.conn.deadline.Store(a.ex.worker.until(a.ex.snap.policy.Timeouts.Body))
+	err := a.fill()
+	if errors.Is(err, io.EOF) {
+		return errCutReply
+	}
+	return err
+}
+
+func (a *attempt) passLength(left int64) (upErr, clientErr error) {
+	for {
+		piece := a.buffer[a.r:a.n]
+		if int64(len(piece)) > left {
+			piece = piece[:left]
+		}
+		if len(piece) > 0 {
+			if err := a.ex.client.write(a.ex, piece); err != nil {
+				return nil, err
+			}
+		}
+		a.r += len(piece)
+		if left -= int64(len(piece)); left == 0 {
+			return nil, nil
+		}
+		if err := a.more(); err != nil {
+			return err, nil
+		}
+	}
+}
+
+func (a *attempt) passChunked() (upErr, clientErr error) {
+	var decoder http1.Chunked
+	for {
+		data, n, fault := decoder.Next(a.buffer[a.r:a.n])
+		if fault != nil {
+			return fault, nil
+		}
+		a.r += n
+		if len(data) > 0 {
+			if err := a.ex.client.write(a.ex, data); err != nil {
+				return nil, err
+			}
+		}
+		if decoder.Done() {
+			return nil, nil
+		}
+		if n == 0 || a.r == a.n {
+			if err := a.more(); err != nil {
+				return err, nil
+			}
+		}
+	}
+}
+
+func (a *attempt) passUntilClose() (upErr, clientErr error) {
+	for {
+		if a.r < a.n {
+			if err := a.ex.client.write(a.ex, a.buffer[a.r:a.n]); err != nil {
+				return nil, err
+			}
+			a.r = a.n
+		}
+		err := a.more()
+		if errors.Is(err, errCutReply) {
+			return nil, nil // the end of the connection is the end of the body
+		}
+		if err != nil {
+			return err, nil
+		}
+	}
+}

@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"errors"
+	"strconv"
+	"sync"
+	"sync/atomic"
+
+	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/proxy/http1"
+	"github.com/xgw-project/xgw/pkg/proxy/http2"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// Codes of RST_STREAM: RFC 9113, section 7.
+const (
+	codeNoError       = 0x0
+	codeInternalError = 0x2
+)
+
+// stream is an HTTP/2 stream as the client of an exchange. Streams are used again.
+type stream struct {
+	conn   *conn
+	s      *http2.Stream
+	left   int64 // bytes of the reply's body still to come, where its length is known
+	ended  bool
+	up     atomic.Pointer[upConn]
+	taken  int64
+	most   int64
+	cancel func() // onCancel, bound once
+}
+
+var _ client = (*stream)(nil)
+
+// http2Handler runs the exchanges of one connection.
+type http2Handler struct {
+	conn    *conn
+	streams sync.Pool
+}
+
+// serveHTTP2 serves the connection until it is over.
+func (c *conn) serveHTTP2(snap *snapshot) {
+	h := &http2Handler{conn: c}
+	h.streams.New = func() any {
+		st := &stream{conn: c}
+		st.cancel = st.onCancel
+		return st
+	}
+	h2 := http2.NewConn(c.tls, http2Config(snap.policy, h), h)
+	c.http2.Store(h2)
+	if c.closing.Load() {
+		h2.Shutdown() // drain may have missed it
+	}
+	err := h2.Serve()
+	var misuse *http2.Misuse
+	if errors.As(err, &misuse) {
+		c.worker.slab.Add(zone.HTTP2Misuse, 1)
+	}
+}
+
+func http2Config(p *policy.Snapshot, h *http2Handler) http2.Config {
+	return http2.Config{
+		MaxHeaderBytes: p.Sizes.HeaderBytes, MaxFields: p.Sizes.HeaderFields,
+		Idle: p.Timeouts.Keepalive, Header: p.Timeouts.Header, Body: p.Timeouts.Body, Write: p.Timeouts.Write,
+		Pool: h.conn.worker.http2, Panic: h.conn.worker.recovered, Refused: h.refused,
+	}
+}
+
+// begin borrows an exchange for the stream.
+func (h *http2Handler) begin(s *http2.Stream) (*Exchange, *stream) {
+	st := h.streams.Get().(*stream)
+	st.s, st.left, st.ended, st.taken = s, -1, false, 0
+	c := h.conn
+	snap := c.worker.current.Load()
+	st.most = snap.policy.Sizes.BodyBytes
+	ex := c.newExchange(st, snap)
+	ex.major, ex.minor = 2, 0
+	ex.method, ex.target, ex.host = s.Method(), s.Path(), s.Authority()
+	c.worker.slab.Add(zone.RequestsHTTP2, 1)
+	return ex, st
+}
+
+func (h *http2Handler) end(ex *Exchange, st *stream) {
+	h.conn.freeExchange(ex)
+	st.s = nil
+	h.streams.Put(st)
+}
+
+// ServeHTTP2 runs one exchange.
+func (h *http2Handler) ServeHTTP2(s *http2.Stream) {
+	ex, st := h.begin(s)
+	for _, f := range s.Fields() {
+		field := http1.Field{Name: f.Name, Value: f.Value, Kind: http1.KindOf(f.Name)}
+		ex.bytesIn += uint64(len(f.Name) + len(f.Value))
+		switch field.Kind {
+		case http1.UserAgent:
+			ex.userAgent = f.Value
+		case http1.Referer:
+			ex.referer = f.Value
+		}
+		ex.fields = append(ex.fields, field)
+	}
+	switch {
+	case s.EndStream():
+	case s.ContentLength() >= 0:
+		ex.body = http1.Body{Length: s.ContentLength()}
+	default:
+		ex.body = http1.Body{Chunked: true, Length: -1}
+	}
+	s.SetCancel(st.cancel)
+	ex.run()
+	h.end(ex, st)
+}
+
+// refused records a request that the codec answered by itself.
+func (h *http2Handler) refused(s *http2.Stream, status int, _ error) {
+	ex, st := h.begin(s)
+	ex.status = status
+	switch status {
+	case 431:
+		ex.outcome = zone.RequestHeaderTooLarge
+	case 501:
+		ex.outcome = zone.RequestMethodRefused
+	default:
+		ex.status, ex.outcome = 400, zone.RequestHTTP2Error
+	}
+	ex.worker.slab.Move(zone.GaugeRequests, 1)
+	_ = giveID(ex)
+	ex.record()
+	h.end(ex, st)
+}
+
+// onCancel runs when the client reset the stream or the connection is gone.
+func (st *stream) onCancel() {
+	if u := st.up.Load(); u != nil {
+		u.kill(killCancelled)
+	}
+}
+
+func (st *stream) watch(u *upConn) {
+	st.up.Store(u)
+	if u != nil && st.s.Cancelled() {
+		u.kill(killCancelled) // the hook may have come before
+	}
+}
+
+func (st *stream) proceed() {}
+
+func (st *stream) readBody(p []byte) (int, error) {
+	n, err := st.s.Read(p)
+	if st.taken += int64(n); st.most > 0 && st.taken > st.most {
+		return 0, errBodyTooLarge
+	}
+	return n, err
+}
+
+func (st *stream) begin(ex *Exchange, r *http1.Response) error {
+	ex.replied, ex.status = true, r.Status
+	s := st.s
+	s.BeginHeaders(r.Status)
+	bodiless := r.Body.Empty() && (string(ex.method) == "HEAD" || r.Status == 304)
+	for i := range r.Fields {
+		f := &r.Fields[i]
+		switch f.Kind {
+		case http1.ContentLength:
+			if !bodiless {
+				continue
+			}
+		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.RequestID, http1.Trailer:
+			continue
+		}
+		s.AddHeader(f.Name, f.Value)
+		ex.bytesOut += uint64(len(f.Name) + len(f.Value))
+	}
+	st.left = r.Body.Length
+	if r.Body.Length >= 0 && !bodiless && r.Status != 204 {
+		var digits [20]byte
+		s.AddHeader([]byte("content-length"), strconv.AppendInt(digits[:0], r.Body.Length, 10))
+	}
+	s.AddHeader([]byte("x-request-id"), ex.id[:])
+	if string(ex.method) == "HEAD" {
+		st.left = 0
+	}
+	st.ended = st.left == 0
+	return s.EndHeaders(st.ended)
+}
+
+func (st *stream) write(ex *Exchange, p []byte) error {
+	ex.bytesOut += uint64(len(p))
+	if st.left > 0 {
+		st.left -= int64(len(p))
+		st.ended = st.left <= 0
+	}
+	_, err := st.s.Write(p, st.ended)
+	return err
+}
+
+func (st *stream) flush() {} // the connection's flusher does
+
+func (st *stream) end(*Exchange) error {
+	if st.ended {
+		return nil
+	}
+	st.ended = true
+	_, err := st.s.Write(nil, true)
+	return err
+}
+
+func (st *stream) abort() { st.s.Reset(codeInternalError) }
+
+func (st *stream) stopBody() { st.s.Reset(codeNoError) }
+
+func (st *stream) readError(err error) zone.RequestOutcome {
+	if errors.Is(err, errBodyTooLarge) {
+		return zone.RequestBodyTooLarge
+	}
+	return st.writeError(err)
+}
+
+func (st *stream) writeError(err error) zone.RequestOutcome {
+	var reset *http2.ResetError
+	switch {
+	case errors.Is(err, http2.ErrTimeout):
+		return zone.RequestClientTimeout
+	case errors.As(err, &reset) && !reset.Remote:
+		return zone.RequestHTTP2Error
+	}
+	return zone.RequestClientReset
+}

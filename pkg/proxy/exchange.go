@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/proxy/http1"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// smallBody is the longest request body that is read whole before an upstream
+// connection is taken: a slow client then holds none, and the try can be repeated.
+const smallBody = 16 << 10
+
+// Exchange is one request and its reply, from the first byte to the last. It is
+// used again for another when it is over. Slices belong to the connection and are
+// valid until then.
+type Exchange struct {
+	worker *Worker
+	snap   *snapshot
+	client client
+
+	// The request.
+	start        time.Time
+	peer         netip.AddrPort
+	tlsVersion   uint16
+	resumed      bool
+	major, minor uint8
+	method       []byte
+	target       []byte
+	host         []byte
+	userAgent    []byte
+	referer      []byte
+	fields       []http1.Field
+	body         http1.Body
+	id           [32]byte
+
+	// How it went.
+	route       *route
+	reply       http1.Response
+	status      int
+	outcome     zone.RequestOutcome
+	upstreamErr zone.UpstreamOutcome
+	server      []byte
+	sentAt      time.Time
+	upstreamFor time.Duration
+	connectFor  time.Duration
+	retries     int
+	bytesIn     uint64
+	bytesOut    uint64
+	replied     bool // the reply's head is on its way: the status is settled
+
+	request []byte // to the upstream: head, and the body if it is small
+	pump    pump
+}
+
+// client is the side of an exchange that asked: an HTTP/1.1 connection or an
+// HTTP/2 stream. Its methods are used by one goroutine, but readBody may be by
+// another. Their errors mean that the client can take no more.
+type client interface {
+	// proceed tells a client that waits for it that the body is wanted.
+	proceed()
+	// readBody reads the request's body, decoded; io.EOF at its end.
+	readBody(p []byte) (int, error)
+	// begin sends the reply's head. Body says how the body will come.
+	begin(ex *Exchange, r *http1.Response) error
+	// write sends a piece of the reply's body.
+	write(ex *Exchange, p []byte) error
+	// flush sends what write may have kept for company; an error shows later.
+	flush()
+	// end completes the reply.
+	end(ex *Exchange) error
+	// abort breaks the reply off so that the client cannot take it for complete.
+	abort()
+	// stopBody makes a readBody of another goroutine return, now and from now on.
+	stopBody()
+	// watch lets the client's going away end the wait for u; nil ends the watch.
+	watch(u *upConn)
+	// readError says how a failed readBody ended the exchange.
+	readError(err error) zone.RequestOutcome
+	// writeError says how a failed begin, write or end ended it.
+	writeError(err error) zone.RequestOutcome
+}
+
+// run takes the exchange from its parsed request to its record.
+func (ex *Exchange) run() {
+	ex.worker.slab.Move(zone.GaugeRequests, 1)
+	ex.outcome, ex.status = zone.RequestPanic, 500 // what is recorded unless it ends otherwise
+	defer ex.record()
+	for i := range ex.worker.filters {
+		if r := ex.worker.filters[i].apply(ex); r != nil {
+			ex.refuse(r)
+			return
+		}
+	}
+	ex.forward()
+}
+
+// record counts the exchange and hands its record to the log.
+func (ex *Exchange) record() {
+	w := ex.worker
+	w.slab.Move(zone.GaugeRequests, -1)
+	took := time.Since(ex.start)
+	slot := zone.NoRoute
+	rec := zone.AccessRecord{
+		Start: ex.start, Duration: took, UpstreamDuration: ex.upstreamFor, ConnectDuration: ex.connectFor, Client: ex.peer,
+		BytesIn: ex.bytesIn, BytesOut: ex.bytesOut, Worker: w.id, Core: w.core, Upstream: -1,
+		Status: ex.status, Retries: ex.retries, Major: ex.major, Minor: ex.minor, TLSVersion: ex.tlsVersion,
+		Resumed: ex.resumed, Outcome: ex.outcome, Method: ex.method, Host: ex.host, Target: ex.target,
+		UserAgent: ex.userAgent, Referer: ex.referer, ID: ex.id[:], UpstreamAddr: ex.server,
+	}
+	if ex.snap != nil {
+		rec.Generation = ex.snap.policy.Generation
+	}
+	if ex.route != nil {
+		slot = ex.route.slot
+		rec.Upstream = ex.route.upstream.policy.Slot
+	}
+	rec.Route = slot
+	w.slab.Request(slot, ex.status, took, ex.outcome)
+	w.slab.Add(zone.BytesReceived, ex.bytesIn)
+	w.slab.Add(zone.BytesSent, ex.bytesOut)
+	if !w.slab.Access.Put(&rec) {
+		w.slab.Add(zone.AccessRecordsDropped, 1)
+	}
+}
+
+// forward passes the request to an upstream and its reply to the client.
+func (ex *Exchange) forward() {
+	ex.request = ex.appendHead(ex.request[:0])
+	if !ex.body.Empty() {
+		ex.client.proceed()
+	}
+	streamed := ex.body.Chunked || ex.body.Length < 0 || ex.body.Length > smallBody
+	if !streamed && ex.body.Length > 0 {
+		if err := ex.readSmallBody(); err != nil {
+			ex.failRead(err)
+			return
+		}
+	}
+	for attempt := 0; ; attempt++ {
+		if !ex.try(streamed, attempt > 0) {
+			return
+		}
+		ex.retries++
+		ex.worker.slab.Add(zone.UpstreamRetries, 1)
+	}
+}
+
+func (ex *Exchange) readSmallBody() error {
+	at, n := len(ex.request), int(ex.body.Length)
+	for cap(ex.request) < at+n {
+		ex.request = append(ex.request[:cap(ex.request)], 0)
+	}
+	ex.request = ex.request[:at+n]
+	for got := 0; got < n; {
+		read, err := ex.client.readBody(ex.request[at+got:])
+		got += read
+		ex.bytesIn += uint64(read)
+		if err != nil && got < n {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// failRead ends an exchange whose request body did not come.
+func (ex *Exchange) failRead(err error) {
+	outcome := ex.client.readError(err)
+	switch outcome {
+	case zone.RequestBad:
+		ex.refuse(&refusal{status: 400, outcome: outcome, text: "the request body is malformed"})
+	case zone.RequestBodyTooLarge:
+		ex.refuse(&refusal{status: 413, outcome: outcome, text: "the request body is too large"})
+	case zone.RequestClientTimeout:
+		ex.refuse(&refusal{status: 408, outcome: outcome, text: "the request body came too slowly"})
+	default:
+		ex.give(outcome)
+	}
+}
+
+// give ends the exchange without a reply, or in the middle of one.
+func (ex *Exchange) give(outcome zone.RequestOutcome) {
+	ex.outcome = outcome
+	if !ex.replied {
+		ex.status = 499 // no status was sent
+	}
+	ex.client.abort()
+}
+
+// try makes one attempt; true asks for another, with a new connection.
+func (ex *Exchange) try(streamed, fresh bool) (again bool) {
+	w, u := ex.worker, ex.route.upstream
+	began := time.Now()
+	c, passed, err := u.take(w, fresh)
+	ex.retries += max(passed, 0)
+	if err != nil {
+		ex.failTake(err, began)
+		return false
+	}
+	if c.reused {
+		w.slab.Add(zone.UpstreamConnectionsReused, 1)
+		ex.connectFor = 0
+		if !http1.Idempotent(ex.method) && !c.alive() {
+			c.give(w, false)
+			return true
+		}
+	} else {
+		ex.connectFor = time.Since(began)
+	}
+	ex.server = u.servers[c.server].text
+	ex.sentAt = time.Now()
+	ex.client.watch(c)
+	a := attempt{ex: ex, conn: c, buffer: w.buffers.get()}
+	again = a.run(streamed)
+	ex.client.watch(nil)
+	w.buffers.put(a.buffer)
+	c.give(w, a.reusable)
+	return again
+}
+
+// failTake answers for an upstream without a connection to give.
+func (ex *Exchange) failTake(err error, began time.Time) {
+	slot := ex.route.upstream.policy.Slot
+	took := time.Since(began)
+	switch {
+	case errors.Is(err, errSaturated):
+		ex.worker.slab.Upstream(slot, zone.UpstreamSaturated, took)
+		ex.refuse(&refusal{status: 503, outcome: zone.RequestUpstreamSaturated, text: "the upstream is saturated", retryAfter: true})
+	case isTimeout(err):
+		ex.worker.slab.Upstream(slot, zone.UpstreamConnectTimeout, took)
+		ex.refuse(&refusal{status: 504, outcome: zone.RequestConnectTimeout, text: "no connection to the upstream in time"})
+	default:
+		ex.worker.slab.Upstream(slot, zone.UpstreamRefused, took)
+		ex.refuse(&refusal{status: 502, outcome: zone.RequestUpstreamRefused, text: "no connection to the upstream"})
+	}
+}

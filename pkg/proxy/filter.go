@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"encoding/hex"
+	"strconv"
+
+	"github.com/xgw-project/xgw/pkg/proxy/http1"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// filter is one step of an exchange before the upstream: nil goes on, a refusal
+// ends it.
+type filter struct {
+	name  string
+	apply func(*Exchange) *refusal
+}
+
+// filterList is all of them, in the order in which they run.
+func filterList() []filter {
+	return []filter{
+		{"request id", giveID},
+		{"body size", limitBody},
+		{"route", chooseRoute},
+	}
+}
+
+// giveID makes the id that goes upstream and back. A client's own is not kept: it
+// could be chosen to confuse logs.
+func giveID(ex *Exchange) *refusal {
+	var raw [16]byte
+	n := ex.worker.idCounter.Add(1)
+	for i := range 8 {
+		raw[i] = byte(ex.worker.idPrefix >> (8 * i))
+		raw[15-i] = byte(n >> (8 * i))
+	}
+	hex.Encode(ex.id[:], raw[:])
+	return nil
+}
+
+func limitBody(ex *Exchange) *refusal {
+	if most := ex.snap.policy.Sizes.BodyBytes; most > 0 && ex.body.Length > most {
+		return &refusal{status: 413, outcome: zone.RequestBodyTooLarge, text: "the request body is too large"}
+	}
+	return nil
+}
+
+func chooseRoute(ex *Exchange) *refusal {
+	if ex.route = ex.snap.match(ex.host, ex.target); ex.route == nil {
+		return &refusal{status: 404, outcome: zone.RequestNoRoute, text: "no route"}
+	}
+	return nil
+}
+
+// appendHead writes the request's head for the upstream: what the client sent, less
+// what is hop by hop and what only a gateway may say, plus what this one says.
+func (ex *Exchange) appendHead(b []byte) []byte {
+	b = append(b, ex.method...)
+	b = append(b, ' ')
+	b = append(b, ex.target...)
+	b = append(b, " HTTP/1.1\r\nHost: "...)
+	b = append(b, ex.host...)
+	b = append(b, "\r\n"...)
+	for i := range ex.fields {
+		f := &ex.fields[i]
+		switch f.Kind {
+		case http1.Other, http1.UserAgent, http1.Referer:
+			if hasUnderscore(f.Name) {
+				continue // many servers read it as a dash: a way to forge other fields
+			}
+			b = appendField(b, f.Name, f.Value)
+		}
+	}
+	switch {
+	case ex.body.Chunked:
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+	case ex.body.Length > 0 || ex.expectsLength():
+		b = append(b, "Content-Length: "...)
+		b = strconv.AppendInt(b, ex.body.Length, 10)
+		b = append(b, "\r\n"...)
+	}
+	b = append(b, "X-Forwarded-For: "...)
+	b = ex.peer.Addr().AppendTo(b)
+	b = append(b, "\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: "...)
+	b = append(b, ex.host...)
+	b = append(b, "\r\nX-Request-Id: "...)
+	b = append(b, ex.id[:]...)
+	return append(b, "\r\n\r\n"...)
+}
+
+// expectsLength: a request of these methods without a body says so, RFC 9110, 8.6.
+func (ex *Exchange) expectsLength() bool {
+	switch string(ex.method) {
+	case "POST", "PUT", "PATCH":
+		return true
+	}
+	return false
+}
+
+func appendField(b, name, value []byte) []byte {
+	b = append(b, name...)
+	b = append(b, ": "...)
+	b = append(b, value...)
+	return append(b, "\r\n"...)
+}
+
+func hasUnderscore(name []byte) bool {
+	for _, c := range name {
+		if c == '_' {
+			return true
+		}
+	}
+	return false
+}

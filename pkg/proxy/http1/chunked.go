@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package http1
+
+import "bytes"
+
+const (
+	maxChunkLine = 256 // size, extensions (read and left out) and CR LF
+	maxTrailer   = 8 << 10
+)
+
+// Chunked decodes a chunked body piece by piece: RFC 9112, 7.1. The zero value is
+// at the beginning of one.
+type Chunked struct {
+	left    uint64 // bytes of the present chunk
+	state   chunkState
+	trailer int // bytes of trailer read
+}
+
+type chunkState uint8
+
+const (
+	chunkSize chunkState = iota
+	chunkData
+	chunkDataEnd // the CR LF after the data
+	chunkTrailer
+	chunkDone
+)
+
+// Done is true after the last byte of the body, trailer included.
+func (c *Chunked) Done() bool { return c.state == chunkDone }
+
+// Next decodes from b: data is a piece of the body inside b (it may be empty), n is
+// how many bytes of b were used up. Nothing used and not done means that more bytes
+// are needed. Trailer fields are read, checked and left out.
+func (c *Chunked) Next(b []byte) (data []byte, n int, fault *Fault) {
+	for {
+		rest := b[n:]
+		switch c.state {
+		case chunkData:
+			if len(rest) == 0 {
+				return nil, n, nil
+			}
+			size := int(min(c.left, uint64(len(rest))))
+			c.left -= uint64(size)
+			if c.left == 0 {
+				c.state = chunkDataEnd
+			}
+			return rest[:size], n + size, nil
+		case chunkDone:
+			return nil, n, nil
+		}
+		used, fault := c.step(rest)
+		if fault != nil || used == 0 {
+			return nil, n, fault
+		}
+		n += used
+	}
+}
+
+// step reads one line; 0 when it is not all there.
+func (c *Chunked) step(b []byte) (int, *Fault) {
+	i := bytes.IndexByte(b, '\n')
+	if i < 0 {
+		if c.state != chunkTrailer && len(b) > maxChunkLine || c.trailer+len(b) > maxTrailer {
+			return 0, FaultChunk
+		}
+		return 0, nil
+	}
+	if i == 0 || b[i-1] != '\r' {
+		return 0, FaultChunk
+	}
+	text := b[:i-1]
+	switch c.state {
+	case chunkSize:
+		digits, extension, _ := bytes.Cut(text, []byte(";"))
+		size, ok := hexadecimal(digits)
+		ok = ok && len(text) <= maxChunkLine && all(extension, classValue)
+		if !ok {
+			return 0, FaultChunk
+		}
+		c.left, c.state = size, chunkData
+		if size == 0 {
+			c.state = chunkTrailer
+		}
+	case chunkDataEnd:
+		if len(text) != 0 {
+			return 0, FaultChunk
+		}
+		c.state = chunkSize
+	case chunkTrailer:
+		c.trailer += i + 1
+		if c.trailer > maxTrailer {
+			return 0, FaultTrailer
+		}
+		if len(text) == 0 {
+			c.state = chunkDone
+		} else if !validTrailer(text) {
+			return 0, FaultTrailer
+		}
+	}
+	return i + 1, nil
+}
+
+func hexadecimal(b []byte) (uint64, bool) {
+	if len(b) == 0 || len(b) > 15 {
+		return 0, false
+	}
+	n := uint64(0)
+	for _, c := range b {
+		switch {
+		case c >= '0' && c <= '9':
+			c -= '0'
+		case c >= 'a' && c <= 'f':
+			c -= 'a' - 10
+		case c >= 'A' && c <= 'F':
+			c -= 'A' - 10
+		default:
+			return 0, false
+		}
+		n = n<<4 | uint64(c)
+	}
+	return n, true
+}
+
+// validTrailer refuses what would frame or route the message: RFC 9110, 6.5.1.
+func validTrailer(text []byte) bool {
+	colon := bytes.IndexByte(text, ':')
+	if colon < 0 || !isToken(text[:colon]) || !all(trim(text[colon+1:]), classValue) {
+		return false
+	}
+	switch kindOf(text[:colon]) {
+	case Host, ContentLength, TransferEncoding, Connection, Expect:
+		return false
+	}
+	return true
+}
+
+// AppendChunk encodes data as one chunk; empty data is left out, since an empty
+// chunk would end the body.
+func AppendChunk(dst, data []byte) []byte {
+	if len(data) == 0 {
+		return dst
+	}
+	const hex = "0123456789abcdef"
+	digits := 1
+	for n := len(data); n > 15; n >>= 4 {
+		digits++
+	}
+	for i := digits - 1; i >= 0; i-- {
+		dst = append(dst, hex[len(data)>>(4*i)&15])
+	}
+	dst = append(dst, "\r\n"...)
+	dst = append(dst, data...)
+	return append(dst, "\r\n"...)
+}
+
+// AppendLastChunk ends a chunked body without trailer.
+func AppendLastChunk(dst []byte) []byte { return append(dst, "0\r\n\r\n"...) }

@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package proxy is the L7 plane: what a worker does with its connections.
+//
+// A goroutine serves each HTTP/1.1 connection and each HTTP/2 stream, from the
+// request's head to the last byte of the reply: it takes an upstream connection
+// out of a pool, writes the request in one call, and passes the reply on as it
+// comes. Nothing is allocated for an exchange in the steady state.
+//
+// No deadline is set on a socket; a sweeper looks over all connections a few times
+// a second and closes what is overdue, which is cheaper and says which phase it was.
+package proxy
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/proxy/http2"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// Options are what a worker is, for its whole life.
+type Options struct {
+	Slab         *zone.Slab
+	Worker, Core int // Core -1: not pinned
+	Log          *slog.Logger
+	// TicketKeys encrypt session tickets, the first one new ones. All workers have the same.
+	TicketKeys [][32]byte
+}
+
+// Worker serves connections by the snapshot that was applied last.
+type Worker struct {
+	slab         *zone.Slab
+	id, core     int
+	log          *slog.Logger
+	ticketKeys   [][32]byte
+	current      atomic.Pointer[snapshot]
+	clock        atomic.Int64 // ns since 1970, renewed by the sweeper
+	filters      []filter
+	idPrefix     uint64 // random; half of each request id
+	idCounter    atomic.Uint64
+	buffers      bufferPool
+	exchanges    sync.Pool
+	http2        *http2.Pool
+	lastFullSaid atomic.Int64
+	open         atomic.Int64
+
+	mu        sync.Mutex
+	conns     map[*conn]struct{}
+	upConns   map[*upConn]struct{}
+	listeners map[net.Listener]struct{}
+	draining  atomic.Bool
+	stop      chan struct{}
+	serving   sync.WaitGroup // one for each open client connection
+}
+
+// New makes a worker, which refuses connections until Apply.
+func New(o Options) *Worker {
+	w := &Worker{
+		slab: o.Slab, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
+		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
+		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, listeners: map[net.Listener]struct{}{},
+		stop: make(chan struct{}),
+	}
+	w.exchanges.New = func() any { return new(Exchange) }
+	w.clock.Store(time.Now().UnixNano())
+	go w.sweep()
+	return w
+}
+
+// Apply makes the snapshot the one that new exchanges use; those under way end
+// with theirs. With an error everything is as before.
+func (w *Worker) Apply(s *policy.Snapshot, certs []tls.Certificate) error {
+	old := w.current.Load()
+	next, err := compile(s, old)
+	if err != nil {
+		return err
+	}
+	if next.tls, err = w.tlsConfig(s, certs); err != nil {
+		return err
+	}
+	w.current.Store(next)
+	if old != nil {
+		old.retire(next)
+	}
+	return nil
+}
+
+const (
+	firstAcceptDelay = 5 * time.Millisecond
+	lastAcceptDelay  = time.Second
+)
+
+// Serve accepts connections until the listener is closed, which Shutdown does. No
+// other error of accept ends it: running out of descriptors or memory passes.
+func (w *Worker) Serve(l net.Listener) error {
+	w.mu.Lock()
+	w.listeners[l] = struct{}{}
+	w.mu.Unlock()
+	delay := firstAcceptDelay
+	for {
+		c, err := l.Accept()
+		if err == nil {
+			delay = firstAcceptDelay
+			w.accept(c)
+			continue
+		}
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		w.log.Warn("accept failed", "address", l.Addr(), "error", err, "retry_in", delay)
+		select {
+		case <-w.stop:
+			return nil
+		case <-time.After(delay):
+		}
+		delay = min(2*delay, lastAcceptDelay)
+	}
+}
+
+// accept starts a connection's goroutine, or closes it at the cap.
+func (w *Worker) accept(nc net.Conn) {
+	snap := w.current.Load()
+	if snap == nil || w.draining.Load() {
+		nc.Close()
+		return
+	}
+	if w.open.Load() >= int64(snap.policy.Connections) {
+		w.slab.Add(zone.ConnectionsRejected, 1)
+		nc.Close()
+		now := w.clock.Load()
+		if last := w.lastFullSaid.Load(); now-last > int64(time.Second) && w.lastFullSaid.CompareAndSwap(last, now) {
+			w.log.Error("worker_connections are not enough", "worker_connections", snap.policy.Connections)
+		}
+		return
+	}
+	w.open.Add(1)
+	w.slab.Add(zone.ConnectionsAccepted, 1)
+	w.slab.Move(zone.GaugeConnections, 1)
+	c := w.newConn(nc)
+	w.serving.Go(c.serve)
+}
+
+// Shutdown stops accepting, lets exchanges under way finish (HTTP/1.1 replies say
+// Connection: close, HTTP/2 clients get GOAWAY), and closes what is left when ctx
+// ends. The worker cannot be used again.
+func (w *Worker) Shutdown(ctx context.Context) error {
+	if w.draining.Swap(true) {
+		return errors.New("shut down worker: already under way")
+	}
+	w.mu.Lock()
+	for l := range w.listeners {
+		l.Close()
+	}
+	for c := range w.conns {
+		c.drain()
+	}
+	w.mu.Unlock()
+	done := make(chan struct{})
+	go func() { w.serving.Wait(); close(done) }()
+	var err error
+	select {
+	case <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+		w.mu.Lock()
+		for c := range w.conns {
+			c.tcp.Close()
+		}
+		for u := range w.upConns {
+			u.kill(killCancelled)
+		}
+		w.mu.Unlock()
+		<-done
+	}
+	close(w.stop)
+	w.mu.Lock()
+	for u := range w.upConns {
+		u.Conn.Close()
+	}
+	w.mu.Unlock()
+	return err
+}
+
+// recovered ends a panic at a goroutine's root: it costs its own exchange.
+func (w *Worker) recovered(v any) {
+	w.log.Error("panic in an exchange", "value", v, "stack", stack())
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package telemetry
+
+import (
+	"log/slog"
+	"strconv"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/xgw-project/xgw/pkg/ledger"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// metrics are the descriptors, made once. The help texts are the reference.
+type metrics struct {
+	packets, packetBytes, interfaceInfo, interfaceAttached *prometheus.Desc
+	steered                                                *prometheus.Desc
+	connections, active, rejected                          *prometheus.Desc
+	handshakes, handshakeDuration                          *prometheus.Desc
+	requests, protocols, outcomes, duration, inFlight      *prometheus.Desc
+	received, sent                                         *prometheus.Desc
+	upstreamRequests, upstreamDuration                     *prometheus.Desc
+	upstreamConnections, upstreamRetries, misuse           *prometheus.Desc
+	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
+	recordsDropped, linesLost, unexplained                 *prometheus.Desc
+	zoneBytes, generation, buildInfo, kernelInfo           *prometheus.Desc
+}
+
+func newMetrics() *metrics {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("xgw_"+name, help, labels, nil)
+	}
+	return &metrics{
+		packets:             desc("packets_total", "Packets by how they ended. Egress has no queue: it is counted before one is chosen.", "interface", "direction", "queue", "verdict", "reason"),
+		packetBytes:         desc("packet_bytes_total", "Bytes of the packets in xgw_packets_total, whole frames without checksum.", "interface", "direction", "queue", "verdict", "reason"),
+		interfaceInfo:       desc("interface_info", "How the kernel plane is attached; always 1.", "interface", "driver", "mode", "hook", "program"),
+		interfaceAttached:   desc("interface_attached", "1 while the interface runs the kernel plane, 0 when somebody took it off.", "interface"),
+		steered:             desc("steered_connections_total", "New connections by where they were placed: local is the worker of the CPU that received it.", "listener", "path"),
+		connections:         desc("connections_total", "Client connections accepted.", "worker"),
+		active:              desc("connections_active", "Client connections open.", "worker"),
+		rejected:            desc("connections_rejected_total", "Client connections closed at once: worker_connections are not enough.", "worker"),
+		handshakes:          desc("tls_handshakes_total", "TLS handshakes; outcome is full, resumed or failed, cause says why one failed.", "worker", "outcome", "cause"),
+		handshakeDuration:   desc("tls_handshake_duration_seconds", "Duration of TLS handshakes, failed ones included.", "worker"),
+		requests:            desc("requests_total", "Exchanges by route and class of the status sent; requests that reach no route are under none.", "route", "code"),
+		protocols:           desc("requests_by_protocol_total", "Requests by HTTP version.", "worker", "protocol"),
+		outcomes:            desc("request_outcomes_total", "Exchanges by why they ended; each has exactly one outcome.", "outcome"),
+		duration:            desc("request_duration_seconds", "From the first byte of a request to the last of its reply.", "route"),
+		inFlight:            desc("requests_in_flight", "Exchanges under way.", "worker"),
+		received:            desc("received_bytes_total", "Bytes of requests, without TLS.", "worker"),
+		sent:                desc("sent_bytes_total", "Bytes of replies, without TLS.", "worker"),
+		upstreamRequests:    desc("upstream_requests_total", "Tries at an upstream by how they ended.", "upstream", "outcome"),
+		upstreamDuration:    desc("upstream_duration_seconds", "From sending a request to the head of its reply.", "upstream"),
+		upstreamConnections: desc("upstream_connections_total", "Upstream connections taken for a try, by whether they were opened or reused.", "worker", "kind"),
+		upstreamRetries:     desc("upstream_retries_total", "Tries after a first one that failed.", "worker"),
+		misuse:              desc("http2_misuse_total", "HTTP/2 connections closed for frames that do no work.", "worker"),
+		workerInfo:          desc("worker_info", "A worker's process and core; always 1.", "worker", "core", "pid", "state"),
+		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
+		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
+		recordsDropped:      desc("access_records_dropped_total", "Access records that did not fit into the worker's ring.", "worker"),
+		linesLost:           desc("access_lines_lost_total", "Access log lines that could not be written.", "cause"),
+		unexplained:         desc("requests_unexplained", "Exchanges counted by status and not by outcome; 0 at rest."),
+		zoneBytes:           desc("zone_bytes", "Size of the shared zone."),
+		generation:          desc("generation", "Generation of the configuration in force."),
+		buildInfo:           desc("build_info", "The program; always 1.", "version", "goversion"),
+		kernelInfo:          desc("kernel_info", "The running kernel; always 1.", "release", "machine"),
+	}
+}
+
+// collector turns a ledger snapshot into metrics at each scrape.
+type collector struct {
+	metrics *metrics
+	log     *slog.Logger
+	goVer   string
+
+	mu       sync.Mutex // scrapes take turns with the snapshot's buffers
+	ledger   *ledger.Ledger
+	snapshot ledger.Snapshot
+}
+
+// Describe sends nothing: series come and go with interfaces and routes, so the
+// collector is "unchecked".
+func (c *collector) Describe(chan<- *prometheus.Desc) {}
+
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.ledger.Read(&c.snapshot); err != nil {
+		c.log.Warn("scrape lacks a part", "error", err)
+	}
+	s := &c.snapshot
+	e := emitter{ch}
+	c.kernelPlane(e, s)
+	for i := range s.Workers {
+		c.worker(e, strconv.Itoa(i), &s.Workers[i])
+	}
+	c.exchanges(e, s)
+	m := c.metrics
+	src := c.ledger.Sources()
+	e.counter(m.linesLost, s.LostFull, "disk_full")
+	e.counter(m.linesLost, s.LostOther, "other")
+	e.gauge(m.unexplained, float64(s.Unexplained()))
+	e.gauge(m.zoneBytes, float64(s.ZoneBytes))
+	e.gauge(m.generation, float64(s.Generation))
+	e.gauge(m.buildInfo, 1, src.Version, c.goVer)
+	e.gauge(m.kernelInfo, 1, src.Kernel.Release, src.Kernel.Machine)
+}
+
+func (c *collector) kernelPlane(e emitter, s *ledger.Snapshot) {
+	m := c.metrics
+	for i := range s.Interfaces {
+		in := &s.Interfaces[i]
+		e.gauge(m.interfaceInfo, 1, in.Name, in.Driver, string(in.Status.Mode), in.Status.Hook, strconv.FormatUint(uint64(in.Status.Program), 10))
+		attached := 0.0
+		if in.Status.Attached {
+			attached = 1
+		}
+		e.gauge(m.interfaceAttached, attached, in.Name)
+		for _, q := range in.Counters.Ingress {
+			e.counter(m.packets, q.Packets, in.Name, "ingress", q.QueueName(), q.Verdict, q.Reason)
+			e.counter(m.packetBytes, q.Bytes, in.Name, "ingress", q.QueueName(), q.Verdict, q.Reason)
+		}
+		for _, q := range in.Counters.Egress {
+			if q.Verdict == "drop" {
+				continue // nothing is dropped on its way out
+			}
+			e.counter(m.packets, q.Packets, in.Name, "egress", q.QueueName(), q.Verdict, q.Reason)
+			e.counter(m.packetBytes, q.Bytes, in.Name, "egress", q.QueueName(), q.Verdict, q.Reason)
+		}
+	}
+	for _, l := range s.Listeners {
+		if !l.Steered {
+			continue
+		}
+		e.counter(m.steered, l.Local, l.Address, "local")
+		e.counter(m.steered, l.Fallback, l.Address, "fallback")
+		e.counter(m.steered, l.Refused, l.Address, "refused")
+	}
+}
+
+func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
+	m := c.metrics
+	core := "any"
+	if w.Core >= 0 {
+		core = strconv.Itoa(w.Core)
+	}
+	up := 0.0
+	if w.State == zone.StateReady {
+		up = 1
+	}
+	e.gauge(m.workerInfo, 1, id, core, strconv.Itoa(w.PID), w.State.String())
+	e.gauge(m.workerUp, up, id)
+	e.counter(m.workerRestarts, w.Restarts, id)
+	e.counter(m.connections, w.Counter(zone.ConnectionsAccepted), id)
+	e.gauge(m.active, float64(w.Connections), id)
+	e.counter(m.rejected, w.Counter(zone.ConnectionsRejected), id)
+	for o, n := range w.Handshakes {
+		switch outcome := zone.HandshakeOutcome(o); {
+		case outcome.Failed():
+			e.counter(m.handshakes, n, id, "failed", outcome.String())
+		default:
+			e.counter(m.handshakes, n, id, outcome.String(), "none")
+		}
+	}
+	e.histogram(m.handshakeDuration, &w.HandshakeDuration, id)
+	e.counter(m.protocols, w.Counter(zone.RequestsHTTP1), id, "http1")
+	e.counter(m.protocols, w.Counter(zone.RequestsHTTP2), id, "http2")
+	e.gauge(m.inFlight, float64(w.InFlight), id)
+	e.counter(m.received, w.Counter(zone.BytesReceived), id)
+	e.counter(m.sent, w.Counter(zone.BytesSent), id)
+	e.counter(m.upstreamConnections, w.Counter(zone.UpstreamConnectionsOpened), id, "opened")
+	e.counter(m.upstreamConnections, w.Counter(zone.UpstreamConnectionsReused), id, "reused")
+	e.counter(m.upstreamRetries, w.Counter(zone.UpstreamRetries), id)
+	e.counter(m.misuse, w.Counter(zone.HTTP2Misuse), id)
+	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id)
+}
+
+// classes of a status, as labels.
+var classes = [5]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
+
+func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
+	m := c.metrics
+	for i := range s.Routes {
+		r := &s.Routes[i]
+		for class, n := range r.Classes {
+			e.counter(m.requests, n, r.Name, classes[class])
+		}
+		e.histogram(m.duration, &r.Duration, r.Name)
+	}
+	for o, n := range s.Requests {
+		e.counter(m.outcomes, n, zone.RequestOutcome(o).String())
+	}
+	for i := range s.Upstreams {
+		u := &s.Upstreams[i]
+		for o, n := range u.Outcomes {
+			e.counter(m.upstreamRequests, n, u.Name, zone.UpstreamOutcome(o).String())
+		}
+		e.histogram(m.upstreamDuration, &u.Duration, u.Name)
+	}
+}

@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zone
+
+// Counter is one count of a worker. It never goes down while the zone lives: a
+// restarted worker counts on.
+type Counter int
+
+// Counters of a worker. Outcomes of requests and handshakes have ranges of their
+// own. New ones go to the end: their order is part of the zone's layout.
+const (
+	ConnectionsAccepted Counter = iota
+	ConnectionsClosed
+	ConnectionsRejected // worker_connections are not enough
+	RequestsHTTP1
+	RequestsHTTP2
+	BytesReceived // of requests, heads and bodies as clients sent them, without TLS
+	BytesSent     // likewise
+	AccessRecordsDropped
+	UpstreamConnectionsOpened
+	UpstreamConnectionsReused
+	UpstreamRetries
+	HTTP2Misuse   // connections closed for frames that do no work
+	PlainCounters // how many there are
+)
+
+var counterNames = [PlainCounters]string{
+	"connections_accepted", "connections_closed", "connections_rejected", "requests_http1", "requests_http2",
+	"bytes_received", "bytes_sent", "access_records_dropped", "upstream_connections_opened",
+	"upstream_connections_reused", "upstream_retries", "http2_misuse",
+}
+
+func (c Counter) String() string { return word(counterNames[:], int(c)) }
+
+// Counters lists all.
+func Counters() []Counter { return upTo(PlainCounters) }
+
+// RequestOutcome is why an exchange ended. Each exchange has exactly one.
+type RequestOutcome int
+
+const (
+	RequestOK                RequestOutcome = iota // the upstream's reply was passed on whole, whatever its status
+	RequestBad                                     // 400: the request breaks HTTP
+	RequestHeaderTooLarge                          // 431
+	RequestURITooLong                              // 414
+	RequestBodyTooLarge                            // 413
+	RequestNoRoute                                 // 404: no route matches
+	RequestMethodRefused                           // 501, 405
+	RequestUpstreamRefused                         // 502: no connection to a server
+	RequestUpstreamReset                           // 502, or cut: the server broke off
+	RequestUpstreamInvalid                         // 502: the server does not speak HTTP
+	RequestUpstreamSaturated                       // 503: all connections are in use
+	RequestUpstreamTimeout                         // 504: no reply in time
+	RequestConnectTimeout                          // 504: no connection in time
+	RequestClientReset                             // the client went away
+	RequestClientTimeout                           // 408, or cut: the client was too slow
+	RequestHTTP2Error                              // the stream broke HTTP/2
+	RequestPanic                                   // a fault of this program
+	requestOutcomes
+)
+
+var requestOutcomeNames = [requestOutcomes]string{
+	"ok", "bad_request", "header_too_large", "uri_too_long", "body_too_large", "no_route", "method_refused",
+	"upstream_refused", "upstream_reset", "upstream_invalid", "upstream_saturated", "upstream_timeout",
+	"connect_timeout", "client_reset", "client_timeout", "http2_error", "panic",
+}
+
+func (o RequestOutcome) String() string { return word(requestOutcomeNames[:], int(o)) }
+
+// RequestOutcomes lists all.
+func RequestOutcomes() []RequestOutcome { return upTo(requestOutcomes) }
+
+// HandshakeOutcome is how a TLS handshake ended.
+type HandshakeOutcome int
+
+const (
+	HandshakeFull HandshakeOutcome = iota
+	HandshakeResumed
+	HandshakeTimeout
+	HandshakeEOF      // the client closed before it was done
+	HandshakeVersion  // no common protocol version
+	HandshakeCipher   // no common cipher suite or curve
+	HandshakeProtocol // no common application protocol
+	HandshakeNotTLS   // the first record is not TLS
+	HandshakeAlert    // the client sent an alert: it may distrust the certificate
+	HandshakeOther    // any other error
+	handshakeOutcomes
+)
+
+var handshakeNames = [handshakeOutcomes]string{
+	"full", "resumed", "timeout", "eof", "version", "cipher", "protocol", "not_tls", "alert", "other",
+}
+
+func (o HandshakeOutcome) String() string { return word(handshakeNames[:], int(o)) }
+
+// Failed is false for full and resumed handshakes.
+func (o HandshakeOutcome) Failed() bool { return o > HandshakeResumed }
+
+// HandshakeOutcomes lists all.
+func HandshakeOutcomes() []HandshakeOutcome { return upTo(handshakeOutcomes) }
+
+// UpstreamOutcome is how one try at an upstream ended.
+type UpstreamOutcome int
+
+const (
+	UpstreamOK UpstreamOutcome = iota
+	UpstreamRefused
+	UpstreamConnectTimeout
+	UpstreamTimeout
+	UpstreamReset
+	UpstreamInvalid
+	UpstreamSaturated
+	UpstreamCancelled // the client went away first
+	upstreamOutcomes
+)
+
+var upstreamNames = [upstreamOutcomes]string{
+	"ok", "refused", "connect_timeout", "timeout", "reset", "invalid", "saturated", "cancelled",
+}
+
+func (o UpstreamOutcome) String() string { return word(upstreamNames[:], int(o)) }
+
+// UpstreamOutcomes lists all.
+func UpstreamOutcomes() []UpstreamOutcome { return upTo(upstreamOutcomes) }
+
+func upTo[T ~int](n T) []T {
+	all := make([]T, n)
+	for i := range all {
+		all[i] = T(i)
+	}
+	return all
+}
+
+func word(words []string, i int) string {
+	if i < 0 || i >= len(words) {
+		return "unknown"
+	}
+	return words[i]
+}
+
+// Words of the counters, in ranges with room for more in each.
+const (
+	counterRequests   = 8 * lineWords
+	counterHandshakes = 16 * lineWords
+	counterWords      = 24 * lineWords
+)
+
+var (
+	_ [counterRequests - int(PlainCounters)]struct{} // each range is long enough
+	_ [counterHandshakes - counterRequests - int(requestOutcomes)]struct{}
+	_ [counterWords - counterHandshakes - int(handshakeOutcomes)]struct{}
+)
+
+// Gauge is one present value of a worker.
+type Gauge int
+
+// Gauges of a worker. The supervisor writes those of the process, the worker the
+// rest, each on cache lines of their own.
+const (
+	GaugePID         Gauge = iota // supervisor
+	GaugeCore                     // supervisor; the core plus 1, 0 for not pinned
+	GaugeState                    // supervisor
+	GaugeStarted                  // supervisor; ns since 1970
+	GaugeRestarts                 // supervisor
+	GaugeGeneration               // worker
+	GaugeConnections              // worker; open client connections
+	GaugeRequests                 // worker; exchanges under way
+	GaugeHeartbeat                // worker; CLOCK_MONOTONIC, ns; 0 before the first
+	gaugeCount
+)
+
+var gaugeNames = [gaugeCount]string{
+	"pid", "core", "state", "started", "restarts", "generation", "connections_active", "requests_active", "heartbeat",
+}
+
+func (g Gauge) String() string { return word(gaugeNames[:], int(g)) }
+
+// place is the gauge's word.
+func (g Gauge) place() int {
+	if g < GaugeGeneration {
+		return slabGauges + int(g)
+	}
+	return slabGauges + 2*lineWords + int(g-GaugeGeneration)
+}
+
+// State is a worker's, in GaugeState.
+type State uint64
+
+const (
+	StateNone State = iota // never started
+	StateStarting
+	StateReady
+	StateDraining
+	StateDead
+	stateCount
+)
+
+var stateNames = [stateCount]string{"none", "starting", "ready", "draining", "dead"}
+
+func (s State) String() string { return word(stateNames[:], int(min(s, stateCount))) }

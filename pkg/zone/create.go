@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zone
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Create makes the file anew and maps it for writing; this process is then its
+// supervisor. A zone whose supervisor is alive is ErrInUse, and a file that is no
+// zone is ErrNotZone: neither is touched. One left by a dead supervisor is replaced,
+// see Replaced; processes that still map it keep the old one.
+//
+// The file appears whole, by rename. All its memory is taken at once, so a full
+// /dev/shm shows here and not later as a fault.
+func Create(path string, l Layout) (*Zone, error) {
+	l, err := l.Complete()
+	if err != nil {
+		return nil, fmt.Errorf("create zone %s: %w", path, err)
+	}
+	f, err := openNew(path + ".new")
+	if err != nil {
+		return nil, fmt.Errorf("create zone %s: %w", path, err)
+	}
+	z, err := create(f, path, l)
+	if err != nil {
+		// Still ours under that name: the rename is the last that can fail.
+		err = errors.Join(err, os.Remove(f.Name()), f.Close())
+		return nil, fmt.Errorf("create zone %s: %w", path, err)
+	}
+	return z, nil
+}
+
+// openNew opens the file that will become the zone, and locks it, so that of two
+// supervisors starting at once only one goes on. What one that was killed here left
+// is used again.
+func openNew(path string) (*os.File, error) {
+	for range 10 {
+		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		opened, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		// /dev/shm is open to all: a stranger's file would stay the stranger's.
+		if stat, ok := opened.Sys().(*syscall.Stat_t); !opened.Mode().IsRegular() || ok && int(stat.Uid) != os.Geteuid() {
+			f.Close()
+			return nil, fmt.Errorf("%s belongs to another user: remove it", path)
+		}
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("%w: another supervisor is just starting: %w", ErrInUse, err)
+		}
+		if named, err := os.Lstat(path); err == nil && os.SameFile(opened, named) {
+			return f, nil
+		}
+		f.Close() // renamed or removed before the lock was ours
+	}
+	return nil, fmt.Errorf("%w: other supervisors keep starting", ErrInUse)
+}
+
+// create makes a zone of the locked file and puts it in its place.
+func create(f *os.File, path string, l Layout) (*Zone, error) {
+	replaced, err := occupant(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := errors.Join(f.Truncate(0), f.Chmod(0o640)); err != nil {
+		return nil, err
+	}
+	if err := unix.Fallocate(int(f.Fd()), 0, 0, l.Size); err != nil {
+		return nil, fmt.Errorf("take %d bytes: %w: `df %s` shows what is free, shared_memory_zone in buffers.conf sets the size", l.Size, err, path)
+	}
+	z, err := mapFile(f, l, unix.PROT_READ|unix.PROT_WRITE)
+	if err != nil {
+		return nil, err
+	}
+	z.file, z.path, z.replaced = f, path, replaced
+	writeHeader(z.header, l)
+	o := self()
+	z.header.store(headPID, uint64(o.pid))
+	z.header.store(headStart, o.start)
+	z.header.store(headCreated, uint64(time.Now().UnixNano()))
+	z.setName(NoRoute, noRoute)
+	z.setName(l.Routes-1, overflow)
+	z.setName(l.Routes+l.Upstreams-1, overflow)
+	if z.info, err = f.Stat(); err == nil {
+		err = os.Rename(f.Name(), path) // readers find the zone from here on
+	}
+	if err != nil {
+		return nil, errors.Join(err, unix.Munmap(z.mem))
+	}
+	// Workers inherit the descriptor and would hold the lock beyond this process.
+	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
+	return z, nil
+}

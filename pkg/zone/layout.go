@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package zone is the shared memory of the gateway: one file that the supervisor
+// makes and maps, every worker maps to count into, and any reader maps read-only.
+//
+// The file is a header of one page, a table of names, and for each worker a slab
+// (counters, gauges, histograms; the worker is its only writer) and a ring of
+// access records. All offsets follow from the numbers in the header by one
+// function, and a reader checks those numbers against the file's length, so it
+// trusts no offset, length or index that it reads. Values are 64-bit and aligned;
+// readers may see one counter ahead of another, never half a value.
+//
+// A full ring drops the record and its writer counts the drop; a name that finds
+// no slot shares the last one, called overflow. Nobody waits for anybody, and
+// nothing that a killed process left half done is ever seen.
+package zone
+
+import "fmt"
+
+const (
+	magic = 0x0031656e6f7a7778 // "xwzone1\0", little-endian
+	// layoutVersion changes with anything that moves a byte. New counters go to the
+	// end of their range, new sections behind the last: neither needs a new version.
+	layoutVersion = 2
+
+	pageSize  = 4096
+	cacheLine = 64
+	lineWords = cacheLine / 8
+	nameSize  = 64 // a slot's name: length byte and up to 63 bytes
+)
+
+// Layout is the size and shape of a zone.
+type Layout struct {
+	Size       int64 // of the file, bytes; 0: DefaultSize
+	Workers    int   // 1 to MaxWorkers
+	Routes     int   // slots, overflow included; 0: what fits, at most DefaultRoutes
+	Upstreams  int   // slots, overflow included; 0: what fits, at most DefaultUpstreams
+	AccessRing int   // bytes for each worker, cut to a power of two; 0: DefaultAccessRing
+}
+
+// Defaults and bounds of a layout.
+const (
+	DefaultSize       = 128 << 20
+	DefaultRoutes     = 1024
+	DefaultUpstreams  = 256
+	DefaultAccessRing = 1 << 20
+	MaxWorkers        = 256
+	minAccessRing     = 64 << 10
+	maxAccessRing     = 1 << 30
+	leastFitted       = 16      // slots that are given up last
+	maxSlots          = 1 << 15 // access records carry slots in 16 bits with sign
+)
+
+// offsets are where things lie, in bytes, all derived from a layout.
+type offsets struct {
+	names    int64 // routes, then upstreams
+	slabs    int64
+	slabSize int64
+	rings    int64
+	ringSize int64 // with its header
+	end      int64
+
+	// words within a slab
+	routes    int
+	upstreams int
+}
+
+// Words of a slab: gauges, counters, the handshake histogram, then routes and
+// upstreams. What different processes write lies on different cache lines.
+const (
+	slabGauges    = 0
+	slabCounters  = slabGauges + 4*lineWords
+	slabHandshake = slabCounters + counterWords
+	slabFixed     = slabHandshake + histogramWords
+
+	routeClasses   = 0 // five status classes
+	routeHistogram = lineWords
+	routeWords     = (routeHistogram + histogramWords + lineWords - 1) / lineWords * lineWords
+
+	upstreamCounts    = 0 // by UpstreamOutcome
+	upstreamHistogram = 2 * lineWords
+	upstreamWords     = (upstreamHistogram + histogramWords + lineWords - 1) / lineWords * lineWords
+)
+
+var _ [upstreamHistogram - int(upstreamOutcomes)]struct{} // the outcomes fit
+
+func align[T int | int64](n, to T) T { return (n + to - 1) / to * to }
+
+func (l Layout) offsets() offsets {
+	var o offsets
+	o.names = pageSize
+	o.slabs = align(o.names+int64(l.Routes+l.Upstreams)*nameSize, pageSize)
+	o.routes = align(slabFixed, lineWords)
+	o.upstreams = o.routes + l.Routes*routeWords
+	o.slabSize = align(int64(o.upstreams+l.Upstreams*upstreamWords)*8, pageSize)
+	o.rings = o.slabs + int64(l.Workers)*o.slabSize
+	o.ringSize = ringHeader + int64(l.AccessRing)
+	o.end = o.rings + int64(l.Workers)*o.ringSize
+	return o
+}
+
+// Need is the least size of a file with this layout, in bytes. Slots left to what
+// fits count with the few that there are at least.
+func (l Layout) Need() int64 {
+	if l.AccessRing == 0 {
+		l.AccessRing = DefaultAccessRing
+	}
+	l.AccessRing = floorPowerOfTwo(l.AccessRing)
+	if l.Routes == 0 {
+		l.Routes = leastFitted
+	}
+	if l.Upstreams == 0 {
+		l.Upstreams = leastFitted
+	}
+	return l.offsets().end
+}
+
+// Complete fills in what is left to defaults: as many slots as fit. Its error says
+// what the least size would be.
+func (l Layout) Complete() (Layout, error) {
+	if l.Size == 0 {
+		l.Size = DefaultSize
+	}
+	least := l.Need()
+	if l.AccessRing == 0 {
+		l.AccessRing = DefaultAccessRing
+	}
+	l.AccessRing = floorPowerOfTwo(l.AccessRing)
+	fitRoutes, fitUpstreams := l.Routes == 0, l.Upstreams == 0
+	if fitRoutes {
+		l.Routes = DefaultRoutes
+	}
+	if fitUpstreams {
+		l.Upstreams = DefaultUpstreams
+	}
+	for fitRoutes && l.Routes > leastFitted && l.Need() > l.Size {
+		l.Routes /= 2
+	}
+	for fitUpstreams && l.Upstreams > leastFitted && l.Need() > l.Size {
+		l.Upstreams /= 2
+	}
+	if err := l.check(); err != nil {
+		return l, err
+	}
+	if least > l.Size {
+		return l, fmt.Errorf("%d bytes are too few for %d workers: set shared_memory_zone to at least %d, or access_ring below %d",
+			l.Size, l.Workers, least, l.AccessRing)
+	}
+	return l, nil
+}
+
+func (l Layout) check() error {
+	switch {
+	case l.Workers < 1 || l.Workers > MaxWorkers:
+		return fmt.Errorf("%d workers: 1 to %d are possible", l.Workers, MaxWorkers)
+	case l.Routes < 2 || l.Routes > maxSlots || l.Upstreams < 2 || l.Upstreams > maxSlots:
+		return fmt.Errorf("%d route and %d upstream slots: 2 to %d are possible", l.Routes, l.Upstreams, maxSlots)
+	case l.AccessRing < minAccessRing || l.AccessRing > maxAccessRing || l.AccessRing != floorPowerOfTwo(l.AccessRing):
+		return fmt.Errorf("access ring of %d bytes: %d to %d are possible", l.AccessRing, minAccessRing, maxAccessRing)
+	}
+	return nil
+}
+
+func floorPowerOfTwo(n int) int {
+	p := 1
+	for p <= n/2 {
+		p *= 2
+	}
+	return p
+}

@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package zone
+
+import "time"
+
+// Slab is the counters, gauges and histograms of one worker. That worker is the
+// only one to write them (the supervisor writes its own gauges), from any of its
+// goroutines; all may read. Nothing here waits or allocates.
+type Slab struct {
+	mem           words
+	route         int // first word of the first route
+	upstream      int
+	routeSlots    int
+	upstreamSlots int
+
+	// Access is the worker's ring of access records.
+	Access *Ring
+}
+
+func newSlab(mem []byte, l Layout, o offsets, ring *Ring) *Slab {
+	return &Slab{
+		mem: wordsOf(mem), route: o.routes, upstream: o.upstreams,
+		routeSlots: l.Routes, upstreamSlots: l.Upstreams, Access: ring,
+	}
+}
+
+// Add counts n.
+func (s *Slab) Add(c Counter, n uint64) { s.mem.add(slabCounters+int(c), n) }
+
+// Load reads a counter.
+func (s *Slab) Load(c Counter) uint64 { return s.mem.load(slabCounters + int(c)) }
+
+// Set writes a gauge. To set the state to StateDead also ends what the worker had
+// under way: its connections went with it, and nobody else counts them down.
+func (s *Slab) Set(g Gauge, v uint64) {
+	s.mem.store(g.place(), v)
+	if g == GaugeState && State(v) == StateDead {
+		s.mem.store(GaugeConnections.place(), 0)
+		s.mem.store(GaugeRequests.place(), 0)
+	}
+}
+
+// Move adds to a gauge; a negative n subtracts.
+func (s *Slab) Move(g Gauge, n int) { s.mem.add(g.place(), uint64(n)) }
+
+// LoadGauge reads a gauge.
+func (s *Slab) LoadGauge(g Gauge) uint64 { return s.mem.load(g.place()) }
+
+// within is the slot, or the overflow slot for one that is none.
+func within(slot, slots int) int {
+	if uint(slot) >= uint(slots) {
+		return slots - 1
+	}
+	return slot
+}
+
+func (s *Slab) routeWords(slot int) words {
+	at := s.route + within(slot, s.routeSlots)*routeWords
+	return s.mem[at : at+routeWords]
+}
+
+func (s *Slab) upstreamWords(slot int) words {
+	at := s.upstream + within(slot, s.upstreamSlots)*upstreamWords
+	return s.mem[at : at+upstreamWords]
+}
+
+// Request counts an ended exchange: its route's slot (out of range: overflow), the
+// status sent (100 to 599; others count as 5xx), the time it took and its outcome.
+func (s *Slab) Request(route, status int, d time.Duration, outcome RequestOutcome) {
+	class := status/100 - 1
+	if class < 0 || class > 4 {
+		class = 4
+	}
+	r := s.routeWords(route)
+	r.add(routeClasses+class, 1)
+	observe(r[routeHistogram:], d)
+	s.mem.add(slabCounters+counterRequests+int(outcome), 1)
+}
+
+// Upstream counts one try at an upstream and the time until its reply's head.
+func (s *Slab) Upstream(upstream int, outcome UpstreamOutcome, d time.Duration) {
+	u := s.upstreamWords(upstream)
+	u.add(upstreamCounts+int(outcome), 1)
+	observe(u[upstreamHistogram:], d)
+}
+
+// Handshake counts one, and the time it took.
+func (s *Slab) Handshake(outcome HandshakeOutcome, d time.Duration) {
+	s.mem.add(slabCounters+counterHandshakes+int(outcome), 1)
+	observe(s.mem[slabHandshake:], d)
+}
+
+// LoadRequest reads how many exchanges ended with the outcome.
+func (s *Slab) LoadRequest(o RequestOutcome) uint64 {
+	return s.mem.load(slabCounters + counterRequests + int(o))
+}
+
+// LoadHandshake reads how many handshakes ended with the outcome.
+func (s *Slab) LoadHandshake(o HandshakeOutcome) uint64 {
+	return s.mem.load(slabCounters + counterHandshakes + int(o))
+}
+
+// HandshakeDuration reads the histogram.
+func (s *Slab) HandshakeDuration(dst *Histogram) { readHistogram(s.mem[slabHandshake:], dst) }
+
+// RouteRequests reads a route's exchanges by status class, 1xx to 5xx.
+func (s *Slab) RouteRequests(route int) (classes [5]uint64) {
+	r := s.routeWords(route)
+	for i := range classes {
+		classes[i] = r.load(routeClasses + i)
+	}
+	return classes
+}
+
+// RouteDuration reads a route's histogram.
+func (s *Slab) RouteDuration(route int, dst *Histogram) {
+	readHistogram(s.routeWords(route)[routeHistogram:], dst)
+}
+
+// LoadUpstream reads how many tries at the upstream ended with the outcome.
+func (s *Slab) LoadUpstream(upstream int, o UpstreamOutcome) uint64 {
+	return s.upstreamWords(upstream).load(upstreamCounts + int(o))
+}
+
+// UpstreamDuration reads an upstream's histogram.
+func (s *Slab) UpstreamDuration(upstream int, dst *Histogram) {
+	readHistogram(s.upstreamWords(upstream)[upstreamHistogram:], dst)
+}
