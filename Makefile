@@ -10,6 +10,8 @@ GO ?= go
 PKG ?= ./...
 # More for `go test`: make test TESTFLAGS='-run TestAttach'
 TESTFLAGS ?=
+# A file that gets the numbers of passed, failed and skipped tests.
+COUNTS ?=
 FUZZTIME ?= 10s
 
 # git says nothing in a source archive, nor in a tree that another user owns; there the
@@ -52,15 +54,15 @@ setup:
 	@deploy/setup.sh test
 
 .PHONY: test
-test: setup lint ## every test; as a plain user those that need root are skipped by name
-	@$(MAKE) go-test
+test: setup ## lint and every test; as a plain user those that need root are skipped by name
+	@bad=0; $(MAKE) lint || bad=1; $(MAKE) go-test || bad=1; exit $$bad
 
 # Packages run one after another: tests that need root share one kernel. They are compiled
 # beforehand, on all cores.
 .PHONY: go-test
 go-test:
 	$(GO) build $(PKG)
-	$(GO) test -json -count=1 -p 1 -timeout 20m $(TESTFLAGS) $(PKG) | $(GO) run ./vmtest/testsum
+	$(GO) test -json -count=1 -p 1 -timeout 20m $(TESTFLAGS) $(PKG) | $(GO) run ./vmtest/testsum $(if $(COUNTS),-counts $(COUNTS))
 
 .PHONY: lint
 lint: ## gofmt, golangci-lint (with the import arrows), clang-format, shell syntax

@@ -177,3 +177,4 @@ main() {
 
 become=()
 main "$@"
+exit

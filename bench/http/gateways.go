@@ -19,6 +19,7 @@ const (
 	instance     = "bench"
 	pinDirectory = "/sys/fs/bpf/xgw-" + instance
 	zoneFile     = "/dev/shm/xgw-" + instance + ".zone"
+	accessLog    = "access.log"
 	startTime    = 15 * time.Second
 	smallBody    = 100
 	largeBody    = 64 << 10
@@ -118,7 +119,7 @@ upstreams:
     servers: ["%[3]s"]
     max_idle: 256
 log:
-  access: %[1]s/access.log
+  access: %[1]s/` + accessLog + `
 state: %[1]s
 `
 

@@ -89,8 +89,8 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 		return err
 	}
 	table(w, gateways, results)
-	if b.noisy > 0 {
-		fmt.Fprintf(w, "\nBeside %d of %d measurements other work took more than %d %% of the gateway's core: run it again when the machine is quiet.\n", b.noisy, b.measured, noise)
+	if err := remarks(w, b); err != nil {
+		return err
 	}
 	if o.skipXGW || o.only != "" {
 		return nil

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -22,6 +23,7 @@ type bench struct {
 	progress io.Writer
 	noisy    int // measurements beside which other work ran on the gateway's core
 	measured int
+	answered int64 // by xgw, for comparison with its access log
 }
 
 // sample is one measurement.
@@ -107,6 +109,9 @@ func (b *bench) measure(ctx context.Context, c *benchCase, g *gateway, d time.Du
 		return sample{}, err
 	}
 	text, err := b.lab.client.output(ctx, c.load(c, g.url(c.path), b.place, d)...)
+	if ctx.Err() != nil {
+		return sample{}, errors.New("interrupted")
+	}
 	if err != nil {
 		return sample{}, fmt.Errorf("load: %w\n%s", err, g.process.lastLines())
 	}
@@ -120,6 +125,9 @@ func (b *bench) measure(ctx context.Context, c *benchCase, g *gateway, d time.Du
 	}
 	if !slices.Equal(before.usage.pids, after.usage.pids) {
 		return sample{}, fmt.Errorf("processes changed from %v to %v: a worker died?\n%s", before.usage.pids, after.usage.pids, g.process.lastLines())
+	}
+	if g.name == ours {
+		b.answered += requests
 	}
 	s := sample{cpu: after.usage.time - before.usage.time, requests: requests}
 	s.others = max(after.core-before.core-s.cpu, 0)

@@ -3,14 +3,18 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +37,7 @@ func (r *result) record() record {
 	out := record{Name: r.name, Unit: unit, Peers: map[string]float64{}}
 	best := 0.0
 	for name, figures := range r.figures {
-		m := median(figures)
+		m := hundredths(median(figures))
 		if name == ours {
 			out.Ours = m
 			continue
@@ -44,10 +48,12 @@ func (r *result) record() record {
 		}
 	}
 	if best > 0 {
-		out.Ratio = out.Ours / best
+		out.Ratio = hundredths(out.Ours / best)
 	}
 	return out
 }
+
+func hundredths(v float64) float64 { return math.Round(v*100) / 100 }
 
 func median(v []float64) float64 {
 	s := slices.Sorted(slices.Values(v))
@@ -111,6 +117,43 @@ func table(w io.Writer, gateways []*gateway, results []result) {
 		fmt.Fprintln(t)
 	}
 	t.Flush()
+}
+
+// remarks are what a reader of the table must know besides.
+func remarks(w io.Writer, b *bench) error {
+	fmt.Fprintln(w)
+	if b.answered > 0 {
+		time.Sleep(time.Second) // the log is written behind the requests
+		lines, err := countLines(b.place.file(accessLog))
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "xgw wrote %d lines of access log for %d requests (%.1f %%).\n", lines, b.answered, 100*float64(lines)/float64(b.answered))
+	}
+	if b.noisy > 0 {
+		fmt.Fprintf(w, "Beside %d of %d measurements other work took more than %d %% of the gateway's core: run it again when the machine is quiet.\n",
+			b.noisy, b.measured, noise)
+	}
+	return nil
+}
+
+func countLines(path string) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, fmt.Errorf("count access log: %w", err)
+	}
+	defer f.Close()
+	var lines int64
+	for chunk := make([]byte, 1<<20); ; {
+		n, err := f.Read(chunk)
+		lines += int64(bytes.Count(chunk[:n], []byte{'\n'}))
+		if errors.Is(err, io.EOF) {
+			return lines, nil
+		}
+		if err != nil {
+			return 0, fmt.Errorf("count access log: %w", err)
+		}
+	}
 }
 
 func write(path string, results []result) error {

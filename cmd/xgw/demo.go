@@ -318,7 +318,7 @@ func (d *demo) report(before *interfaceStatus, sent int) error {
 	return d.showMetrics()
 }
 
-var interesting = regexp.MustCompile(`^xgw_(packets_total\{.*(drop|pass).*(source_syns|"tcp").*|requests_total\{.*route="hello".*|tls_handshakes_total\{.*(full|resumed).*|worker_info.*|steered.*)`)
+var interesting = regexp.MustCompile(`^xgw_(packets_total\{.*ingress.*(source_syns|"tcp").*|requests_total\{.*route="hello".*|tls_handshakes_total\{.*(full|resumed).*|worker_info.*|steered.*)`)
 
 func (d *demo) showMetrics() error {
 	client := &http.Client{Transport: &http.Transport{DialContext: d.lab.DialFrom(lab.Gateway), DisableKeepAlives: true}, Timeout: 5 * time.Second}

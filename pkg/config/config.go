@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package config reads text and yields values: gateway.yaml, and buffers.conf
-// beside it for what concerns the shared zone. Every fault is reported with file,
-// line and column, all of them at once, and a misspelt key with the nearest known
-// one. Nothing is applied here.
 package config
 
 import (
@@ -49,13 +45,13 @@ type PacketLimit struct {
 	Key   string // source or queue
 	Count string // syns or packets
 	Rate  uint64 // per second
-	Burst uint64 // packets; 0 means the rate of a second
+	Burst uint64 // packets; absent in the file: those of one second
 }
 
 // Listener is an address that workers serve.
 type Listener struct {
 	Address     string
-	Certificate string   // PEM file; with Key, or neither
+	Certificate string   // PEM file, chain; with Key, or neither and one is made
 	Key         string   // PEM file
 	ServerNames []string // of the certificate that is made when none is given
 	MinVersion  string   // 1.2 or 1.3
@@ -84,8 +80,8 @@ type RequestSizes struct {
 // Route sends requests to an upstream.
 type Route struct {
 	Name     string
-	Host     string // exact, lower case; "" for any
-	Path     string // prefix
+	Host     string // exact, lower case, without port; "" for any
+	Path     string // prefix, which ends where a segment of the path does
 	Upstream string
 }
 
@@ -100,71 +96,66 @@ type Upstream struct {
 	MaxIdle        int // per worker
 }
 
-// Log says where logs go: a path, "-" (access: standard output) or "off".
+// Log says where the access log goes: a path, "-" for standard output, or "off".
 type Log struct{ Access string }
 
 // Buffers are the sizes in shared memory, from buffers.conf.
 type Buffers struct {
 	SharedMemoryZone int64 // bytes
-	AccessRing       int64 // bytes per worker
+	AccessRing       int64 // bytes per worker; the zone rounds it down to a power of two
 }
 
-// Defaults is the configuration of an empty file, which lacks only routes.
+// Defaults is the configuration of a file that gives routes and upstreams alone,
+// without those.
 func Defaults() *Config {
-	return &Config{
-		Telemetry:   Telemetry{Address: "127.0.0.1:9090"},
-		Pin:         true,
-		WorkerUser:  "gateway_worker",
-		Connections: 16384,
-		Timeouts: Timeouts{
-			Keepalive: 75 * time.Second, Header: 10 * time.Second, Body: 60 * time.Second,
-			Write: 60 * time.Second, Handshake: 10 * time.Second,
-		},
-		Limits:  RequestSizes{LineBytes: 8 << 10, HeaderBytes: 32 << 10, HeaderFields: 100},
-		Log:     Log{Access: "-"},
-		State:   "/var/lib/xgw",
-		Buffers: Buffers{SharedMemoryZone: 128 << 20, AccessRing: 1 << 20},
-	}
+	c := &Config{}
+	d := &decoder{}
+	gateway(c).absent(d)
+	buffers(&c.Buffers).absent(d)
+	return c
 }
 
 // Error is one fault in a file.
 type Error struct {
 	File         string
-	Line, Column int
+	Line, Column int // both from 1
 	Msg          string
 }
 
+// Error is "gateway.yaml:12:5: routes[0].upstrem: unknown key; did you mean …".
 func (e *Error) Error() string {
-	if e.Line == 0 {
-		return fmt.Sprintf("%s: %s", e.File, e.Msg)
-	}
 	return fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Msg)
 }
 
-// Load reads path, and buffers.conf in the same directory if it is there.
+// Load reads path, and buffers.conf in the same directory if it is there. A file
+// that cannot be read is an fs.PathError, one with faults as of Parse.
 func Load(path string) (*Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	buffers, err := os.ReadFile(filepath.Join(filepath.Dir(path), "buffers.conf"))
+	buffers, err := os.ReadFile(buffersPath(path))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	return Parse(path, text, buffers)
 }
 
-// Parse reads the text of both files; path is for messages. Its error joins an
-// *Error for each fault.
-func Parse(path string, text, buffers []byte) (*Config, error) {
-	c := Defaults()
-	c.Path = path
+// Parse reads the text of both files; path is for messages and for relative paths
+// in the text. Its error joins an *Error for each fault.
+func Parse(path string, text, buffersText []byte) (*Config, error) {
+	c := &Config{Path: path}
 	d := &decoder{file: path}
-	d.gateway(c, text)
-	b := &decoder{file: filepath.Join(filepath.Dir(path), "buffers.conf")}
-	b.buffers(c, buffers)
+	d.document(gateway(c), text)
+	b := &decoder{file: buffersPath(path)}
+	b.lines(buffers(&c.Buffers), buffersText)
 	if err := errors.Join(append(d.errs, b.errs...)...); err != nil {
 		return nil, err
 	}
 	return c, nil
+}
+
+// buffersPath is where buffers.conf is looked for.
+func buffersPath(path string) string {
+	return filepath.Join(filepath.Dir(path), "buffers.conf")
 }

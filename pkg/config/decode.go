@@ -8,54 +8,249 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 )
+
+// maxFaults bounds what is said about one file: a list of a million entries can be
+// wrong in each.
+const maxFaults = 100
 
 // decoder collects faults while it walks one file.
 type decoder struct {
 	file string
 	errs []error
+	// later holds checks across the file, which run when all of it has been read.
+	later []func()
 }
 
 func (d *decoder) fail(n *yaml.Node, format string, args ...any) {
-	d.errs = append(d.errs, &Error{File: d.file, Line: n.Line, Column: n.Column, Msg: fmt.Sprintf(format, args...)})
+	switch len(d.errs) {
+	case maxFaults:
+		d.errs = append(d.errs, &Error{File: d.file, Line: n.Line, Column: n.Column, Msg: fmt.Sprintf("more than %d faults: the rest is not listed", maxFaults)})
+	case maxFaults + 1:
+	default:
+		d.errs = append(d.errs, &Error{File: d.file, Line: n.Line, Column: n.Column, Msg: fmt.Sprintf(format, args...)})
+	}
 }
 
-// field reads one value of a mapping. where names the value in messages.
-type field func(n *yaml.Node, where string)
+// reader takes a value from its node. where names the value in messages.
+type reader interface {
+	read(d *decoder, n *yaml.Node, where string)
+	// absent fills in what holds when the value is not in the file.
+	absent(d *decoder)
+}
 
-// object reads a mapping whose keys are exactly those of fields.
-func (d *decoder) object(n *yaml.Node, where string, fields map[string]field) {
-	if n.Kind != yaml.MappingNode {
-		d.fail(n, "%s: want keys and values, such as %s", prefixed(where), example(fields))
+// row is one key of a mapping.
+type row struct {
+	key string
+	// initial is the default in the words of the file, read like a written one.
+	initial string
+	value   reader
+}
+
+// Values of row.initial that are no text of the file.
+const (
+	none     = ""         // nothing holds when the key is absent
+	required = "required" // the key must be there
+)
+
+// mapping reads keys and values by a table.
+type mapping struct {
+	rows []row
+	// check, if any, runs when all keys have been read or filled in.
+	check func(f *found)
+}
+
+// found is a mapping as it stands in the file.
+type found struct {
+	d      *decoder
+	node   *yaml.Node
+	where  string
+	values map[string]*yaml.Node // of known keys, by key
+	faulty map[string]bool       // known keys in whose value something is wrong
+}
+
+// fail says what is wrong at a key's value, or at the mapping when the key is absent.
+func (f *found) fail(key, format string, args ...any) {
+	at, where := f.node, f.where
+	if n, ok := f.values[key]; ok {
+		at, where = n, join(f.where, key)
+	}
+	f.d.fail(at, "%s%s", prefix(where), fmt.Sprintf(format, args...))
+}
+
+func (m mapping) read(d *decoder, n *yaml.Node, where string) {
+	if n.Kind != yaml.MappingNode || !coreTag(n) {
+		d.fail(n, "%swant keys and values, such as `%s: …`", prefix(where), m.rows[0].key)
 		return
 	}
-	seen := map[string]int{}
+	f := &found{d: d, node: n, where: where, values: map[string]*yaml.Node{}, faulty: map[string]bool{}}
+	lines := map[string]int{}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
-		name := join(where, key.Value)
-		read, ok := fields[key.Value]
-		switch line, twice := seen[key.Value]; {
-		case !ok:
-			d.fail(key, "%s: unknown key%s", name, suggestion(key.Value, fields))
+		line, twice := lines[key.Value]
+		lines[key.Value] = key.Line
+		r := m.row(key)
+		switch {
+		case r == nil:
+			d.fail(key, "%s: unknown key%s", join(where, plain(key.Value)), suggestion(key.Value, m.rows))
 		case twice:
-			d.fail(key, "%s: given before, on line %d", name, line)
-		case value.Kind == yaml.AliasNode:
-			d.fail(value, "%s: aliases are not supported: write the value out", name)
+			d.fail(key, "%s: given before, on line %d", join(where, key.Value), line)
 		default:
-			read(value, name)
+			before := len(d.errs)
+			f.values[r.key] = value
+			readValue(d, r.reader(), value, join(where, r.key))
+			f.faulty[r.key] = len(d.errs) > before
 		}
-		seen[key.Value] = key.Line
+	}
+	m.complete(f)
+}
+
+// row finds the row of a key; nil when there is none.
+func (m mapping) row(key *yaml.Node) *row {
+	if key.Kind != yaml.ScalarNode {
+		return nil
+	}
+	i := slices.IndexFunc(m.rows, func(r row) bool { return r.key == key.Value })
+	if i < 0 {
+		return nil
+	}
+	return &m.rows[i]
+}
+
+func (m mapping) absent(d *decoder) {
+	m.complete(&found{d: d, node: &yaml.Node{Line: 1, Column: 1}})
+}
+
+// complete fills in the keys that are not there.
+func (m mapping) complete(f *found) {
+	for _, r := range m.rows {
+		if _, there := f.values[r.key]; there {
+			continue
+		}
+		if r.initial == required && f.values != nil {
+			f.d.fail(f.node, "%s%s is missing", prefix(f.where), r.key)
+			f.faulty[r.key] = true
+		}
+		r.reader().absent(f.d)
+	}
+	if m.check != nil {
+		m.check(f)
 	}
 }
 
-func prefixed(where string) string {
-	if where == "" {
-		return "the file"
+// reader is the row's, with the default as its example and as what absence means.
+func (r row) reader() reader {
+	s, ok := r.value.(scalar)
+	if !ok || r.initial == required || r.initial == none {
+		return r.value
 	}
-	return where
+	s.initial = r.initial
+	if s.example == "" {
+		s.example = r.initial
+	}
+	return s
+}
+
+// list reads a sequence, each item by a reader of its own.
+type list struct {
+	least, most int  // items; most 0: no bound
+	one         bool // absent means one item, all of it defaults
+	item        func() reader
+}
+
+func (l list) read(d *decoder, n *yaml.Node, where string) {
+	if n.Kind != yaml.SequenceNode || !coreTag(n) {
+		d.fail(n, "%s: want a list: each item on a line of its own, after a dash", where)
+		return
+	}
+	if len(n.Content) < l.least {
+		d.fail(n, "%s: want at least %d", where, l.least)
+	}
+	for i, v := range n.Content {
+		if l.most > 0 && i == l.most {
+			d.fail(v, "%s: want at most %d", where, l.most)
+			return
+		}
+		readValue(d, l.item(), v, where+"["+strconv.Itoa(i)+"]")
+	}
+}
+
+func (l list) absent(d *decoder) {
+	if l.one {
+		l.item().absent(d)
+	}
+}
+
+// scalar reads one plain value.
+type scalar struct {
+	want    string // what may stand here, in words
+	example string // without one, the default is it
+	initial string // default; "" for none
+	// set takes the text. Its error is errWant or what to say instead.
+	set func(string) error
+}
+
+// errWant: the text is not what the scalar wants.
+var errWant = errors.New("not what is wanted")
+
+func (s scalar) read(d *decoder, n *yaml.Node, where string) {
+	if n.Kind != yaml.ScalarNode || n.ShortTag() == "!!null" {
+		d.fail(n, "%s: want %s%s", where, s.want, s.such())
+		return
+	}
+	if !coreTag(n) {
+		d.fail(n, "%s: tag %s is not supported: write the value alone", where, plain(n.Tag))
+		return
+	}
+	switch err := s.set(n.Value); {
+	case errors.Is(err, errWant):
+		d.fail(n, "%s: %s: want %s%s", where, quote(n.Value), s.want, s.such())
+	case err != nil:
+		d.fail(n, "%s: %s: %v", where, quote(n.Value), err)
+	}
+}
+
+func (s scalar) such() string {
+	if s.example == "" {
+		return ""
+	}
+	return ", such as " + s.example
+}
+
+func (s scalar) absent(d *decoder) {
+	if s.initial == "" {
+		return
+	}
+	if err := s.set(s.initial); err != nil {
+		panic(fmt.Sprintf("default %q is refused: %v", s.initial, err)) // any test finds it
+	}
+}
+
+// readValue refuses aliases, so that no text can be small and mean a lot.
+func readValue(d *decoder, r reader, n *yaml.Node, where string) {
+	if n.Kind == yaml.AliasNode {
+		d.fail(n, "%s: aliases are not supported: write the value out", where)
+		return
+	}
+	r.read(d, n, where)
+}
+
+// coreTag: the node has no tag of its own, or one that YAML defines for its kind.
+func coreTag(n *yaml.Node) bool {
+	switch n.ShortTag() {
+	case "!!str", "!!int", "!!float", "!!bool", "!!null", "!!timestamp", "!!map", "!!seq":
+		return true
+	}
+	return false
+}
+
+func prefix(where string) string {
+	if where == "" {
+		return ""
+	}
+	return where + ": "
 }
 
 func join(where, key string) string {
@@ -65,173 +260,64 @@ func join(where, key string) string {
 	return where + "." + key
 }
 
-func example(fields map[string]field) string {
-	return "`" + sortedKeys(fields)[0] + ": …`"
-}
+// maxQuoted bounds how much of a wrong value is shown.
+const maxQuoted = 64
 
-func sortedKeys(fields map[string]field) []string {
-	keys := make([]string, 0, len(fields))
-	for k := range fields {
-		keys = append(keys, k)
+func quote(s string) string {
+	if len(s) > maxQuoted {
+		return strconv.QuoteToASCII(s[:maxQuoted]) + "…"
 	}
-	slices.Sort(keys)
-	return keys
+	return strconv.Quote(s)
 }
 
-// suggestion is the known key nearest to what was written, if any is near.
-func suggestion(key string, fields map[string]field) string {
-	best, distance := "", 1+len(key)/3
-	for _, k := range sortedKeys(fields) {
-		if n := editDistance(key, k); n <= distance {
+// plain shows a key as it is when it looks like one, else quoted, so that no file
+// can forge a line of messages.
+func plain(s string) string {
+	odd := func(r rune) bool { return r <= ' ' || r > '~' || r == '"' || r == ':' }
+	if s == "" || len(s) > maxQuoted || strings.ContainsFunc(s, odd) {
+		return quote(s)
+	}
+	return s
+}
+
+// suggestion is the known key nearest to what was written, or all when none is near.
+func suggestion(key string, rows []row) string {
+	known := make([]string, len(rows))
+	for i, r := range rows {
+		known[i] = r.key
+	}
+	best, distance := "", 1+min(len(key), maxQuoted)/3
+	for _, k := range known {
+		if n := editDistance(key[:min(len(key), maxQuoted)], k); n <= distance {
 			best, distance = k, n-1
 		}
 	}
 	if best == "" {
-		return fmt.Sprintf("; known are %s", strings.Join(sortedKeys(fields), ", "))
+		return "; known are " + strings.Join(known, ", ")
 	}
 	return fmt.Sprintf("; did you mean %q?", best)
 }
 
-// editDistance is Levenshtein's; keys are short and ASCII.
+// editDistance is Levenshtein's over bytes, two neighbours that changed places
+// counting as one edit.
 func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
+	before, row, next := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
+		next[0] = i + 1
 		for j := range len(b) {
-			cost := diagonal
+			cost := row[j]
 			if a[i] != b[j] {
 				cost++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+			next[j+1] = min(cost, next[j]+1, row[j+1]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				next[j+1] = min(next[j+1], before[j-1]+1)
+			}
 		}
+		before, row, next = row, next, before
 	}
 	return row[len(b)]
-}
-
-// list reads a sequence, each item by item.
-func (d *decoder) list(item field) field {
-	return func(n *yaml.Node, where string) {
-		if n.Kind != yaml.SequenceNode {
-			d.fail(n, "%s: want a list", where)
-			return
-		}
-		for i, v := range n.Content {
-			if v.Kind == yaml.AliasNode {
-				d.fail(v, "%s[%d]: aliases are not supported: write the value out", where, i)
-				continue
-			}
-			item(v, fmt.Sprintf("%s[%d]", where, i))
-		}
-	}
-}
-
-// text reads a scalar and hands it to set, whose error is the fault.
-func (d *decoder) text(set func(string) error) field {
-	return func(n *yaml.Node, where string) {
-		if n.Kind != yaml.ScalarNode || n.Tag == "!!null" {
-			d.fail(n, "%s: want a value", where)
-			return
-		}
-		if err := set(n.Value); err != nil {
-			d.fail(n, "%s: %v", where, err)
-		}
-	}
-}
-
-func (d *decoder) string(dst *string, check func(string) error) field {
-	return d.text(func(s string) error {
-		*dst = s
-		if check == nil {
-			return nil
-		}
-		return check(s)
-	})
-}
-
-func (d *decoder) strings(dst *[]string, check func(string) error) field {
-	return d.list(d.text(func(s string) error {
-		*dst = append(*dst, s)
-		return check(s)
-	}))
-}
-
-func oneOf(words ...string) func(string) error {
-	return func(s string) error {
-		if slices.Contains(words, s) {
-			return nil
-		}
-		return fmt.Errorf("%q: want %s", s, strings.Join(words, " or "))
-	}
-}
-
-func (d *decoder) bool(dst *bool) field {
-	return d.text(func(s string) error {
-		if err := oneOf("true", "false")(s); err != nil {
-			return err
-		}
-		*dst = s == "true"
-		return nil
-	})
-}
-
-// integer reads a whole number in [low, high].
-func integer[T int | int64 | uint64](d *decoder, dst *T, low, high T) field {
-	return d.text(func(s string) error {
-		v, err := strconv.ParseInt(strings.ReplaceAll(s, "_", ""), 10, 64)
-		if err != nil || v < int64(low) || v > int64(high) {
-			return fmt.Errorf("%q: want a whole number from %d to %d", s, low, high)
-		}
-		*dst = T(v)
-		return nil
-	})
-}
-
-// size reads bytes, with k, m or g for powers of 1024.
-func size[T int | int64](d *decoder, dst *T, low, high T) field {
-	return d.text(func(s string) error {
-		v, err := parseSize(s)
-		if err != nil || v < int64(low) || v > int64(high) {
-			return fmt.Errorf("%q: want a size from %d to %d bytes, such as 64k or 128m", s, low, high)
-		}
-		*dst = T(v)
-		return nil
-	})
-}
-
-func parseSize(s string) (int64, error) {
-	shift := 0
-	if n := len(s); n > 0 {
-		switch s[n-1] {
-		case 'k', 'K':
-			shift = 10
-		case 'm', 'M':
-			shift = 20
-		case 'g', 'G':
-			shift = 30
-		}
-	}
-	if shift > 0 {
-		s = s[:len(s)-1]
-	}
-	v, err := strconv.ParseInt(s, 10, 64)
-	if err != nil || v < 0 || v > 1<<40 {
-		return 0, errors.New("not a size")
-	}
-	return v << shift, nil
-}
-
-func (d *decoder) duration(dst *time.Duration, low, high time.Duration) field {
-	return d.text(func(s string) error {
-		v, err := time.ParseDuration(s)
-		if err != nil || v < low || v > high {
-			return fmt.Errorf("%q: want a time from %s to %s with its unit, such as %s", s, low, high, min(max(low, 10*time.Second), high))
-		}
-		*dst = v
-		return nil
-	})
 }

@@ -150,7 +150,63 @@ func (l *Lab) build() error {
 			return fmt.Errorf("routes of %s: %w", host, err)
 		}
 	}
-	return l.In(Router, addBlackhole)
+	if err := l.In(Router, addBlackhole); err != nil {
+		return err
+	}
+	if err := l.spread(Router, "edge1"); err != nil {
+		return fmt.Errorf("spread packets over queues: %w", err)
+	}
+	return nil
+}
+
+// spread makes each CPU send on a queue of its own (XPS), and so the other end of
+// the wire receive on all of them: what is forwarded from one veth to the next
+// would all stay on the first queue.
+func (l *Lab) spread(host, name string) error {
+	result := make(chan error)
+	go func() {
+		// The thread gets a mount namespace, for a /sys of that host. It is not
+		// unlocked, so it ends with this function.
+		runtime.LockOSThread()
+		result <- func() error {
+			if err := netns.Set(l.ns[host]); err != nil {
+				return err
+			}
+			if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+				return err
+			}
+			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+				return err
+			}
+			if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+				return err
+			}
+			for q := range l.queues {
+				path := fmt.Sprintf("/sys/class/net/%s/queues/tx-%d/xps_cpus", name, q)
+				if err := os.WriteFile(path, []byte(cpuMask(q, l.queues)), 0); err != nil {
+					return err
+				}
+			}
+			return nil
+		}()
+	}()
+	return <-result
+}
+
+// cpuMask is the CPUs of queue q of n, as sysfs takes them: 32 bits a group.
+func cpuMask(q, n int) string {
+	groups := make([]uint32, (runtime.NumCPU()+31)/32)
+	for cpu := q; cpu < runtime.NumCPU(); cpu += n {
+		groups[cpu/32] |= 1 << (cpu % 32)
+	}
+	var b strings.Builder
+	for i := len(groups) - 1; i >= 0; i-- {
+		fmt.Fprintf(&b, "%08x", groups[i])
+		if i > 0 {
+			b.WriteByte(',')
+		}
+	}
+	return b.String()
 }
 
 // makeNamespace makes a quiet namespace: no address that nobody asked for.

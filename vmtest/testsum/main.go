@@ -194,9 +194,10 @@ func (s *sum) report(w io.Writer) bool {
 		if r.test != "" && r.action == "fail" {
 			fmt.Fprintf(w, "--- failed: %s %s\n%s", r.pkg, r.test, ended(r.output.String()))
 		}
-		// What a package says outside of its tests matters when it failed: a panic, a time limit.
 		if r.test == "" && r.action != "pass" && r.action != "skip" {
-			fmt.Fprintf(w, "--- failed package: %s\n%s", r.pkg, ended(r.output.String()))
+			if said := saidOutside(r); said != "" {
+				fmt.Fprintf(w, "--- failed package: %s\n%s", r.pkg, said)
+			}
 		}
 	}
 	for _, r := range s.results {
@@ -244,6 +245,18 @@ func reason(r *result) string {
 		return "no reason given"
 	}
 	return strings.Join(said, " ")
+}
+
+// saidOutside is what a package printed outside of its tests (a panic, a time
+// limit, the words of TestMain), less the line that only says that it failed.
+func saidOutside(r *result) string {
+	var b strings.Builder
+	for line := range strings.Lines(ended(r.output.String())) {
+		if !strings.HasPrefix(line, "FAIL") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 func ended(text string) string {

@@ -57,10 +57,12 @@ func TestReport(t *testing.T) {
 				`{"Action":"output","Package":"p","Test":"TestT/b","Output":"    t_test.go:9: got 1, want 2\n"}`,
 				`{"Action":"fail","Package":"p","Test":"TestT/b"}`,
 				`{"Action":"fail","Package":"p","Test":"TestT"}`,
+				`{"Action":"output","Package":"p","Output":"FAIL\tp\t0.1s\n"}`,
 				`{"Action":"fail","Package":"p"}`,
 			},
-			last: "1 passed, 1 failed, 0 skipped",
-			has:  []string{"--- failed: p TestT/b\n    t_test.go:9: got 1, want 2\n", "FAIL"},
+			hasNot: []string{"failed package"},
+			last:   "1 passed, 1 failed, 0 skipped",
+			has:    []string{"--- failed: p TestT/b\n    t_test.go:9: got 1, want 2\n", "FAIL"},
 		},
 		{
 			name: "a frame that fails by itself counts",
@@ -111,6 +113,17 @@ func TestReport(t *testing.T) {
 			ok:     true,
 			last:   "1 passed, 0 failed, 0 skipped",
 			hasNot: []string{" r\n"},
+		},
+		{
+			name: "a package that fails outside of its tests",
+			events: []string{
+				`{"Action":"run","Package":"p","Test":"TestA"}`,
+				`{"Action":"pass","Package":"p","Test":"TestA"}`,
+				`{"Action":"output","Package":"p","Output":"goroutines leaked\n"}`,
+				`{"Action":"fail","Package":"p"}`,
+			},
+			last: "1 passed, 1 failed, 0 skipped",
+			has:  []string{"--- failed package: p\ngoroutines leaked\n"},
 		},
 		{
 			name:   "lines that are no events are shown",

@@ -7,6 +7,9 @@ import "bytes"
 const (
 	maxChunkLine = 256 // size, extensions (read and left out) and CR LF
 	maxTrailer   = 8 << 10
+	// maxExtension bounds all extensions of a body together: nobody needs them, and
+	// a body of nothing else would be work without an end.
+	maxExtension = 4 << 10
 )
 
 // Chunked decodes a chunked body piece by piece: RFC 9112, 7.1. The zero value is
@@ -15,6 +18,7 @@ type Chunked struct {
 	left    uint64 // bytes of the present chunk
 	state   chunkState
 	trailer int // bytes of trailer read
+	extra   int // bytes of extensions read
 }
 
 type chunkState uint8
@@ -75,8 +79,8 @@ func (c *Chunked) step(b []byte) (int, *Fault) {
 	case chunkSize:
 		digits, extension, _ := bytes.Cut(text, []byte(";"))
 		size, ok := hexadecimal(digits)
-		ok = ok && len(text) <= maxChunkLine && all(extension, classValue)
-		if !ok {
+		c.extra += len(extension)
+		if !ok || len(text) > maxChunkLine || c.extra > maxExtension || !all(extension, classValue) {
 			return 0, FaultChunk
 		}
 		c.left, c.state = size, chunkData

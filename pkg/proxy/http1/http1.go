@@ -8,8 +8,10 @@
 // Differences from what the RFC would allow a server to accept, all refusals:
 // bare LF as line end, folded lines, more than one empty line before a request,
 // absolute-form whose authority is not the Host, CONNECT, any method outside of
-// Methods, '#' and bytes outside of printable ASCII in a target, transfer codings
-// other than chunked, chunk lines over 256 bytes, repeated Content-Length even if equal.
+// the list in request.go, '#', bytes outside of printable ASCII and broken escapes in
+// a target, transfer codings other than chunked, chunk lines over 256 bytes or 4 KiB
+// of chunk extensions, repeated Content-Length even if equal, hosts that are no
+// name, address or address with port.
 package http1
 
 import "fmt"

@@ -101,16 +101,13 @@ func (r *Request) parseLine(b []byte) *Fault {
 		r.Minor = 1
 	case bytes.Equal(b, []byte("HTTP/1.0")):
 		r.Minor = 0
-	case len(b) == 8 && bytes.HasPrefix(b, []byte("HTTP/")) && b[6] == '.':
+	case len(b) == 8 && string(b[:5]) == "HTTP/" && isDigit(b[5]) && b[6] == '.' && isDigit(b[7]):
 		return FaultVersion
 	default:
 		return FaultLine
 	}
 	if !known(r.Method) {
 		return FaultMethod
-	}
-	if !all(r.Target, classTarget) {
-		return FaultTarget
 	}
 	return nil
 }
@@ -149,6 +146,9 @@ func (r *Request) finish(f *framing) *Fault {
 	if fault := r.settleTarget(); fault != nil {
 		return fault
 	}
+	if !validTarget(r.Target) {
+		return FaultTarget
+	}
 	if f.chunked && r.Minor == 0 {
 		return FaultCoding
 	}
@@ -160,16 +160,12 @@ func (r *Request) finish(f *framing) *Fault {
 	return nil
 }
 
-// ValidHost accepts host[:port] by its characters; what it names is the route
-// table's business.
-func ValidHost(h []byte) bool { return len(h) > 0 && len(h) < 256 && all(h, classHost) }
-
 // settleTarget leaves origin-form or "*". Absolute-form is accepted where it says
 // the same as Host, and cut down to its path.
 func (r *Request) settleTarget() *Fault {
 	t := r.Target
 	if t[0] == '/' {
-		return nil
+		return nil // origin-form
 	}
 	if len(t) == 1 && t[0] == '*' {
 		if string(r.Method) != "OPTIONS" {

@@ -9,6 +9,7 @@ const (
 	classToken  = 1 << iota // RFC 9110, 5.6.2
 	classValue              // RFC 9110, 5.5: visible, space, tab, and bytes above ASCII
 	classTarget             // printable ASCII except '#'
+	classPath               // that, less what ends a path and the backslash
 	classHost
 )
 
@@ -19,12 +20,15 @@ var class = func() (t [256]uint8) {
 		}
 		if c > 0x20 && c < 0x7f && c != '#' {
 			t[c] |= classTarget
+			if c != '?' && c != '\\' {
+				t[c] |= classPath
+			}
 		}
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9'
 		if letter || c < 0x80 && bytes.IndexByte([]byte("!#$%&'*+-.^_`|~"), byte(c)) >= 0 {
 			t[c] |= classToken
 		}
-		if letter || c < 0x80 && bytes.IndexByte([]byte("-._~!$&'()*+,;=:[]%"), byte(c)) >= 0 {
+		if letter || c < 0x80 && bytes.IndexByte([]byte("-._~"), byte(c)) >= 0 {
 			t[c] |= classHost
 		}
 	}

@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config reads text and yields values: gateway.yaml, and buffers.conf
+// beside it for what concerns the shared zone. Every fault is reported with file,
+// line and column, all of them at once, and a misspelt key with the nearest known
+// one. Nothing is applied here.
+//
+// These are all keys; [] stands for the items of a list. Everything has a default
+// but routes and upstreams, and what a list's items must have:
+//
+//	key                            default         value
+//	interfaces[].name              required        the name of a network interface
+//	interfaces[].mode              native          native or generic
+//	deny[]                         none            a prefix or an address
+//	packet_limits[].name           required        a name: 1 to 63 letters, digits and any of -_./@+
+//	packet_limits[].key            required        source or queue
+//	packet_limits[].count          required        syns or packets
+//	packet_limits[].rate           required        a whole number from 1 to 100000000
+//	packet_limits[].burst          none            a whole number from 1 to 1000000000; without it, the rate
+//	listeners[].address            :443            HOST:PORT, or :PORT for every address
+//	listeners[].certificate        none            the path of a file
+//	listeners[].key                none            the path of a file
+//	listeners[].server_names[]     none            a host name or an address
+//	listeners[].min_version        1.3             1.3 or 1.2
+//	telemetry.address              127.0.0.1:9090  HOST:PORT, or :PORT for every address
+//	workers                        auto            auto or a whole number from 1 to 256
+//	pin                            true            true or false
+//	worker_user                    gateway_worker  the name of a user
+//	worker_connections             16384           a whole number from 1 to 1048576
+//	timeouts.keepalive             75s             a time with its unit from 1m to 2m
+//	timeouts.header                10s             a time with its unit from 100ms to 10m
+//	timeouts.body                  60s             a time with its unit from 100ms to 1h
+//	timeouts.write                 60s             a time with its unit from 100ms to 1h
+//	timeouts.handshake             10s             a time with its unit from 100ms to 1m
+//	limits.line_bytes              8k              a size from 256 to 64k bytes
+//	limits.header_bytes            32k             a size from 1k to 1m bytes
+//	limits.header_fields           100             a whole number from 10 to 1000
+//	limits.body_bytes              0               a size from 0 to 1024g bytes
+//	routes[].name                  required        a name: 1 to 63 letters, digits and any of -_./@+
+//	routes[].host                  none            a host name without port
+//	routes[].path                  /               the beginning of a path
+//	routes[].upstream              required        a name: 1 to 63 letters, digits and any of -_./@+
+//	upstreams[].name               required        a name: 1 to 63 letters, digits and any of -_./@+
+//	upstreams[].servers[]          required        HOST:PORT
+//	upstreams[].connect_timeout    2s              a time with its unit from 1ms to 1m
+//	upstreams[].header_timeout     5s              a time with its unit from 1ms to 1h
+//	upstreams[].idle_timeout       60s             a time with its unit from 1s to 1h
+//	upstreams[].max_connections    512             a whole number from 1 to 65536
+//	upstreams[].max_idle           64              a whole number from 0 to 65536
+//	log.access                     -               a path from the root or - or off
+//	state                          /var/lib/xgw    a path from the root
+//	buffers.conf
+//	shared_memory_zone             128m            a size from 1m to 64g bytes
+//	access_ring                    1m              a size from 64k to 1g bytes
+//
+// Times are written as 1m30s, sizes as 64k, 128m or 1g (powers of 1024). There are
+// no YAML aliases and tags: each value stands where it holds. In buffers.conf a
+// line is a key and its value, and # begins a comment.
+package config

@@ -1,0 +1,300 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package config
+
+import (
+	"fmt"
+	"math/bits"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// text is a value that check accepts.
+func text(dst *string, want, example string, check func(string) bool) scalar {
+	return scalar{want: want, example: example, set: func(s string) error {
+		if !check(s) {
+			return errWant
+		}
+		*dst = s
+		return nil
+	}}
+}
+
+// added reads like s and appends what it read: the items of a list of values.
+func added(dst *[]string, make func(*string) scalar) func() reader {
+	return func() reader {
+		var v string
+		s := make(&v)
+		set := s.set
+		s.set = func(text string) error {
+			if err := set(text); err != nil {
+				return err
+			}
+			if slices.Contains(*dst, v) {
+				return fmt.Errorf("given twice")
+			}
+			*dst = append(*dst, v)
+			return nil
+		}
+		return s
+	}
+}
+
+func oneOf(dst *string, words ...string) scalar {
+	return text(dst, strings.Join(words, " or "), "", func(s string) bool { return slices.Contains(words, s) })
+}
+
+func boolean(dst *bool) scalar {
+	return scalar{want: "true or false", set: func(s string) error {
+		if s != "true" && s != "false" {
+			return errWant
+		}
+		*dst = s == "true"
+		return nil
+	}}
+}
+
+// whole is a whole number in [low, high].
+func whole[T int | uint64](dst *T, low, high T) scalar {
+	return scalar{want: fmt.Sprintf("a whole number from %d to %d", low, high), set: func(s string) error {
+		v, err := strconv.ParseUint(s, 10, 63)
+		if err != nil || v < uint64(low) || v > uint64(high) {
+			return errWant
+		}
+		*dst = T(v)
+		return nil
+	}}
+}
+
+// size is bytes in [low, high], with k, m or g for powers of 1024.
+func size[T int | int64](dst *T, low, high T) scalar {
+	want := fmt.Sprintf("a size from %s to %s bytes", sizeText(int64(low)), sizeText(int64(high)))
+	return scalar{want: want, set: func(s string) error {
+		v, ok := parseSize(s)
+		if !ok || v < int64(low) || v > int64(high) {
+			return errWant
+		}
+		*dst = T(v)
+		return nil
+	}}
+}
+
+func parseSize(s string) (int64, bool) {
+	shift := 0
+	if n := len(s) - 1; n > 0 {
+		switch s[n] {
+		case 'k', 'K':
+			shift = 10
+		case 'm', 'M':
+			shift = 20
+		case 'g', 'G':
+			shift = 30
+		}
+		if shift > 0 {
+			s = s[:n]
+		}
+	}
+	v, err := strconv.ParseUint(s, 10, 63)
+	if err != nil || bits.Len64(v)+shift > 63 {
+		return 0, false
+	}
+	return int64(v) << shift, true
+}
+
+// sizeText writes a size as briefly as it can be read.
+func sizeText(n int64) string {
+	suffix := ""
+	for _, s := range []string{"k", "m", "g"} {
+		if n == 0 || n%1024 != 0 {
+			break
+		}
+		n, suffix = n/1024, s
+	}
+	return strconv.FormatInt(n, 10) + suffix
+}
+
+// duration is a time with its unit in [low, high].
+func duration(dst *time.Duration, low, high time.Duration) scalar {
+	want := fmt.Sprintf("a time with its unit from %s to %s", durationText(low), durationText(high))
+	return scalar{want: want, set: func(s string) error {
+		v, err := time.ParseDuration(s)
+		if err != nil || v < low || v > high {
+			return errWant
+		}
+		*dst = v
+		return nil
+	}}
+}
+
+func durationText(d time.Duration) string {
+	s := d.String()
+	if d >= time.Minute {
+		s = strings.TrimSuffix(s, "0s")
+	}
+	if d >= time.Hour {
+		s = strings.TrimSuffix(s, "0m")
+	}
+	return s
+}
+
+// label is the name of a thing in metrics, logs and messages: it needs no quoting
+// in any of them and fits a slot of the shared zone.
+func label(dst *string) scalar {
+	s := text(dst, "a name: 1 to 63 letters, digits and any of -_./@+", "api-v1", func(s string) bool {
+		return len(s) > 0 && len(s) <= 63 && !strings.ContainsFunc(s, func(r rune) bool {
+			return !letterOrDigit(r) && !strings.ContainsRune("-_./@+", r)
+		})
+	})
+	set := s.set
+	s.set = func(text string) error {
+		if text == "none" || text == "overflow" {
+			return fmt.Errorf("this name stands for something else in metrics: choose another")
+		}
+		return set(text)
+	}
+	return s
+}
+
+func letterOrDigit(r rune) bool {
+	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+}
+
+// account is the name of a user.
+func account(dst *string) scalar {
+	return text(dst, "the name of a user", "", func(s string) bool {
+		return s != "" && len(s) <= 32 && !strings.ContainsFunc(s, func(r rune) bool {
+			return !letterOrDigit(r) && r != '_' && r != '-' && r != '.'
+		})
+	})
+}
+
+// device is the name of a network interface, by the kernel's rules.
+func device(dst *string) scalar {
+	return text(dst, "the name of a network interface", "eth0", func(s string) bool {
+		return s != "" && len(s) <= 15 && s != "." && s != ".." &&
+			!strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r > '~' || r == '/' || r == ':' })
+	})
+}
+
+// hostName is a DNS name or an IPv4 address, kept in lower case.
+func hostName(dst *string) scalar {
+	s := text(dst, "a host name without port", "api.example.com", isHostName)
+	set := s.set
+	s.set = func(text string) error { return set(strings.ToLower(text)) }
+	return s
+}
+
+// certificateName is a DNS name, which may begin with "*.", or an IP address.
+func certificateName(dst *string) scalar {
+	return text(dst, "a host name or an address", "gateway.example.com", func(s string) bool {
+		_, err := netip.ParseAddr(s)
+		return err == nil || isHostName(strings.TrimPrefix(s, "*."))
+	})
+}
+
+// isHostName admits underscores, which names inside a data centre have.
+func isHostName(s string) bool {
+	if len(s) > 253 {
+		return false
+	}
+	last := ""
+	for l := range strings.SplitSeq(s, ".") {
+		odd := func(r rune) bool { return !letterOrDigit(r) && r != '-' && r != '_' }
+		if l == "" || len(l) > 63 || l[0] == '-' || l[len(l)-1] == '-' || strings.ContainsFunc(l, odd) {
+			return false
+		}
+		last = l
+	}
+	if strings.Trim(last, "0123456789") == "" { // as no top-level domain does: an address
+		a, err := netip.ParseAddr(s)
+		return err == nil && a.Is4()
+	}
+	return true
+}
+
+// serverAddress is where to connect to.
+func serverAddress(dst *string) scalar {
+	return text(dst, "HOST:PORT", "10.0.0.5:8080 or [2001:db8::5]:8080", func(s string) bool {
+		return isHostPort(s, false, 1)
+	})
+}
+
+// listenAddress is where to listen: the host may be left out for every address,
+// and port 0 is one that is free.
+func listenAddress(dst *string) scalar {
+	return text(dst, "HOST:PORT, or :PORT for every address", "", func(s string) bool {
+		return isHostPort(s, true, 0)
+	})
+}
+
+func isHostPort(s string, anyHost bool, least uint64) bool {
+	host, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return false
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n < least {
+		return false
+	}
+	if host == "" {
+		return anyHost
+	}
+	a, err := netip.ParseAddr(host)
+	return err == nil || isHostName(host) && !a.IsValid()
+}
+
+// prefixes are addresses or prefixes; one with bits set behind it is refused, for
+// it is not clear which half was meant.
+func prefixes(dst *[]netip.Prefix) func() reader {
+	return func() reader {
+		return scalar{want: "a prefix or an address", example: "192.0.2.0/24, 198.51.100.7 or 2001:db8::/32", set: func(s string) error {
+			p, err := netip.ParsePrefix(s)
+			if a, addrErr := netip.ParseAddr(s); addrErr == nil && a.Zone() == "" {
+				p, err = netip.PrefixFrom(a, a.BitLen()), nil
+			}
+			if err != nil {
+				return errWant
+			}
+			if p != p.Masked() {
+				return fmt.Errorf("bits are set behind the prefix: did you mean %s, or the address %s alone?", p.Masked(), p.Addr())
+			}
+			*dst = append(*dst, p)
+			return nil
+		}}
+	}
+}
+
+// urlPath is the beginning of a path.
+func urlPath(dst *string) scalar {
+	return text(dst, "the beginning of a path", "", func(s string) bool {
+		return strings.HasPrefix(s, "/") && !strings.ContainsFunc(s, func(r rune) bool {
+			return r <= ' ' || r > '~' || r == '?' || r == '#'
+		})
+	})
+}
+
+// file is a path; a relative one begins at the directory of gateway.yaml.
+func file(dst *string, gateway string) scalar {
+	return scalar{want: "the path of a file", example: "/etc/gateway/server.pem", set: func(s string) error {
+		if s == "" || strings.ContainsRune(s, 0) {
+			return errWant
+		}
+		if !filepath.IsAbs(s) {
+			s = filepath.Join(filepath.Dir(gateway), s)
+		}
+		*dst = s
+		return nil
+	}}
+}
+
+// absolute is a path from the root; words may stand in its place.
+func absolute(dst *string, words ...string) scalar {
+	want := strings.Join(append([]string{"a path from the root"}, words...), " or ")
+	return text(dst, want, "", func(s string) bool {
+		return slices.Contains(words, s) || filepath.IsAbs(s) && !strings.ContainsRune(s, 0)
+	})
+}
