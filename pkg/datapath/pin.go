@@ -22,6 +22,8 @@ const (
 	// A directory whose presence says that the clsact qdisc was made by us; the
 	// BPF file system holds no plain files.
 	markClsact = "made_clsact"
+	// Likewise: a gateway attached it for the time it runs, not an operator for good.
+	markTransient = "transient"
 )
 
 type pinner interface {
@@ -133,6 +135,21 @@ func (d *Datapath) removePins() error {
 		return nil
 	}
 	return fmt.Errorf("remove %s: %w", pinRoot(&d.options), err)
+}
+
+// MarkTransient notes that what is attached goes when the gateway stops, even if
+// another process than the one that attached it stops it.
+func (d *Datapath) MarkTransient() error {
+	if err := os.Mkdir(filepath.Join(d.dir, markTransient), 0o700); err != nil {
+		return fmt.Errorf("mark %s as transient: %w", d.dir, err)
+	}
+	return nil
+}
+
+// Transient tells whether MarkTransient was called for these pins.
+func (d *Datapath) Transient() bool {
+	_, err := os.Stat(filepath.Join(d.dir, markTransient))
+	return err == nil
 }
 
 // Interfaces lists the interfaces that have pins of this instance, attached or

@@ -21,19 +21,24 @@ func Attach(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) 
 	return d, nil
 }
 
-// adopt opens what is attached already, or attaches. made says which.
-func adopt(o datapath.Options, mode datapath.Mode) (d *datapath.Datapath, made bool, err error) {
-	d, err = datapath.Open(o)
+// adopt opens what is attached already, or attaches for as long as the gateway runs.
+func adopt(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
+	d, err := datapath.Open(o)
 	if err == nil {
-		return d, false, nil
+		return d, nil
 	}
 	if errors.Is(err, datapath.ErrStale) {
 		if err := datapath.Detach(o); err != nil {
-			return nil, false, err
+			return nil, err
 		}
 	} else if !errors.Is(err, datapath.ErrNotAttached) {
-		return nil, false, err
+		return nil, err
 	}
-	d, err = Attach(o, mode)
-	return d, true, err
+	if d, err = Attach(o, mode); err != nil {
+		return nil, err
+	}
+	if err := d.MarkTransient(); err != nil {
+		return nil, errors.Join(err, d.Detach(), d.Close())
+	}
+	return d, nil
 }

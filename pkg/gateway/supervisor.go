@@ -66,17 +66,10 @@ type supervisor struct {
 	policy    *policy.Policy
 	cores     []int
 	zone      *zone.Zone
-	datapaths []attached
+	datapaths []*datapath.Datapath
 	listeners []*listener
 	telemetry net.Listener
 	accessLog io.WriteCloser
-}
-
-// attached is an interface's datapath; made says that this run attached it, and so
-// takes it off again.
-type attached struct {
-	*datapath.Datapath
-	made bool
 }
 
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
@@ -216,17 +209,17 @@ func (s *supervisor) adopt(ic config.Interface) error {
 	if err != nil {
 		return err
 	}
-	d, made, err := adopt(datapath.Options{Interface: ic.Name, Instance: s.config.Instance}, mode)
+	d, err := adopt(datapath.Options{Interface: ic.Name, Instance: s.config.Instance}, mode)
 	if err != nil {
 		return err
 	}
-	s.datapaths = append(s.datapaths, attached{d, made})
+	s.datapaths = append(s.datapaths, d)
 	status := d.Status()
 	if status.Mode != mode {
 		return fmt.Errorf("interface %s is attached in %s mode, the configuration says %s: `xgw detach %s` first, or change the configuration",
 			ic.Name, status.Mode, mode, ic.Name)
 	}
-	s.log.Info("kernel plane attached", "interface", ic.Name, "mode", status.Mode, "hook", status.Hook, "queues", status.Queues, "adopted", !made)
+	s.log.Info("kernel plane attached", "interface", ic.Name, "mode", status.Mode, "hook", status.Hook, "queues", status.Queues, "until_stop", d.Transient())
 	return d.Apply(&s.policy.Tables)
 }
 
@@ -336,7 +329,7 @@ func (s *supervisor) close() error {
 		l.close()
 	}
 	for _, d := range s.datapaths {
-		if d.made {
+		if d.Transient() {
 			errs = append(errs, d.Detach())
 		}
 		errs = append(errs, d.Close())

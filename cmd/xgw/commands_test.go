@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+)
+
+func TestStatusAndMessageOfFaults(t *testing.T) {
+	dir := t.TempDir()
+	bad := filepath.Join(dir, "bad.yaml")
+	if err := os.WriteFile(bad, []byte("routes:\n  - name: a\n    upstrem: b\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, row := range []struct {
+		args   []string
+		status int
+		says   string
+	}{
+		{[]string{"nosuch"}, 2, `unknown command "nosuch"`},
+		{[]string{"attach"}, 2, "xgw attach eth0"},
+		{[]string{"attach", "a", "b"}, 2, "not 2 arguments"},
+		{[]string{"attach", "--mod", "x"}, 2, "--help"},
+		{[]string{"attach", "x", "--mode", "fast"}, 2, "native or generic"},
+		{[]string{"run", "-c", bad}, 2, bad + `:3:`},
+		{[]string{"run", "-c", bad}, 2, `did you mean "upstream"?`},
+		{[]string{"run", "-c", filepath.Join(dir, "none.yaml")}, 2, "no such file"},
+		{[]string{"worker"}, 2, "xgw run"},
+		{[]string{"demo", "--seconds", "0"}, 2, "1 to 600"},
+	} {
+		status, out, errs := inProcess(row.args...)
+		if status != row.status || !strings.Contains(errs, row.says) || out != "" {
+			t.Errorf("xgw %s: status %d, want %d; said %q, want %q in it; printed %q",
+				strings.Join(row.args, " "), status, row.status, errs, row.says, out)
+		}
+	}
+}
+
+func TestPlainUserIsToldWhatToDo(t *testing.T) {
+	if os.Getuid() == 0 {
+		t.Skip("needs a plain user: root is allowed to")
+	}
+	for _, args := range [][]string{{"attach", "lo"}, {"detach", "lo"}, {"demo"}} {
+		status, _, errs := inProcess(args...)
+		if status != 1 || !strings.Contains(errs, "sudo") {
+			t.Errorf("xgw %v: status %d, %q; want 1 and the word sudo", args, status, errs)
+		}
+	}
+}
+
+func TestMissingInterface(t *testing.T) {
+	needRoot(t, "asks for an attach")
+	status, _, errs := inProcess("attach", "nosuch0")
+	if status != 1 || !strings.Contains(errs, "nosuch0") || !strings.Contains(errs, "ip link") {
+		t.Errorf("status %d, %q", status, errs)
+	}
+}
+
+func TestVersion(t *testing.T) {
+	status, out, _ := inProcess("version", "--json")
+	var v map[string]string
+	if status != 0 || json.Unmarshal([]byte(out), &v) != nil || v["go"] == "" || v["version"] == "" {
+		t.Errorf("status %d, %q", status, out)
+	}
+}
+
+// Every command that a person may call has help with an example, and completion is there.
+func TestHelp(t *testing.T) {
+	e := &env{}
+	var walk func(c *cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" || !c.Hidden && c.Example == "" {
+			t.Errorf("%s: no help or no example", c.CommandPath())
+		}
+		for _, sub := range c.Commands() {
+			walk(sub)
+		}
+	}
+	walk(rootCommand(e))
+	for _, shell := range []string{"bash", "zsh", "fish"} {
+		if status, out, _ := inProcess("completion", shell); status != 0 || !strings.Contains(out, "xgw") {
+			t.Errorf("completion %s: status %d", shell, status)
+		}
+	}
+}
+
+func TestNamesOfTheBinary(t *testing.T) {
+	for name, want := range map[string]string{"xgw": "", "gateway-engine": "run", "/usr/bin/gateway-ctl": "ctl", "gateway-top": "top"} {
+		got := byName([]string{name, "x"})
+		if want == "" && len(got) != 1 || want != "" && got[0] != want {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/lab"
+)
+
+// The test binary is also the program: the supervisor starts its workers by
+// executing itself, and so do these tests.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-test.") {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+		status := run(ctx, os.Args, &env{out: os.Stdout, err: os.Stderr})
+		stop()
+		os.Exit(status)
+	}
+	os.Exit(m.Run())
+}
+
+// running is a gateway in processes of its own.
+type running struct {
+	cmd     *exec.Cmd
+	address string // of the listener
+	metrics string
+	dir     string
+	log     *lockedBuffer
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// gatewayYAML is a configuration with one route to the upstream.
+func gatewayYAML(dir, listen, upstream, more string) string {
+	return fmt.Sprintf(`listeners:
+  - address: %q
+    server_names: [localhost, "127.0.0.1", gateway.example]
+telemetry: {address: "127.0.0.1:0"}
+routes:
+  - {name: all, path: /, upstream: back}
+upstreams:
+  - {name: back, servers: [%q]}
+log: {access: %s/access.log}
+state: %s
+%s`, listen, upstream, dir, dir, more)
+}
+
+// starter starts a command, in a namespace or not.
+type starter func(*exec.Cmd) error
+
+func startHere(cmd *exec.Cmd) error { return cmd.Start() }
+
+// startGateway runs the gateway and waits until it serves.
+func startGateway(t *testing.T, start starter, instance, dir, text string) *running {
+	t.Helper()
+	path := filepath.Join(dir, "gateway.yaml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	g := &running{dir: dir, log: &lockedBuffer{}}
+	g.cmd = exec.Command("/proc/self/exe", "--instance", instance, "run", "-c", path)
+	g.cmd.Stderr = g.log
+	out, err := g.cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := start(g.cmd); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { g.stop(t) })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatalf("gateway did not start: %v\n%s", err, g.log)
+	}
+	go io.Copy(io.Discard, out)
+	var scheme string
+	if _, err := fmt.Sscanf(line, "xgw: serving on %s metrics on %s", &g.address, &scheme); err != nil {
+		t.Fatalf("%q: %v", line, err)
+	}
+	g.address = strings.TrimSuffix(g.address, ",")
+	g.metrics = scheme
+	return g
+}
+
+// stop ends the gateway in order; it is an error when that takes force.
+func (g *running) stop(t *testing.T) {
+	t.Helper()
+	if g.cmd.ProcessState != nil {
+		return
+	}
+	_ = g.cmd.Process.Signal(syscall.SIGTERM)
+	late := time.AfterFunc(20*time.Second, func() { _ = g.cmd.Process.Kill() })
+	defer late.Stop()
+	if err := g.cmd.Wait(); err != nil {
+		t.Errorf("gateway ended with %v\n%s", err, g.log)
+	}
+}
+
+func client(h2 bool) *http.Client {
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: h2, MaxIdleConnsPerHost: 16}
+	if !h2 {
+		tr.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+	}
+	return &http.Client{Transport: tr, Timeout: 30 * time.Second}
+}
+
+// upstream is a real one on loopback.
+func upstream(t *testing.T) string {
+	t.Helper()
+	s := httptest.NewServer(lab.NewUpstream())
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}
+
+func (g *running) scrape(t *testing.T) string {
+	t.Helper()
+	r, err := http.Get(g.metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func needRoot(t *testing.T, why string) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root: " + why)
+	}
+}
+
+// inProcess runs a command line and returns its status and output.
+func inProcess(args ...string) (status int, out, errs string) {
+	var o, e bytes.Buffer
+	status = run(context.Background(), append([]string{"xgw"}, args...), &env{out: &o, err: &e})
+	return status, o.String(), e.String()
+}
+
+func port(address string) string {
+	_, p, _ := net.SplitHostPort(address)
+	return p
+}
