@@ -291,11 +291,20 @@ func (d *demo) counts() (*interfaceStatus, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read counts: %w", err)
 	}
-	var all []interfaceStatus
-	if err := json.Unmarshal(out, &all); err != nil {
-		return nil, fmt.Errorf("read counts: %w", err)
+	s := parseStatus(out)
+	if s == nil {
+		return nil, fmt.Errorf("read counts: %q", out)
 	}
-	return &all[0], nil
+	return s, nil
+}
+
+// parseStatus reads what `xgw status INTERFACE --json` prints.
+func parseStatus(out []byte) *interfaceStatus {
+	var all []interfaceStatus
+	if json.Unmarshal(out, &all) != nil || len(all) != 1 {
+		return nil
+	}
+	return &all[0]
 }
 
 func (d *demo) report(before *interfaceStatus, sent int) error {

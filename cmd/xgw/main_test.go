@@ -44,6 +44,20 @@ type running struct {
 	metrics string
 	dir     string
 	log     *lockedBuffer
+	killed  bool
+}
+
+// kill ends the supervisor alone, without a chance to wind up. It does not wait for
+// the ends of its pipes, which the workers hold.
+func (g *running) kill(t *testing.T) {
+	t.Helper()
+	g.killed = true
+	if err := g.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.cmd.Process.Wait(); err != nil {
+		t.Fatal(err)
+	}
 }
 
 type lockedBuffer struct {
@@ -118,7 +132,7 @@ func startGateway(t *testing.T, start starter, instance, dir, text string) *runn
 // stop ends the gateway in order; it is an error when that takes force.
 func (g *running) stop(t *testing.T) {
 	t.Helper()
-	if g.cmd.ProcessState != nil {
+	if g.killed || g.cmd.ProcessState != nil {
 		return
 	}
 	_ = g.cmd.Process.Signal(syscall.SIGTERM)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -22,6 +23,9 @@ type listener struct {
 	sockets  []*os.File // by worker; the workers inherit them
 	fds      []int      // their descriptors, read once: os.File.Fd may switch to blocking mode
 	steering *datapath.Steering
+
+	attach    sync.Once
+	attachErr error
 }
 
 // listen opens a socket for each worker on the address. cpus[i] is the CPU of
@@ -69,7 +73,7 @@ func (l *listener) open(cpus []int, steer bool) error {
 		return err
 	}
 	l.steering = s
-	return s.Attach(l.fds[0])
+	return nil
 }
 
 func bindError(err error) error {
@@ -82,12 +86,18 @@ func bindError(err error) error {
 	return err
 }
 
-// admit lets new connections reach the worker.
+// admit lets new connections reach the worker. Steering takes over from whatever
+// chose before (the kernel, or a supervisor that is gone, whose workers may still
+// serve) when there is a first worker to choose: nobody is refused in between.
 func (l *listener) admit(worker int) error {
 	if l.steering == nil {
 		return nil
 	}
-	return l.steering.SetWorker(worker, l.fds[worker])
+	if err := l.steering.SetWorker(worker, l.fds[worker]); err != nil {
+		return err
+	}
+	l.attach.Do(func() { l.attachErr = l.steering.Attach(l.fds[0]) })
+	return l.attachErr
 }
 
 // bar keeps new connections from the worker; those queued stay in its socket.

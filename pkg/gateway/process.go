@@ -54,27 +54,28 @@ func start(slot, core int, files []*os.File, credential *syscall.Credential) (*p
 	return &process{cmd: cmd, control: ours}, nil
 }
 
-// startOn starts the command with the affinity of one core and gives this thread
-// its own back.
+// startOn starts the command with the affinity of one core (-1: as it is) and with
+// no_new_privs. Both are a thread's and inherited, and the second cannot be taken
+// back, so the thread ends with the start.
 func startOn(core int, cmd *exec.Cmd) error {
-	if core < 0 {
-		return cmd.Start()
-	}
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var before, one unix.CPUSet
-	if err := unix.SchedGetaffinity(0, &before); err != nil {
-		return fmt.Errorf("read affinity: %w", err)
-	}
-	one.Set(core)
-	if err := unix.SchedSetaffinity(0, &one); err != nil {
-		return fmt.Errorf("pin to core %d: it is not among the allowed ones; set `pin: false` or `workers:`: %w", core, err)
-	}
-	err := cmd.Start()
-	if back := unix.SchedSetaffinity(0, &before); back != nil {
-		return errors.Join(err, fmt.Errorf("restore affinity: %w", back))
-	}
-	return err
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked: the runtime ends the thread
+		result <- func() error {
+			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+				return fmt.Errorf("set no_new_privs: %w", err)
+			}
+			if core >= 0 {
+				var one unix.CPUSet
+				one.Set(core)
+				if err := unix.SchedSetaffinity(0, &one); err != nil {
+					return fmt.Errorf("pin to core %d: it is not among the allowed ones; set `pin: false` or `workers:`: %w", core, err)
+				}
+			}
+			return cmd.Start()
+		}()
+	}()
+	return <-result
 }
 
 // socketpair makes the control socket: our end, and the one to hand over.

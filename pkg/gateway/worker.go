@@ -31,10 +31,7 @@ const (
 // supervisor, configuration over the control socket, then serving. It returns
 // when told to stop, or some time after the supervisor is gone.
 func RunWorker(slot int, log *slog.Logger) error {
-	// What a worker inherits beyond its files, it must not be able to use or leak.
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("worker %d: set no_new_privs: %w", slot, err)
-	}
+	// It holds keys: no core dump, and no other process of its user may look in.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("worker %d: set not dumpable: %w", slot, err)
 	}

@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"hash"
+	"io"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/lab"
+)
+
+type hexHash struct{ hash.Hash }
+
+func newHash() hexHash           { return hexHash{sha256.New()} }
+func (h hexHash) String() string { return hex.EncodeToString(h.Sum(nil)) }
+
+// workers reads pids by worker out of the metrics.
+func (g *running) workers(t *testing.T) map[string]int {
+	t.Helper()
+	pids := map[string]int{}
+	for _, m := range regexp.MustCompile(`xgw_worker_info\{core="[^"]*",pid="(\d+)",state="ready",worker="(\d+)"\} 1`).FindAllStringSubmatch(g.scrape(t), -1) {
+		pids[m[2]], _ = strconv.Atoi(m[1])
+	}
+	return pids
+}
+
+// A worker that is killed costs its own connections; new ones go to the others,
+// and it is back soon.
+func TestKilledWorker(t *testing.T) {
+	needRoot(t, "steers connections with BPF")
+	g := startGateway(t, startHere, "killed", t.TempDir(), gatewayYAML(t.TempDir(), "127.0.0.1:0", upstream(t), "workers: 2\n"))
+	pids := g.workers(t)
+	if len(pids) != 2 {
+		t.Fatalf("workers %v, want 2", pids)
+	}
+	url := "https://" + g.address + "/"
+
+	// Kept connections, at least one on each worker; each knows whose it is by being
+	// cut or not.
+	const kept = 24
+	clients := make([]*http.Client, kept)
+	for i := range clients {
+		clients[i] = client(false)
+		get(t, clients[i], url)
+	}
+	victim := pids["0"]
+	killed := time.Now()
+	if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+
+	// New connections are served at once, also before the worker is back.
+	for i := range 40 {
+		if err := exchange(client(i%2 == 0), "https://"+g.address, 0, 100, lab.BodyHash(100)); err != nil {
+			// The moment between death and its being noticed may cost a connection.
+			if time.Since(killed) > 100*time.Millisecond {
+				t.Errorf("new connection %v after the kill: %v", time.Since(killed), err)
+			}
+		}
+	}
+	for deadline := time.Now().Add(5 * time.Second); len(g.workers(t)) != 2; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("worker is not back after 5 s\n%s", g.log)
+		}
+	}
+	t.Logf("worker was back in %v", time.Since(killed))
+	again := g.workers(t)
+	if again["1"] != pids["1"] {
+		t.Error("the other worker was replaced too")
+	}
+	if again["0"] == victim {
+		t.Error("the killed worker has the same process")
+	}
+	if !strings.Contains(g.scrape(t), `xgw_worker_restarts_total{worker="0"} 1`) {
+		t.Error("the restart was not counted")
+	}
+	// Clients of the other worker go on over the connection they had; the others
+	// open a new one. Nobody sees an error.
+	for _, c := range clients {
+		get(t, c, url)
+	}
+}
+
+func get(t *testing.T, c *http.Client, url string) {
+	t.Helper()
+	r, err := c.Get(url)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	_, _ = io.Copy(io.Discard, r.Body) // or the connection is not kept
+	r.Body.Close()
+	if r.StatusCode != 200 {
+		t.Errorf("status %d", r.StatusCode)
+	}
+}
+
+// Workers have no rights, and keys are not in their reach.
+func TestWorkersHaveNoPrivileges(t *testing.T) {
+	needRoot(t, "changes the workers' user")
+	dir := t.TempDir()
+	g := startGateway(t, startHere, "privileges", dir, gatewayYAML(dir, "127.0.0.1:0", upstream(t), ""))
+	for worker, pid := range g.workers(t) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"CapEff:\t0000000000000000", "CapPrm:\t0000000000000000", "NoNewPrivs:\t1"} {
+			if !strings.Contains(string(status), want) {
+				t.Errorf("worker %s lacks %q:\n%s", worker, want, status)
+			}
+		}
+		if strings.Contains(string(status), "Uid:\t0") {
+			t.Errorf("worker %s runs as root", worker)
+		}
+		for _, link := range descriptors(t, pid) {
+			if strings.Contains(link, "bpf") || strings.Contains(link, dir) {
+				t.Errorf("worker %s holds %s", worker, link)
+			}
+		}
+		affinity, err := exec.Command("taskset", "-p", strconv.Itoa(pid)).Output()
+		if err == nil && !regexp.MustCompile(`mask: [1248]0*\n`).Match(affinity) {
+			t.Errorf("worker %s: affinity %s", worker, affinity)
+		}
+	}
+}
+
+func descriptors(t *testing.T, pid int) (links []string) {
+	t.Helper()
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	if err != nil || len(fds) == 0 {
+		t.Fatalf("descriptors of %d: %v", pid, err)
+	}
+	for _, fd := range fds {
+		link, _ := os.Readlink(fd)
+		links = append(links, link)
+	}
+	return links
+}
+
+// The supervisor is killed: the kernel plane counts on, workers serve on, and a new
+// supervisor takes over without anybody's help.
+func TestKilledSupervisor(t *testing.T) {
+	needRoot(t, "makes a lab")
+	l := mustLab(t, "xgwkill")
+	dir := t.TempDir()
+	ln, err := l.Listen(lab.Upstream, "tcp", "203.0.113.2:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: lab.NewUpstream()}
+	go server.Serve(ln)
+	t.Cleanup(func() { server.Close() })
+	inGateway := func(cmd *exec.Cmd) error { return l.Start(lab.Gateway, cmd) }
+	text := gatewayYAML(dir, ":443", "203.0.113.2:8080", "interfaces: [{name: edge0}]\n")
+	first := startGateway(t, inGateway, "xgwkill", dir, text)
+
+	c := client(false)
+	c.Transport.(*http.Transport).DialContext = l.DialFrom(lab.Client)
+	url := "https://" + lab.GatewayAddr.String() + "/"
+	var failures, served atomic.Int64
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { // new connections and kept ones by turns, all the while
+		for {
+			select {
+			case <-stop:
+				return
+			case <-time.After(2 * time.Millisecond):
+			}
+			if served.Load()%10 == 0 {
+				c.CloseIdleConnections()
+			}
+			r, err := c.Get(url)
+			if err != nil {
+				t.Log(err)
+				failures.Add(1)
+				continue
+			}
+			_, _ = io.Copy(io.Discard, r.Body) // or the connection is not kept
+			r.Body.Close()
+			served.Add(1)
+		}
+	})
+	time.Sleep(200 * time.Millisecond)
+	before := ingress(t, l, "xgwkill")
+	first.kill(t)
+
+	sent, err := l.Flood(context.Background(), lab.Flood{
+		Sources: netip.MustParsePrefix("10.66.0.0/24"), Target: netip.AddrPortFrom(lab.GatewayAddr, 9), Count: 500, Rate: 5000,
+	})
+	if err != nil || sent != 500 {
+		t.Fatalf("sent %d: %v", sent, err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	if after := ingress(t, l, "xgwkill"); after < before+500 {
+		t.Errorf("without supervisor: %d packets counted, were %d before 500 more", after, before)
+	}
+
+	second := startGateway(t, inGateway, "xgwkill", dir, text)
+	time.Sleep(300 * time.Millisecond)
+	close(stop)
+	wg.Wait()
+	if failures.Load() > 0 || served.Load() < 50 {
+		t.Errorf("a client: %d requests, %d failures", served.Load(), failures.Load())
+	}
+	get(t, newClientIn(l), url)
+	second.stop(t)
+	if s := ingressStatus(l, "xgwkill"); s != nil {
+		t.Error("still attached after a clean stop, though no operator attached it")
+	}
+}
+
+func newClientIn(l *lab.Lab) *http.Client {
+	c := client(true)
+	c.Transport.(*http.Transport).DialContext = l.DialFrom(lab.Client)
+	return c
+}
+
+func mustLab(t *testing.T, name string) *lab.Lab {
+	t.Helper()
+	l, err := lab.New(lab.Options{Name: name})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// ingressStatus runs `xgw status` in the gateway's namespace; nil when it fails.
+func ingressStatus(l *lab.Lab, instance string) *interfaceStatus {
+	cmd := exec.Command("/proc/self/exe", "--instance", instance, "status", "edge0", "--json")
+	out, err := (&inNamespace{l, cmd}).Output()
+	if err != nil {
+		return nil
+	}
+	return parseStatus(out)
+}
+
+func ingress(t *testing.T, l *lab.Lab, instance string) (packets uint64) {
+	t.Helper()
+	s := ingressStatus(l, instance)
+	if s == nil {
+		t.Fatal("xgw status failed")
+	}
+	for _, c := range s.Counts {
+		if c.Queue >= 0 {
+			packets += c.Packets
+		}
+	}
+	return packets
+}
