@@ -14,7 +14,7 @@ const volatile __u32 queue_rows = 1;
 /* Random at each load: makes the places of the sketch unpredictable to senders. */
 const volatile __u64 hash_seed = 0;
 
-#define MAX_WORKERS 256 /* slots of one listener's socket array */
+#define MAX_WORKERS 256	 /* slots of one listener's socket array */
 #define SKETCH_ROW 65536 /* buckets in each of the sketch's two rows */
 
 #endif

@@ -60,7 +60,7 @@ struct icmp_header {
 #define ICMP4_FRAG_NEEDED 4
 #define ICMP6_TOO_BIG 2
 #define ICMP6_ND_FIRST 133 /* router solicitation */
-#define ICMP6_ND_LAST 137 /* redirect */
+#define ICMP6_ND_LAST 137  /* redirect */
 
 struct packet {
 	__be32 source[4]; /* IPv4 in the first word */

@@ -17,24 +17,24 @@
  *   pass_*  the packet goes on to the network stack
  *   drop_*  the packet ends here
  */
-#define OUTCOMES(X)                                                            \
-	X(pass_tcp)		/* TCP that no rule and no limit stopped */    \
-	X(pass_udp)		/* UDP, likewise */                            \
-	X(pass_icmp)		/* ICMP and ICMPv6, likewise */                \
-	X(pass_other_ip)	/* any other protocol above IP */              \
-	X(pass_fragment)	/* a fragment after the first: has no ports */ \
-	X(pass_arp)		/* essential: ARP */                           \
-	X(pass_nd)		/* essential: IPv6 neighbour discovery */      \
-	X(pass_dhcp)		/* essential: DHCP replies to this host */     \
-	X(pass_ptb)		/* essential: "packet too big" messages */     \
-	X(pass_not_ip)		/* an ethertype that is not IP or ARP */       \
-	X(pass_deep_vlan)	/* more than two VLAN tags */                  \
-	X(pass_deep_ext)	/* more IPv6 extension headers than read */    \
-	X(drop_truncated)	/* the frame ends inside what it announces */  \
-	X(drop_malformed)	/* its headers contradict themselves */        \
-	X(drop_deny)		/* its source is in a denied prefix */         \
-	X(drop_queue_limit)	/* over the packet limit of its queue */       \
-	X(drop_source_syns)	/* a SYN over the SYN limit of its source */
+#define OUTCOMES(X)                                                        \
+	X(pass_tcp)	    /* TCP that no rule and no limit stopped */    \
+	X(pass_udp)	    /* UDP, likewise */                            \
+	X(pass_icmp)	    /* ICMP and ICMPv6, likewise */                \
+	X(pass_other_ip)    /* any other protocol above IP */              \
+	X(pass_fragment)    /* a fragment after the first: has no ports */ \
+	X(pass_arp)	    /* essential: ARP */                           \
+	X(pass_nd)	    /* essential: IPv6 neighbour discovery */      \
+	X(pass_dhcp)	    /* essential: DHCP replies to this host */     \
+	X(pass_ptb)	    /* essential: "packet too big" messages */     \
+	X(pass_not_ip)	    /* an ethertype that is not IP or ARP */       \
+	X(pass_deep_vlan)   /* more than two VLAN tags */                  \
+	X(pass_deep_ext)    /* more IPv6 extension headers than read */    \
+	X(drop_truncated)   /* the frame ends inside what it announces */  \
+	X(drop_malformed)   /* its headers contradict themselves */        \
+	X(drop_deny)	    /* its source is in a denied prefix */         \
+	X(drop_queue_limit) /* over the packet limit of its queue */       \
+	X(drop_source_syns) /* a SYN over the SYN limit of its source */
 
 enum outcome {
 #define X(name) OUTCOME_##name,

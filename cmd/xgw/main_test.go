@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -185,9 +184,4 @@ func inProcess(args ...string) (status int, out, errs string) {
 	var o, e bytes.Buffer
 	status = run(context.Background(), append([]string{"xgw"}, args...), &env{out: &o, err: &e})
 	return status, o.String(), e.String()
-}
-
-func port(address string) string {
-	_, p, _ := net.SplitHostPort(address)
-	return p
 }
