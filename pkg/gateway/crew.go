@@ -71,11 +71,11 @@ func (c *crew) keep(ctx context.Context, slot int, ready chan<- error) {
 			}
 		})
 		slab.Set(zone.GaugeState, uint64(zone.StateDead))
-		if ctx.Err() != nil {
+		if ready != nil {
+			ready <- errors.Join(ctx.Err(), fmt.Errorf("worker %d did not start: %w", slot, err))
 			return
 		}
-		if ready != nil {
-			ready <- fmt.Errorf("worker %d did not start: %w", slot, err)
+		if ctx.Err() != nil {
 			return
 		}
 		if time.Since(began) > steadyAfter {
@@ -121,6 +121,9 @@ func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
 	c.dismiss(slot)
 	p.control.close()
 	<-done
+	if p.refused != nil {
+		return fmt.Errorf("it refused its configuration: %w", p.refused)
+	}
 	if err == nil {
 		err = errors.New("exited with status 0")
 	}
@@ -152,7 +155,8 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 			c.admit(slot, p)
 			applied()
 		case kindRefused:
-			c.log.Error("worker refused the configuration", "worker", slot, "error", m.Error)
+			p.refused = errors.New(m.Error)
+			return
 		}
 	}
 }

@@ -30,6 +30,7 @@ const nobody = 65534
 type process struct {
 	cmd     *exec.Cmd
 	control *control
+	refused error // why it did not take its first configuration; settled when converse ends
 }
 
 // start executes this very binary as a worker on the core (-1: on any). The

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/lab"
+)
+
+// xgwIn runs a command line of this program in the gateway's namespace.
+func xgwIn(t *testing.T, l *lab.Lab, args ...string) (out string, err error) {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", args...)
+	var both bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &both, &both
+	if err := l.Start(lab.Gateway, cmd); err != nil {
+		t.Fatal(err)
+	}
+	err = cmd.Wait()
+	return both.String(), err
+}
+
+func mustXGW(t *testing.T, l *lab.Lab, args ...string) string {
+	t.Helper()
+	out, err := xgwIn(t, l, args...)
+	if err != nil {
+		t.Fatalf("xgw %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// What an operator does first: attach, look with bpftool, run, stop, detach.
+func TestAttachByHand(t *testing.T) {
+	needRoot(t, "makes a lab")
+	const instance = "byhand"
+	l := mustLab(t, "xgwhand")
+	t.Cleanup(func() { _, _ = xgwIn(t, l, "--instance", instance, "detach", "edge0") })
+
+	if out := mustXGW(t, l, "--instance", instance, "status"); !strings.Contains(out, "nothing is attached") {
+		t.Errorf("status of nothing: %s", out)
+	}
+	if out := mustXGW(t, l, "--instance", instance, "attach", "edge0"); !strings.Contains(out, "native mode") {
+		t.Errorf("attach said: %s", out)
+	}
+	if out, err := xgwIn(t, l, "--instance", instance, "attach", "edge0"); err == nil || !strings.Contains(out, "already attached") {
+		t.Errorf("second attach: %v, %s", err, out)
+	}
+
+	// As many packets as the interface itself received, and as were sent.
+	before, err := l.Counters(lab.Gateway, lab.EdgeInterface)
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := ingress(t, l, instance)
+	sent, err := l.Flood(context.Background(), lab.Flood{
+		Sources: netip.MustParsePrefix("10.66.0.0/24"), Target: netip.AddrPortFrom(lab.GatewayAddr, 443), Count: 3000, Rate: 20000,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(200 * time.Millisecond)
+	after, err := l.Counters(lab.Gateway, lab.EdgeInterface)
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted = ingress(t, l, instance) - counted
+	if received := after.RxPackets - before.RxPackets; counted != received || counted != uint64(sent) {
+		t.Errorf("sent %d packets, the interface received %d, %d were counted", sent, received, counted)
+	}
+	checkBpftool(t, instance, ingress(t, l, instance))
+
+	// A gateway adopts what is attached, counts included, and leaves it at its end.
+	ln, err := l.Listen(lab.Upstream, "tcp", "203.0.113.2:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: lab.NewUpstream()}
+	go server.Serve(ln)
+	t.Cleanup(func() { server.Close() })
+	dir := t.TempDir()
+	g := startGateway(t, func(cmd *exec.Cmd) error { return l.Start(lab.Gateway, cmd) }, instance, dir,
+		gatewayYAML(dir, ":443", "203.0.113.2:8080", "interfaces: [{name: edge0}]\n"))
+	get(t, newClientIn(l), "https://"+lab.GatewayAddr.String()+"/")
+	get(t, newClientIn(l), "https://["+lab.GatewayAddr6.String()+"]/")
+	g.stop(t)
+	if now := ingress(t, l, instance); now <= counted {
+		t.Errorf("%d packets counted after the gateway's run, %d before: counts were lost, or nothing is attached", now, counted)
+	}
+	mustXGW(t, l, "--instance", instance, "detach", "edge0")
+	if _, err := os.Stat("/sys/fs/bpf/xgw-" + instance); err == nil {
+		t.Error("pins are left after detach")
+	}
+	if out, err := xgwIn(t, l, "--instance", instance, "detach", "edge0"); err == nil || !strings.Contains(out, "not attached") {
+		t.Errorf("second detach: %v, %s", err, out)
+	}
+}
+
+// checkBpftool reads the pinned map as an operator would: named fields, whose sum is
+// the number of packets.
+func checkBpftool(t *testing.T, instance string, want uint64) {
+	t.Helper()
+	out, err := exec.Command(tool(t, "bpftool"), "-j", "map", "dump", "pinned", "/sys/fs/bpf/xgw-"+instance+"/edge0/ingress_counts").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []struct {
+		Formatted struct {
+			Values []struct {
+				Value map[string]struct{ Packets uint64 }
+			}
+		}
+	}
+	if err := json.Unmarshal(out, &rows); err != nil {
+		t.Fatal(err)
+	}
+	sum := uint64(0)
+	for _, r := range rows {
+		for _, cpu := range r.Formatted.Values {
+			if _, ok := cpu.Value["pass_tcp"]; !ok {
+				t.Fatalf("bpftool shows no field pass_tcp: %v", cpu.Value)
+			}
+			for _, c := range cpu.Value {
+				sum += c.Packets
+			}
+		}
+	}
+	if sum != want {
+		t.Errorf("bpftool's fields add up to %d packets, want %d", sum, want)
+	}
+}
