@@ -31,6 +31,8 @@ const (
 // supervisor, configuration over the control socket, then serving. It returns
 // when told to stop, or some time after the supervisor is gone.
 func RunWorker(slot int, log *slog.Logger) error {
+	// For ps and top: it was executed as /proc/self/exe. At most 15 bytes are kept.
+	_ = os.WriteFile("/proc/self/comm", fmt.Appendf(nil, "xgw-worker-%d", slot), 0)
 	// It holds keys: no core dump, and no other process of its user may look in.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("worker %d: set not dumpable: %w", slot, err)
