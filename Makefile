@@ -65,13 +65,14 @@ go-test:
 	$(GO) test -json -count=1 -p 1 -timeout 20m $(TESTFLAGS) $(PKG) | $(GO) run ./vmtest/testsum $(if $(COUNTS),-counts $(COUNTS))
 
 .PHONY: lint
-lint: ## gofmt, golangci-lint (with the import arrows), clang-format, shell syntax
-	@test -z "$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go' 2>/dev/null || find . -name '*.go'))" || { gofmt -d $$(find . -name '*.go'); exit 1; }
-	$(LINT) run $(PKG)
-	@if command -v $(CLANG_FORMAT) >/dev/null; then \
-		$(CLANG_FORMAT) --dry-run -Werror $(C_FILES); \
-	else echo 'lint: $(CLANG_FORMAT) is not installed: the C code was not looked at'; fi
-	@for script in deploy/*.sh vmtest/run .ci/run; do bash -n "$$script"; done
+lint: ## golangci-lint (gofmt, vet, the import arrows), clang-format, shell syntax
+	@bad=0; \
+	$(LINT) run $(PKG) || bad=1; \
+	if command -v $(CLANG_FORMAT) >/dev/null; then \
+		$(CLANG_FORMAT) --dry-run -Werror $(C_FILES) || bad=1; \
+	else echo 'lint: $(CLANG_FORMAT) is not installed: the C code was not looked at'; fi; \
+	for script in deploy/*.sh vmtest/run vmtest/guest .ci/run; do bash -n "$$script" || bad=1; done; \
+	exit $$bad
 
 .PHONY: format
 format: ## lay out Go and C code

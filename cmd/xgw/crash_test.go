@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/lab"
 )
 
@@ -258,14 +260,15 @@ func ingressStatus(l *lab.Lab, instance string) *interfaceStatus {
 	return parseStatus(out)
 }
 
-func ingress(t *testing.T, l *lab.Lab, instance string) (packets uint64) {
+// ingress sums packets received, of the given reasons or of all.
+func ingress(t *testing.T, l *lab.Lab, instance string, reasons ...string) (packets uint64) {
 	t.Helper()
 	s := ingressStatus(l, instance)
 	if s == nil {
 		t.Fatal("xgw status failed")
 	}
 	for _, c := range s.Counts {
-		if c.Queue >= 0 {
+		if c.Queue != datapath.All && (len(reasons) == 0 || slices.Contains(reasons, c.Reason)) {
 			packets += c.Packets
 		}
 	}

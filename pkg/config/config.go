@@ -142,14 +142,14 @@ func Load(path string) (*Config, error) {
 }
 
 // Parse reads the text of both files; path is for messages and for relative paths
-// in the text. Its error joins an *Error for each fault.
+// in the text. Its error joins an *Error for each fault, in the order of the text.
 func Parse(path string, text, buffersText []byte) (*Config, error) {
 	c := &Config{Path: path}
 	d := &decoder{file: path}
 	d.document(gateway(c), text)
 	b := &decoder{file: buffersPath(path)}
 	b.lines(buffers(&c.Buffers), buffersText)
-	if err := errors.Join(append(d.errs, b.errs...)...); err != nil {
+	if err := errors.Join(append(d.faults(), b.faults()...)...); err != nil {
 		return nil, err
 	}
 	return c, nil

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -19,7 +20,7 @@ const maxFaults = 100
 // decoder collects faults while it walks one file.
 type decoder struct {
 	file string
-	errs []error
+	errs []*Error
 	// later holds checks across the file, which run when all of it has been read.
 	later []func()
 }
@@ -34,11 +35,25 @@ func (d *decoder) fail(n *yaml.Node, format string, args ...any) {
 	}
 }
 
+// faults are in the order of the text; those of the same place in that of reading.
+func (d *decoder) faults() []error {
+	out := make([]error, len(d.errs))
+	slices.SortStableFunc(d.errs, func(a, b *Error) int {
+		return cmp.Or(cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	for i, e := range d.errs {
+		out[i] = e
+	}
+	return out
+}
+
 // reader takes a value from its node. where names the value in messages.
 type reader interface {
 	read(d *decoder, n *yaml.Node, where string)
 	// absent fills in what holds when the value is not in the file.
 	absent(d *decoder)
+	// wanted says what may stand here.
+	wanted() string
 }
 
 // row is one key of a mapping.
@@ -68,7 +83,7 @@ type found struct {
 	node   *yaml.Node
 	where  string
 	values map[string]*yaml.Node // of known keys, by key
-	faulty map[string]bool       // known keys in whose value something is wrong
+	faulty map[string]bool       // known keys whose value is wrong, or that are misspelt
 }
 
 // fail says what is wrong at a key's value, or at the mapping when the key is absent.
@@ -82,7 +97,7 @@ func (f *found) fail(key, format string, args ...any) {
 
 func (m mapping) read(d *decoder, n *yaml.Node, where string) {
 	if n.Kind != yaml.MappingNode || !coreTag(n) {
-		d.fail(n, "%swant keys and values, such as `%s: …`", prefix(where), m.rows[0].key)
+		d.fail(n, "%swant %s", prefix(where), m.wanted())
 		return
 	}
 	f := &found{d: d, node: n, where: where, values: map[string]*yaml.Node{}, faulty: map[string]bool{}}
@@ -94,18 +109,22 @@ func (m mapping) read(d *decoder, n *yaml.Node, where string) {
 		r := m.row(key)
 		switch {
 		case r == nil:
-			d.fail(key, "%s: unknown key%s", join(where, plain(key.Value)), suggestion(key.Value, m.rows))
+			meant, hint := suggestion(key.Value, m.rows)
+			f.faulty[meant] = true
+			d.fail(key, "%s: unknown key%s", join(where, plain(key.Value)), hint)
 		case twice:
 			d.fail(key, "%s: given before, on line %d", join(where, key.Value), line)
 		default:
 			before := len(d.errs)
 			f.values[r.key] = value
 			readValue(d, r.reader(), value, join(where, r.key))
-			f.faulty[r.key] = len(d.errs) > before
+			f.faulty[r.key] = f.faulty[r.key] || len(d.errs) > before
 		}
 	}
 	m.complete(f)
 }
+
+func (m mapping) wanted() string { return "keys and values, such as `" + m.rows[0].key + ": …`" }
 
 // row finds the row of a key; nil when there is none.
 func (m mapping) row(key *yaml.Node) *row {
@@ -129,11 +148,12 @@ func (m mapping) complete(f *found) {
 		if _, there := f.values[r.key]; there {
 			continue
 		}
-		if r.initial == required && f.values != nil {
-			f.d.fail(f.node, "%s%s is missing", prefix(f.where), r.key)
+		value := r.reader()
+		if r.initial == required && f.values != nil && !f.faulty[r.key] {
+			f.d.fail(f.node, "%s%s is missing: want %s", prefix(f.where), r.key, value.wanted())
 			f.faulty[r.key] = true
 		}
-		r.reader().absent(f.d)
+		value.absent(f.d)
 	}
 	if m.check != nil {
 		m.check(f)
@@ -147,7 +167,7 @@ func (r row) reader() reader {
 		return r.value
 	}
 	s.initial = r.initial
-	if s.example == "" {
+	if s.example == "" && !s.closed {
 		s.example = r.initial
 	}
 	return s
@@ -157,16 +177,19 @@ func (r row) reader() reader {
 type list struct {
 	least, most int  // items; most 0: no bound
 	one         bool // absent means one item, all of it defaults
+	example     string
 	item        func() reader
 }
 
+func (l list) wanted() string { return "a list, such as `- " + l.example + "`" }
+
 func (l list) read(d *decoder, n *yaml.Node, where string) {
 	if n.Kind != yaml.SequenceNode || !coreTag(n) {
-		d.fail(n, "%s: want a list: each item on a line of its own, after a dash", where)
+		d.fail(n, "%s: want %s", where, l.wanted())
 		return
 	}
 	if len(n.Content) < l.least {
-		d.fail(n, "%s: want at least %d", where, l.least)
+		d.fail(n, "%s: want at least %d, such as `- %s`", where, l.least, l.example)
 	}
 	for i, v := range n.Content {
 		if l.most > 0 && i == l.most {
@@ -187,6 +210,7 @@ func (l list) absent(d *decoder) {
 type scalar struct {
 	want    string // what may stand here, in words
 	example string // without one, the default is it
+	closed  bool   // want lists all there is: no example
 	initial string // default; "" for none
 	// set takes the text. Its error is errWant or what to say instead.
 	set func(string) error
@@ -197,7 +221,7 @@ var errWant = errors.New("not what is wanted")
 
 func (s scalar) read(d *decoder, n *yaml.Node, where string) {
 	if n.Kind != yaml.ScalarNode || n.ShortTag() == "!!null" {
-		d.fail(n, "%s: want %s%s", where, s.want, s.such())
+		d.fail(n, "%s: want %s", where, s.wanted())
 		return
 	}
 	if !coreTag(n) {
@@ -206,17 +230,17 @@ func (s scalar) read(d *decoder, n *yaml.Node, where string) {
 	}
 	switch err := s.set(n.Value); {
 	case errors.Is(err, errWant):
-		d.fail(n, "%s: %s: want %s%s", where, quote(n.Value), s.want, s.such())
+		d.fail(n, "%s: %s: want %s", where, quote(n.Value), s.wanted())
 	case err != nil:
 		d.fail(n, "%s: %s: %v", where, quote(n.Value), err)
 	}
 }
 
-func (s scalar) such() string {
+func (s scalar) wanted() string {
 	if s.example == "" {
-		return ""
+		return s.want
 	}
-	return ", such as " + s.example
+	return s.want + ", such as " + s.example
 }
 
 func (s scalar) absent(d *decoder) {
@@ -280,8 +304,9 @@ func plain(s string) string {
 	return s
 }
 
-// suggestion is the known key nearest to what was written, or all when none is near.
-func suggestion(key string, rows []row) string {
+// suggestion finds the known key nearest to what was written, if any is near, and
+// says so; else it lists all.
+func suggestion(key string, rows []row) (meant, hint string) {
 	known := make([]string, len(rows))
 	for i, r := range rows {
 		known[i] = r.key
@@ -293,9 +318,9 @@ func suggestion(key string, rows []row) string {
 		}
 	}
 	if best == "" {
-		return "; known are " + strings.Join(known, ", ")
+		return "", "; known are " + strings.Join(known, ", ")
 	}
-	return fmt.Sprintf("; did you mean %q?", best)
+	return best, fmt.Sprintf("; did you mean %q?", best)
 }
 
 // editDistance is Levenshtein's over bytes, two neighbours that changed places

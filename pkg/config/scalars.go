@@ -46,11 +46,13 @@ func added(dst *[]string, make func(*string) scalar) func() reader {
 }
 
 func oneOf(dst *string, words ...string) scalar {
-	return text(dst, strings.Join(words, " or "), "", func(s string) bool { return slices.Contains(words, s) })
+	s := text(dst, strings.Join(words, " or "), "", func(s string) bool { return slices.Contains(words, s) })
+	s.closed = true
+	return s
 }
 
 func boolean(dst *bool) scalar {
-	return scalar{want: "true or false", set: func(s string) error {
+	return scalar{want: "true or false", closed: true, set: func(s string) error {
 		if s != "true" && s != "false" {
 			return errWant
 		}
@@ -270,7 +272,7 @@ func prefixes(dst *[]netip.Prefix) func() reader {
 
 // urlPath is the beginning of a path.
 func urlPath(dst *string) scalar {
-	return text(dst, "the beginning of a path", "", func(s string) bool {
+	return text(dst, "the beginning of a path", "/v1", func(s string) bool {
 		return strings.HasPrefix(s, "/") && !strings.ContainsFunc(s, func(r rune) bool {
 			return r <= ' ' || r > '~' || r == '?' || r == '#'
 		})
@@ -294,7 +296,11 @@ func file(dst *string, gateway string) scalar {
 // absolute is a path from the root; words may stand in its place.
 func absolute(dst *string, words ...string) scalar {
 	want := strings.Join(append([]string{"a path from the root"}, words...), " or ")
-	return text(dst, want, "", func(s string) bool {
+	example := ""
+	if len(words) > 0 {
+		example = "/var/log/gateway/access.log"
+	}
+	return text(dst, want, example, func(s string) bool {
 		return slices.Contains(words, s) || filepath.IsAbs(s) && !strings.ContainsRune(s, 0)
 	})
 }

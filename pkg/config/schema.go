@@ -3,27 +3,16 @@
 package config
 
 import (
-	"bytes"
-	"errors"
-	"io"
-	"regexp"
-	"strconv"
-	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 )
-
-// maxText bounds a file, in bytes; a longer one is a mistake.
-const maxText = 64 << 20
 
 // gateway is the whole of gateway.yaml.
 func gateway(c *Config) mapping {
 	return mapping{check: across, rows: []row{
-		{"interfaces", none, list{item: func() reader { return interfaceRow(c) }}},
-		{"deny", none, list{item: prefixes(&c.Deny)}},
-		{"packet_limits", none, list{item: func() reader { return packetLimit(c) }}},
-		{"listeners", none, list{least: 1, most: 1, one: true, item: func() reader { return listener(c) }}},
+		{"interfaces", none, list{example: "name: eth0", item: func() reader { return interfaceRow(c) }}},
+		{"deny", none, list{example: "192.0.2.0/24", item: prefixes(&c.Deny)}},
+		{"packet_limits", none, list{example: "name: syns", item: func() reader { return packetLimit(c) }}},
+		{"listeners", none, list{example: "address: :443", least: 1, most: 1, one: true, item: func() reader { return listener(c) }}},
 		{"telemetry", none, mapping{rows: []row{
 			{"address", "127.0.0.1:9090", listenAddress(&c.Telemetry.Address)},
 		}}},
@@ -33,8 +22,8 @@ func gateway(c *Config) mapping {
 		{"worker_connections", "16384", whole(&c.Connections, 1, 1<<20)},
 		{"timeouts", none, timeouts(&c.Timeouts)},
 		{"limits", none, requestSizes(&c.Limits)},
-		{"routes", required, list{least: 1, item: func() reader { return route(c) }}},
-		{"upstreams", required, list{least: 1, item: func() reader { return upstream(c) }}},
+		{"routes", required, list{example: "{name: api, upstream: app}", least: 1, item: func() reader { return route(c) }}},
+		{"upstreams", required, list{example: `{name: app, servers: ["127.0.0.1:8080"]}`, least: 1, item: func() reader { return upstream(c) }}},
 		{"log", none, mapping{rows: []row{
 			{"access", "-", absolute(&c.Log.Access, "-", "off")},
 		}}},
@@ -110,7 +99,7 @@ func listener(c *Config) mapping {
 			{"address", ":443", listenAddress(&l.Address)},
 			{"certificate", none, file(&l.Certificate, c.Path)},
 			{"key", none, file(&l.Key, c.Path)},
-			{"server_names", none, list{item: added(&l.ServerNames, certificateName)}},
+			{"server_names", none, list{example: "gateway.example.com", item: added(&l.ServerNames, certificateName)}},
 			{"min_version", "1.3", oneOf(&l.MinVersion, "1.3", "1.2")},
 		},
 		check: func(f *found) {
@@ -205,7 +194,8 @@ func refer(f *found, c *Config, upstream string) {
 		}
 	}
 	if upstream != "" && len(known) > 0 {
-		f.fail("upstream", "there is no upstream %s%s", upstream, suggestion(upstream, known))
+		_, hint := suggestion(upstream, known)
+		f.fail("upstream", "there is no upstream %s%s", upstream, hint)
 	}
 }
 
@@ -214,7 +204,7 @@ func upstream(c *Config) mapping {
 	return mapping{
 		rows: []row{
 			{"name", required, label(&u.Name)},
-			{"servers", required, list{least: 1, item: added(&u.Servers, serverAddress)}},
+			{"servers", required, list{example: `"127.0.0.1:8080"`, least: 1, item: added(&u.Servers, serverAddress)}},
 			{"connect_timeout", "2s", duration(&u.ConnectTimeout, time.Millisecond, time.Minute)},
 			{"header_timeout", "5s", duration(&u.HeaderTimeout, time.Millisecond, time.Hour)},
 			{"idle_timeout", "60s", duration(&u.IdleTimeout, time.Second, time.Hour)},
@@ -238,69 +228,4 @@ func buffers(b *Buffers) mapping {
 		{"shared_memory_zone", "128m", size(&b.SharedMemoryZone, 1<<20, 64<<30)},
 		{"access_ring", "1m", size(&b.AccessRing, 64<<10, 1<<30)},
 	}}
-}
-
-// syntaxError is how the YAML parser says where.
-var syntaxError = regexp.MustCompile(`^yaml: (?:line (\d+): )?(.*)$`)
-
-// document reads the text of gateway.yaml by the table.
-func (d *decoder) document(m mapping, b []byte) {
-	if len(b) > maxText {
-		d.fail(&yaml.Node{Line: 1, Column: 1}, "%d bytes; at most %d are read", len(b), maxText)
-		return
-	}
-	root := &yaml.Node{Kind: yaml.MappingNode, Line: 1, Column: 1}
-	var doc, second yaml.Node
-	documents := yaml.NewDecoder(bytes.NewReader(b))
-	err := documents.Decode(&doc)
-	if err == nil {
-		root = doc.Content[0]
-		err = documents.Decode(&second)
-	}
-	switch {
-	case err == nil:
-		d.fail(&second, "a second document begins: one is read")
-		return
-	case !errors.Is(err, io.EOF):
-		d.syntax(err)
-		return
-	}
-	m.read(d, root, "")
-}
-
-func (d *decoder) syntax(err error) {
-	at, msg := &yaml.Node{Line: 1, Column: 1}, err.Error()
-	if m := syntaxError.FindStringSubmatch(msg); m != nil {
-		msg = m[2]
-		if n, err := strconv.Atoi(m[1]); err == nil {
-			at.Line = max(n, 1)
-		}
-	}
-	d.fail(at, "not YAML: %s", msg)
-}
-
-// lines reads `key value` lines by the table; # begins a comment.
-func (d *decoder) lines(m mapping, b []byte) {
-	root := &yaml.Node{Kind: yaml.MappingNode, Line: 1, Column: 1}
-	n := 0
-	for line := range strings.Lines(string(b[:min(len(b), maxText)])) {
-		n++
-		line, _, _ = strings.Cut(strings.TrimRight(line, "\r\n"), "#")
-		key, value, _ := strings.Cut(strings.TrimLeft(line, " \t"), " ")
-		if tab := strings.IndexByte(key, '\t'); tab >= 0 {
-			key, value = key[:tab], key[tab+1:]+" "+value
-		}
-		value = strings.TrimSpace(value)
-		if key == "" {
-			continue
-		}
-		column := 1 + strings.Index(line, key)
-		k := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: key, Line: n, Column: column}
-		v := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: value, Line: n, Column: column + len(key) + 1}
-		if value == "" {
-			v.Tag, v.Column = "!!null", column
-		}
-		root.Content = append(root.Content, k, v)
-	}
-	m.read(d, root, "")
 }

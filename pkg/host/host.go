@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package host reads the machine and changes nothing: kernel, cores, and what a
-// network interface is.
+// Package host reads the machine and changes nothing: kernel, cores, limits, and
+// what a network interface is. Where something is read from /proc or /sys, the root
+// of the tree is a parameter, so that another machine can be a folder of a test.
 package host
 
 import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
-	"github.com/safchain/ethtool"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +33,8 @@ func ReadKernel() (Kernel, error) {
 	return Kernel{Release: unix.ByteSliceToString(u.Release[:]), Machine: unix.ByteSliceToString(u.Machine[:])}, nil
 }
 
-// AllowedCores lists the CPUs that this process may run on, in order.
+// AllowedCores lists the CPUs that this thread may run on, in order: those of the
+// process unless somebody pinned the thread. CPUs from 1024 on are not seen.
 func AllowedCores() ([]int, error) {
 	var set unix.CPUSet
 	if err := unix.SchedGetaffinity(0, &set); err != nil {
@@ -47,30 +49,58 @@ func AllowedCores() ([]int, error) {
 	return cores, nil
 }
 
-// Backlog reads net.core.somaxconn, which bounds each listening queue. root is /.
+// Backlog reads net.core.somaxconn, the bound of each listening queue, in
+// connections. root is / on a real machine.
 func Backlog(root string) (int, error) {
-	path := filepath.Join(root, "proc/sys/net/core/somaxconn")
-	text, err := os.ReadFile(path)
+	n, err := readNumber(filepath.Join(root, "proc/sys/net/core/somaxconn"))
 	if err != nil {
 		return 0, fmt.Errorf("read backlog limit: %w", err)
-	}
-	var n int
-	if _, err := fmt.Sscanf(strings.TrimSpace(string(text)), "%d", &n); err != nil {
-		return 0, fmt.Errorf("read backlog limit: %s holds %q: %w", path, text, err)
 	}
 	return n, nil
 }
 
-// Driver is the name of an interface's driver; "" when it does not say.
-func Driver(name string) string {
-	e, err := ethtool.NewEthtool()
+// readNumber reads a file that holds one whole number, not below 0.
+func readNumber(path string) (int, error) {
+	text, err := os.ReadFile(path)
 	if err != nil {
-		return ""
+		return 0, err
 	}
-	defer e.Close()
-	driver, err := e.DriverName(name)
+	n, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 31)
 	if err != nil {
-		return ""
+		return 0, fmt.Errorf("%s holds %.20q: want a number", path, text)
 	}
-	return driver
+	return int(n), nil
+}
+
+// OpenFiles is the limit of descriptors of this process, RLIMIT_NOFILE.
+type OpenFiles struct{ Soft, Hard uint64 }
+
+// ReadOpenFiles asks the running kernel. A Go program's soft limit is its hard one
+// from the start on: the runtime raises it.
+func ReadOpenFiles() (OpenFiles, error) {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		return OpenFiles{}, fmt.Errorf("read limit of open files: %w", err)
+	}
+	return OpenFiles{Soft: r.Cur, Hard: r.Max}, nil
+}
+
+// reservedFiles are those a worker needs besides its connections: the zone, sockets,
+// logs, the runtime's own.
+const reservedFiles = 64
+
+// Lack says what to change when the limit is too low for so many connections, of
+// clients and to upstreams together; "" when it is enough. It is no reason not to
+// start: connections that find no descriptor wait in the listening queue.
+func (o OpenFiles) Lack(connections uint64) string {
+	need := connections + reservedFiles
+	switch {
+	case o.Soft >= need:
+		return ""
+	case o.Hard >= need:
+		return fmt.Sprintf("%d open files are allowed, %d connections may need %d: raise the soft limit, the hard one of %d allows it: `ulimit -n %d`",
+			o.Soft, connections, need, o.Hard, need)
+	}
+	return fmt.Sprintf("%d open files are allowed, %d connections may need %d: set LimitNOFILE=%d in the unit, or lower worker_connections",
+		o.Soft, connections, need, need)
 }

@@ -5,9 +5,6 @@
 package ledger
 
 import (
-	"errors"
-	"fmt"
-
 	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -20,7 +17,7 @@ type Sources struct {
 	Zone       *zone.Zone
 	Kernel     host.Kernel
 	Version    string
-	// LostLines counts access log lines that the writer refused: disk full, other.
+	// LostLines counts access log lines that the writer refused; nil for none.
 	LostLines func() (diskFull, other uint64)
 }
 
@@ -39,19 +36,45 @@ type Listener struct {
 }
 
 // Snapshot is everything at one moment. Its slices are used again by the next
-// Ledger.Read into it.
+// Ledger.Snapshot into it.
 type Snapshot struct {
 	Interfaces []InterfaceCounts
 	Listeners  []ListenerCounts
 	Workers    []WorkerCounts
 	Routes     []RouteCounts
 	Upstreams  []UpstreamCounts
-	Requests   []uint64 // by zone.RequestOutcome, all workers
+	Requests   []uint64       // by zone.RequestOutcome, all workers
+	Handshakes zone.Histogram // durations, all workers
 	ZoneBytes  int64
 	Generation uint64
-	Heartbeat  int64 // CLOCK_MONOTONIC, ns
-	LostFull   uint64
-	LostOther  uint64
+	Heartbeat  int64  // CLOCK_MONOTONIC, ns
+	LostFull   uint64 // access log lines, disk full
+	LostOther  uint64 // access log lines, any other cause
+
+	Sums        Sums
+	Unexplained Unexplained
+}
+
+// Sums are totals of the snapshot that holds them.
+type Sums struct {
+	// Packets received on all interfaces, and their bytes, by verdict.
+	PacketsPassed, PacketsDropped uint64
+	BytesPassed, BytesDropped     uint64
+	// Client connections of all workers. Rejected ones are not among the accepted.
+	Accepted, Closed, Rejected, Open uint64
+	// Exchanges that ended, once by the status sent and once by outcome, and those
+	// under way.
+	Statuses, Outcomes, UnderWay uint64
+}
+
+// Unexplained are the differences that should not be. Workers count on while they
+// are read, so small ones come and go under load; at rest each is 0.
+type Unexplained struct {
+	// Requests: exchanges counted by status less those counted by outcome.
+	Requests int64
+	// Connections accepted that are neither closed nor open: those of a worker that
+	// died, whose end nobody counted.
+	Connections int64
 }
 
 // InterfaceCounts are one interface's.
@@ -81,7 +104,7 @@ type WorkerCounts struct {
 	HandshakeDuration    zone.Histogram
 }
 
-// Counter reads one of the worker's plain counters.
+// Counter is one of the worker's plain counters.
 func (w *WorkerCounts) Counter(c zone.Counter) uint64 { return w.Counters[c] }
 
 // RouteCounts are one route's, over all workers.
@@ -98,148 +121,26 @@ type UpstreamCounts struct {
 	Duration zone.Histogram
 }
 
-// Unexplained is how many exchanges were counted by route and not by outcome, or
-// the other way round: 0 at rest.
-func (s *Snapshot) Unexplained() int64 {
-	n := int64(0)
-	for _, r := range s.Routes {
-		for _, c := range r.Classes {
-			n += int64(c)
-		}
-	}
-	for _, c := range s.Requests {
-		n -= int64(c)
-	}
-	return n
-}
-
 // Ledger reads its sources. It is not safe for concurrent use.
 type Ledger struct {
 	sources Sources
 	scratch zone.Histogram
+	// Names of the zone's slots, which keep them for its life; the overflow slot, the
+	// last one, is not in them.
+	routes, upstreams []string
+
+	requestOutcomes   []zone.RequestOutcome
+	handshakeOutcomes []zone.HandshakeOutcome
+	upstreamOutcomes  []zone.UpstreamOutcome
 }
 
-// New makes a ledger over the sources, which stay the caller's.
-func New(s Sources) *Ledger { return &Ledger{sources: s} }
+// New makes a ledger over the sources, which stay the caller's and must stay open.
+func New(s Sources) *Ledger {
+	return &Ledger{
+		sources: s, requestOutcomes: zone.RequestOutcomes(), handshakeOutcomes: zone.HandshakeOutcomes(),
+		upstreamOutcomes: zone.UpstreamOutcomes(),
+	}
+}
 
 // Sources are what the ledger was made of.
 func (l *Ledger) Sources() *Sources { return &l.sources }
-
-// resize gives a slice n elements and keeps those it had, for their buffers.
-func resize[T any](s []T, n int) []T {
-	for cap(s) < n {
-		s = append(s[:cap(s)], *new(T))
-	}
-	return s[:n]
-}
-
-// Read fills the snapshot. An interface that cannot be read is in the error; the
-// rest is filled all the same.
-func (l *Ledger) Read(s *Snapshot) error {
-	var errs []error
-	s.Interfaces = resize(s.Interfaces, len(l.sources.Interfaces))
-	for i, in := range l.sources.Interfaces {
-		out := &s.Interfaces[i]
-		out.Name, out.Driver, out.Status = in.Name, in.Driver, in.Status()
-		if err := in.Counters(&out.Counters); err != nil {
-			errs = append(errs, fmt.Errorf("read ledger: %w", err))
-		}
-	}
-	s.Listeners = resize(s.Listeners, len(l.sources.Listeners))
-	for i, in := range l.sources.Listeners {
-		out := &s.Listeners[i]
-		out.Address = in.Address
-		out.SteerCounts, out.Steered = in.Counts()
-	}
-	l.readZone(s)
-	if l.sources.LostLines != nil {
-		s.LostFull, s.LostOther = l.sources.LostLines()
-	}
-	return errors.Join(errs...)
-}
-
-func (l *Ledger) readZone(s *Snapshot) {
-	z := l.sources.Zone
-	s.ZoneBytes, s.Generation, s.Heartbeat = z.Size(), z.Generation(), z.Heartbeat()
-	s.Workers = resize(s.Workers, z.Workers())
-	s.Requests = resize(s.Requests, len(zone.RequestOutcomes()))
-	clear(s.Requests)
-	for i := range s.Workers {
-		slab := z.Worker(i)
-		readWorker(slab, &s.Workers[i])
-		for _, o := range zone.RequestOutcomes() {
-			s.Requests[o] += slab.LoadRequest(o)
-		}
-	}
-	l.readRoutes(s, z)
-	l.readUpstreams(s, z)
-}
-
-func readWorker(slab *zone.Slab, w *WorkerCounts) {
-	w.PID = int(slab.LoadGauge(zone.GaugePID))
-	w.Core = int(slab.LoadGauge(zone.GaugeCore)) - 1
-	w.State = zone.State(slab.LoadGauge(zone.GaugeState))
-	w.Restarts = slab.LoadGauge(zone.GaugeRestarts)
-	w.Generation = slab.LoadGauge(zone.GaugeGeneration)
-	w.Connections = slab.LoadGauge(zone.GaugeConnections)
-	w.InFlight = slab.LoadGauge(zone.GaugeRequests)
-	w.Counters = resize(w.Counters, int(zone.PlainCounters))
-	for c := range w.Counters {
-		w.Counters[c] = slab.Load(zone.Counter(c))
-	}
-	w.Handshakes = resize(w.Handshakes, len(zone.HandshakeOutcomes()))
-	for _, o := range zone.HandshakeOutcomes() {
-		w.Handshakes[o] = slab.LoadHandshake(o)
-	}
-	slab.HandshakeDuration(&w.HandshakeDuration)
-}
-
-func (l *Ledger) readRoutes(s *Snapshot, z *zone.Zone) {
-	s.Routes = s.Routes[:0]
-	for slot, name := range z.Routes() {
-		if name == "" {
-			continue
-		}
-		s.Routes = resize(s.Routes, len(s.Routes)+1)
-		out := &s.Routes[len(s.Routes)-1]
-		*out = RouteCounts{Name: name}
-		for i := range z.Workers() {
-			slab := z.Worker(i)
-			for c, n := range slab.RouteRequests(slot) {
-				out.Classes[c] += n
-			}
-			slab.RouteDuration(slot, &l.scratch)
-			add(&out.Duration, &l.scratch)
-		}
-	}
-}
-
-func (l *Ledger) readUpstreams(s *Snapshot, z *zone.Zone) {
-	s.Upstreams = s.Upstreams[:0]
-	for slot, name := range z.Upstreams() {
-		if name == "" {
-			continue
-		}
-		s.Upstreams = resize(s.Upstreams, len(s.Upstreams)+1)
-		out := &s.Upstreams[len(s.Upstreams)-1]
-		out.Name, out.Duration = name, zone.Histogram{}
-		out.Outcomes = resize(out.Outcomes, len(zone.UpstreamOutcomes()))
-		clear(out.Outcomes)
-		for i := range z.Workers() {
-			slab := z.Worker(i)
-			for _, o := range zone.UpstreamOutcomes() {
-				out.Outcomes[o] += slab.LoadUpstream(slot, o)
-			}
-			slab.UpstreamDuration(slot, &l.scratch)
-			add(&out.Duration, &l.scratch)
-		}
-	}
-}
-
-func add(sum, h *zone.Histogram) {
-	sum.Sum += h.Sum
-	sum.Count += h.Count
-	for i := range sum.Buckets {
-		sum.Buckets[i] += h.Buckets[i]
-	}
-}

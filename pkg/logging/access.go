@@ -1,21 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package logging writes what workers leave in the zone's rings.
+// Package logging writes the access log, from what workers leave in the zone's
+// rings, and the error log.
 //
 // The access log has one line for each exchange, a superset of nginx's combined:
 //
 //	CLIENT - - [TIME] "METHOD TARGET PROTOCOL" STATUS BYTES "REFERER" "USER AGENT" REQUEST_TIME UPSTREAM_TIME NAME=VALUE...
 //
-// Times are seconds with three decimals ("-" for no upstream). Bytes outside of
-// printable ASCII, quotes and backslashes in what the client sent are written as
-// \xHH, so a line is always one line and quotes always pair: cut at quotes, the
-// seventh field begins with the two times. Requests slower than 0.500 s:
+// Times are seconds with three decimals ("-" for no upstream). In what clients and
+// upstreams sent, bytes outside of printable ASCII, quotes and backslashes are
+// written as \xHH, and spaces too except within referer, user agent and host. So
+// an exchange is always one line, quotes always pair, and cut at quotes the seventh
+// field begins with the two times. Requests slower than 0.500 s:
 //
 //	awk -F'"' '{ split($7, t, " "); if (t[1] > 0.500) print }' access.log
 //
-// Named values follow: id, host, route, upstream, addr (the upstream's server),
-// connect (time of a new upstream connection), in (bytes received), retries,
-// worker, core, gen (generation), tls, resumed, outcome.
+// Named values follow: id, host (quoted), route, upstream, addr (the upstream's
+// server), connect (time of a new upstream connection, 0.000 for one that was
+// kept), in (bytes received), retries, worker, core (-1 for none of its own), gen
+// (generation), tls (version), resumed, outcome. New ones go to the end.
+//
+// A request that could not be read has an empty request line. TIME is when its
+// first byte came. Strings are cut: the target at 1024 bytes, others at 256.
+//
+// The error log has one line for each event, in nginx's manner:
+//
+//	2006/01/02 15:04:05 [error] PID#0: message name=value name="quoted value"
 package logging
 
 import (
@@ -25,25 +35,43 @@ import (
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-// Names turn slots into names.
+// Names turn slots into names: a zone's RouteName and UpstreamName.
 type Names struct {
 	Route, Upstream func(slot int) string
 }
 
-// AppendLine formats one record, newline included.
-func (n *Names) AppendLine(b []byte, r *zone.AccessRecord) []byte {
+// Access formats access records. It is not safe for concurrent use.
+type Access struct {
+	routes, upstreams nameCache
+	second            int64 // that stamp is for
+	stamp             []byte
+}
+
+// NewAccess makes a formatter. A slot keeps its name, so each is asked for once.
+func NewAccess(names Names) *Access {
+	return &Access{
+		routes: nameCache{lookup: names.Route}, upstreams: nameCache{lookup: names.Upstream},
+		second: -1 << 63, stamp: make([]byte, 0, len(stampLayout)+8),
+	}
+}
+
+const stampLayout = "[02/Jan/2006:15:04:05 -0700]"
+
+// AppendLine formats one record, newline included, and allocates nothing once b
+// and the names have grown.
+func (a *Access) AppendLine(b []byte, r *zone.AccessRecord) []byte {
 	if r.Client.IsValid() {
 		b = r.Client.Addr().AppendTo(b)
 	} else {
 		b = append(b, '-')
 	}
-	b = append(b, " - - ["...)
-	b = r.Start.AppendFormat(b, "02/Jan/2006:15:04:05 -0700")
-	b = append(b, `] "`...)
+	b = append(b, " - - "...)
+	b = a.appendStamp(b, r.Start)
+	b = append(b, ` "`...)
 	if len(r.Method) > 0 {
-		b = appendEscaped(b, r.Method)
+		b = appendWord(b, r.Method)
 		b = append(b, ' ')
-		b = appendEscaped(b, r.Target)
+		b = appendWord(b, r.Target)
 		b = append(b, " HTTP/"...)
 		b = strconv.AppendUint(b, uint64(r.Major), 10)
 		b = append(b, '.')
@@ -54,9 +82,9 @@ func (n *Names) AppendLine(b []byte, r *zone.AccessRecord) []byte {
 	b = append(b, ' ')
 	b = strconv.AppendUint(b, r.BytesOut, 10)
 	b = append(b, ` "`...)
-	b = appendOrDash(b, r.Referer)
+	b = appendText(b, r.Referer)
 	b = append(b, `" "`...)
-	b = appendOrDash(b, r.UserAgent)
+	b = appendText(b, r.UserAgent)
 	b = append(b, `" `...)
 	b = appendSeconds(b, r.Duration)
 	b = append(b, ' ')
@@ -65,21 +93,21 @@ func (n *Names) AppendLine(b []byte, r *zone.AccessRecord) []byte {
 	} else {
 		b = append(b, '-')
 	}
-	b = n.appendNamed(b, r)
+	b = a.appendNamed(b, r)
 	return append(b, '\n')
 }
 
-func (n *Names) appendNamed(b []byte, r *zone.AccessRecord) []byte {
+func (a *Access) appendNamed(b []byte, r *zone.AccessRecord) []byte {
 	b = append(b, " id="...)
-	b = appendOrDash(b, r.ID)
+	b = appendField(b, r.ID)
 	b = append(b, ` host="`...)
-	b = appendOrDash(b, r.Host)
+	b = appendText(b, r.Host)
 	b = append(b, `" route=`...)
-	b = appendName(b, n.Route, r.Route)
+	b = appendField(b, a.routes.name(r.Route))
 	b = append(b, " upstream="...)
-	b = appendName(b, n.Upstream, r.Upstream)
+	b = appendField(b, a.upstreams.name(r.Upstream))
 	b = append(b, " addr="...)
-	b = appendOrDash(b, r.UpstreamAddr)
+	b = appendField(b, r.UpstreamAddr)
 	b = append(b, " connect="...)
 	b = appendSeconds(b, r.ConnectDuration)
 	b = append(b, " in="...)
@@ -95,16 +123,21 @@ func (n *Names) appendNamed(b []byte, r *zone.AccessRecord) []byte {
 	b = append(b, " tls="...)
 	b = append(b, tlsName(r.TLSVersion)...)
 	b = append(b, " resumed="...)
-	b = append(b, '0'+byte(boolToInt(r.Resumed)))
+	if r.Resumed {
+		b = append(b, '1')
+	} else {
+		b = append(b, '0')
+	}
 	b = append(b, " outcome="...)
 	return append(b, r.Outcome.String()...)
 }
 
-func boolToInt(v bool) int {
-	if v {
-		return 1
+// appendStamp formats a second once; most lines have that of the line before.
+func (a *Access) appendStamp(b []byte, t time.Time) []byte {
+	if second := t.Unix(); second != a.second {
+		a.second, a.stamp = second, t.AppendFormat(a.stamp[:0], stampLayout)
 	}
-	return 0
+	return append(b, a.stamp...)
 }
 
 func tlsName(version uint16) string {
@@ -117,36 +150,51 @@ func tlsName(version uint16) string {
 	return "-"
 }
 
-func appendName(b []byte, name func(int) string, slot int) []byte {
-	if slot < 0 {
-		return append(b, '-')
-	}
-	return append(b, name(slot)...)
-}
-
-func appendOrDash(b, s []byte) []byte {
+// appendText is a quotable string, or "-".
+func appendText(b, s []byte) []byte {
 	if len(s) == 0 {
 		return append(b, '-')
 	}
-	return appendEscaped(b, s)
+	return appendQuotable(b, s)
 }
 
-// appendEscaped lets through what cannot end a field or a line.
-func appendEscaped(b, s []byte) []byte {
-	const hex = "0123456789ABCDEF"
-	for _, c := range s {
-		if c < 0x20 || c > 0x7e || c == '"' || c == '\\' {
-			b = append(b, '\\', 'x', hex[c>>4], hex[c&15])
-			continue
-		}
-		b = append(b, c)
+// appendField is one without spaces, or "-".
+func appendField[T string | []byte](b []byte, s T) []byte {
+	if len(s) == 0 {
+		return append(b, '-')
 	}
-	return b
+	return appendWord(b, s)
 }
 
-// appendSeconds writes milliseconds exactly, as 1.234.
+// appendSeconds writes whole milliseconds, as 1.234.
 func appendSeconds(b []byte, d time.Duration) []byte {
 	ms := max(d, 0).Milliseconds()
 	b = strconv.AppendInt(b, ms/1000, 10)
 	return append(b, '.', '0'+byte(ms/100%10), '0'+byte(ms/10%10), '0'+byte(ms%10))
+}
+
+// nameCache remembers names by slot. Slots come from workers: what is no slot is
+// not remembered.
+type nameCache struct {
+	lookup func(slot int) string
+	known  []string
+}
+
+const maxCachedSlot = 1 << 15 // as many as a record can tell apart
+
+func (c *nameCache) name(slot int) string {
+	if slot < 0 {
+		return ""
+	}
+	if slot < len(c.known) && c.known[slot] != "" {
+		return c.known[slot]
+	}
+	name := c.lookup(slot)
+	if slot < maxCachedSlot && name != "" {
+		for len(c.known) <= slot {
+			c.known = append(c.known, "")
+		}
+		c.known[slot] = name
+	}
+	return name
 }

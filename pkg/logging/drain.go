@@ -3,10 +3,10 @@
 package logging
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
-	"os"
 	"sync/atomic"
 	"time"
 
@@ -18,29 +18,61 @@ import (
 const (
 	pollInterval = 50 * time.Millisecond
 	batchBytes   = 256 << 10
+	ringTurn     = 256 // records of one ring before the next has its turn
+	batches      = 3   // one filling, one waiting, one being written
+	// lastWait is how long the end waits for a writer that does not take the rest.
+	lastWait = 2 * time.Second
 )
 
-// Drainer moves access records from all workers' rings to a writer. While the
-// writer is slow, records wait in the rings, and workers drop what does not fit.
+// Drainer moves access records from all workers' rings to a writer. One goroutine
+// empties the rings and never waits; another one writes. While the writer is slow,
+// records wait in the rings, and workers drop and count what does not fit; what
+// the writer refuses is lost, and counted here.
 type Drainer struct {
-	zone  *zone.Zone
-	names Names
-	out   io.Writer
-	batch []byte
+	zone     *zone.Zone
+	format   *Access
+	out      io.Writer
+	off      bool
+	lastWait time.Duration
+
+	batch   *batch
+	full    chan *batch
+	free    chan *batch
+	done    chan struct{} // Run has returned
+	written chan struct{} // the writing goroutine has ended
+
+	torn     bool        // the writer's: the last line went out in part
+	reopened atomic.Bool // a new file has no part of a line
+
+	lines, diskFull, slow, other atomic.Uint64
+}
+
+type batch struct {
+	text  []byte
 	lines int
-	done  chan struct{}
-
-	lostFull, lostOther atomic.Uint64
 }
 
-// NewDrainer makes a drainer; the caller owns out.
+// NewDrainer makes a drainer. The caller owns out and closes it after Wait; a
+// *File that is off costs no formatting.
 func NewDrainer(z *zone.Zone, out io.Writer, names Names) *Drainer {
-	return &Drainer{zone: z, names: names, out: out, done: make(chan struct{})}
+	d := &Drainer{
+		zone: z, format: NewAccess(names), out: out, off: out == io.Discard, lastWait: lastWait,
+		batch: new(batch), full: make(chan *batch, 1), free: make(chan *batch, batches),
+		done: make(chan struct{}), written: make(chan struct{}),
+	}
+	if f, ok := out.(*File); ok {
+		d.off = f.Off()
+	}
+	for range batches - 1 {
+		d.free <- new(batch)
+	}
+	return d
 }
 
-// Run drains until ctx ends, and then what is left once more at Wait.
+// Run drains until ctx ends. Call it once, and Wait after it.
 func (d *Drainer) Run(ctx context.Context) {
 	defer close(d.done)
+	go d.write()
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
@@ -48,43 +80,151 @@ func (d *Drainer) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			d.drain()
+			for d.turn(d.offer) && ctx.Err() == nil {
+			}
+			if d.batch.lines > 0 {
+				d.offer()
+			}
 		}
 	}
 }
 
-// Wait returns when Run has; it drains what workers wrote meanwhile.
+// Wait returns when Run has and the last records are written, those of workers
+// that ended meanwhile included. For a writer that takes nothing it waits two
+// seconds and counts the rest as lost. Afterwards the drainer touches neither the
+// zone nor, unless the writer hangs, the writer.
 func (d *Drainer) Wait() {
 	<-d.done
-	d.drain()
-}
-
-// Lost counts lines that the writer refused, by cause.
-func (d *Drainer) Lost() (diskFull, other uint64) { return d.lostFull.Load(), d.lostOther.Load() }
-
-func (d *Drainer) drain() {
-	for i := range d.zone.Workers() {
-		d.zone.Worker(i).Access.Drain(func(r *zone.AccessRecord) {
-			d.batch = d.names.AppendLine(d.batch, r)
-			d.lines++
-			if len(d.batch) >= batchBytes {
-				d.flush()
+	end := time.NewTimer(d.lastWait)
+	defer end.Stop()
+	late := false
+	hand := func() bool {
+		if !late {
+			select {
+			case d.full <- d.batch:
+				d.batch = <-d.free
+				return true
+			case <-end.C:
+				late = true
 			}
-		})
+		}
+		d.slow.Add(uint64(d.batch.lines))
+		d.batch.reset()
+		return true
 	}
-	d.flush()
+	// Workers are gone by now; were one not, it would not keep us.
+	for hard := time.Now().Add(2 * d.lastWait); d.turn(hand) && time.Now().Before(hard); {
+	}
+	if d.batch.lines > 0 {
+		hand()
+	}
+	close(d.full)
+	if late {
+		return // what the writer sits on is counted when it gives up, if ever
+	}
+	select {
+	case <-d.written:
+	case <-end.C:
+	}
 }
 
-func (d *Drainer) flush() {
-	if len(d.batch) == 0 {
-		return
+// Reopen opens the writer's file anew, where it has one.
+func (d *Drainer) Reopen() error {
+	r, ok := d.out.(interface{ Reopen() error })
+	if !ok {
+		return nil
 	}
-	if _, err := d.out.Write(d.batch); err != nil && !errors.Is(err, os.ErrClosed) {
-		if errors.Is(err, unix.ENOSPC) {
-			d.lostFull.Add(uint64(d.lines))
-		} else {
-			d.lostOther.Add(uint64(d.lines))
+	if err := r.Reopen(); err != nil {
+		return err
+	}
+	d.reopened.Store(true)
+	return nil
+}
+
+// Lines counts those written.
+func (d *Drainer) Lines() uint64 { return d.lines.Load() }
+
+// Lost counts lines that were taken from the rings and not written: the disk or the
+// quota was full; anything else, the writer's slowness at the end included.
+func (d *Drainer) Lost() (diskFull, other uint64) {
+	return d.diskFull.Load(), d.other.Load() + d.slow.Load()
+}
+
+// turn takes some records out of each ring and hands a full batch on. It is true
+// when more may wait: a ring gave all that it was asked for.
+func (d *Drainer) turn(hand func() bool) (more bool) {
+	for i := range d.zone.Workers() {
+		if len(d.batch.text) >= batchBytes && !hand() {
+			return false
+		}
+		if d.zone.Worker(i).Access.DrainUpTo(ringTurn, d.add) == ringTurn {
+			more = true
 		}
 	}
-	d.batch, d.lines = d.batch[:0], 0
+	return more
+}
+
+func (d *Drainer) add(r *zone.AccessRecord) {
+	if d.off {
+		return
+	}
+	d.batch.text = d.format.AppendLine(d.batch.text, r)
+	d.batch.lines++
+}
+
+// offer hands the batch to the writing goroutine, if that is ready for it.
+func (d *Drainer) offer() bool {
+	select {
+	case d.full <- d.batch:
+		d.batch = <-d.free // of three batches one is free now
+		return true
+	default:
+		return false
+	}
+}
+
+func (b *batch) reset() { b.text, b.lines = b.text[:0], 0 }
+
+func (d *Drainer) write() {
+	defer close(d.written)
+	for b := range d.full {
+		d.writeOut(b)
+		b.reset()
+		d.free <- b
+	}
+}
+
+// writeOut counts each line as written or lost. A line that went out in part (the
+// disk filled up) is ended before the next, so that it spoils no other.
+func (d *Drainer) writeOut(b *batch) {
+	if d.reopened.Swap(false) {
+		d.torn = false
+	}
+	if d.torn {
+		if _, err := d.out.Write([]byte{'\n'}); err != nil {
+			d.lose(b.lines, err)
+			return
+		}
+		d.torn = false
+	}
+	n, err := d.out.Write(b.text)
+	n = max(0, min(n, len(b.text)))
+	if err == nil && n < len(b.text) {
+		err = io.ErrShortWrite
+	}
+	whole := b.lines
+	if err != nil {
+		whole = bytes.Count(b.text[:n], []byte{'\n'})
+		d.torn = n > 0 && b.text[n-1] != '\n'
+	}
+	d.lines.Add(uint64(whole))
+	d.lose(b.lines-whole, err)
+}
+
+func (d *Drainer) lose(lines int, cause error) {
+	if errors.Is(cause, unix.ENOSPC) || errors.Is(cause, unix.EDQUOT) {
+		d.diskFull.Add(uint64(lines))
+	} else {
+		d.other.Add(uint64(lines))
+	}
 }

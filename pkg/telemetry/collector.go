@@ -4,6 +4,7 @@ package telemetry
 
 import (
 	"log/slog"
+	"runtime"
 	"strconv"
 	"sync"
 
@@ -15,6 +16,8 @@ import (
 
 // metrics are the descriptors, made once. The help texts are the reference.
 type metrics struct {
+	all []*prometheus.Desc
+
 	packets, packetBytes, interfaceInfo, interfaceAttached *prometheus.Desc
 	steered                                                *prometheus.Desc
 	connections, active, rejected                          *prometheus.Desc
@@ -29,22 +32,25 @@ type metrics struct {
 }
 
 func newMetrics() *metrics {
+	var all []*prometheus.Desc
 	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc("xgw_"+name, help, labels, nil)
+		d := prometheus.NewDesc("xgw_"+name, help, labels, nil)
+		all = append(all, d)
+		return d
 	}
-	return &metrics{
+	m := &metrics{
 		packets:             desc("packets_total", "Packets by how they ended. Egress has no queue: it is counted before one is chosen.", "interface", "direction", "queue", "verdict", "reason"),
 		packetBytes:         desc("packet_bytes_total", "Bytes of the packets in xgw_packets_total, whole frames without checksum.", "interface", "direction", "queue", "verdict", "reason"),
-		interfaceInfo:       desc("interface_info", "How the kernel plane is attached; always 1.", "interface", "driver", "mode", "hook", "program"),
+		interfaceInfo:       desc("interface_info", "How the kernel plane is attached; always 1.", "interface", "mode", "driver", "program_id", "hook"),
 		interfaceAttached:   desc("interface_attached", "1 while the interface runs the kernel plane, 0 when somebody took it off.", "interface"),
 		steered:             desc("steered_connections_total", "New connections by where they were placed: local is the worker of the CPU that received it.", "listener", "path"),
 		connections:         desc("connections_total", "Client connections accepted.", "worker"),
 		active:              desc("connections_active", "Client connections open.", "worker"),
 		rejected:            desc("connections_rejected_total", "Client connections closed at once: worker_connections are not enough.", "worker"),
 		handshakes:          desc("tls_handshakes_total", "TLS handshakes; outcome is full, resumed or failed, cause says why one failed.", "worker", "outcome", "cause"),
-		handshakeDuration:   desc("tls_handshake_duration_seconds", "Duration of TLS handshakes, failed ones included.", "worker"),
+		handshakeDuration:   desc("tls_handshake_duration_seconds", "Duration of TLS handshakes, failed ones included."),
 		requests:            desc("requests_total", "Exchanges by route and class of the status sent; requests that reach no route are under none.", "route", "code"),
-		protocols:           desc("requests_by_protocol_total", "Requests by HTTP version.", "worker", "protocol"),
+		protocols:           desc("requests_by_protocol_total", "Requests that began, by HTTP version.", "protocol"),
 		outcomes:            desc("request_outcomes_total", "Exchanges by why they ended; each has exactly one outcome.", "outcome"),
 		duration:            desc("request_duration_seconds", "From the first byte of a request to the last of its reply.", "route"),
 		inFlight:            desc("requests_in_flight", "Exchanges under way.", "worker"),
@@ -55,55 +61,59 @@ func newMetrics() *metrics {
 		upstreamConnections: desc("upstream_connections_total", "Upstream connections taken for a try, by whether they were opened or reused.", "worker", "kind"),
 		upstreamRetries:     desc("upstream_retries_total", "Tries after a first one that failed.", "worker"),
 		misuse:              desc("http2_misuse_total", "HTTP/2 connections closed for frames that do no work.", "worker"),
-		workerInfo:          desc("worker_info", "A worker's process and core; always 1.", "worker", "core", "pid", "state"),
+		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
 		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
-		recordsDropped:      desc("access_records_dropped_total", "Access records that did not fit into the worker's ring.", "worker"),
+		recordsDropped:      desc("access_records_dropped_total", "Access records that a worker dropped, never waiting: ring_full is access_ring too small for the log writer's pace.", "worker", "cause"),
 		linesLost:           desc("access_lines_lost_total", "Access log lines that could not be written.", "cause"),
-		unexplained:         desc("requests_unexplained", "Exchanges counted by status and not by outcome; 0 at rest."),
+		unexplained:         desc("unexplained", "Counts that should agree and do not; 0 at rest. requests: by status less by outcome; connections: accepted, neither closed nor open, as those of a worker that died.", "kind"),
 		zoneBytes:           desc("zone_bytes", "Size of the shared zone."),
 		generation:          desc("generation", "Generation of the configuration in force."),
-		buildInfo:           desc("build_info", "The program; always 1.", "version", "goversion"),
+		buildInfo:           desc("build_info", "The program; always 1.", "version", "revision", "goversion"),
 		kernelInfo:          desc("kernel_info", "The running kernel; always 1.", "release", "machine"),
 	}
+	m.all = all
+	return m
 }
 
 // collector turns a ledger snapshot into metrics at each scrape.
 type collector struct {
-	metrics *metrics
-	log     *slog.Logger
-	goVer   string
+	metrics  *metrics
+	log      *slog.Logger
+	revision string
 
 	mu       sync.Mutex // scrapes take turns with the snapshot's buffers
 	ledger   *ledger.Ledger
 	snapshot ledger.Snapshot
 }
 
-// Describe sends nothing: series come and go with interfaces and routes, so the
-// collector is "unchecked".
-func (c *collector) Describe(chan<- *prometheus.Desc) {}
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range c.metrics.all {
+		ch <- d
+	}
+}
 
+// Collect copies all it sends: metrics are read after it returned.
 func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.ledger.Read(&c.snapshot); err != nil {
+	s := &c.snapshot
+	if err := c.ledger.Snapshot(s); err != nil {
 		c.log.Warn("scrape lacks a part", "error", err)
 	}
-	s := &c.snapshot
 	e := emitter{ch}
 	c.kernelPlane(e, s)
-	for i := range s.Workers {
-		c.worker(e, strconv.Itoa(i), &s.Workers[i])
-	}
+	c.workers(e, s)
 	c.exchanges(e, s)
 	m := c.metrics
 	src := c.ledger.Sources()
 	e.counter(m.linesLost, s.LostFull, "disk_full")
 	e.counter(m.linesLost, s.LostOther, "other")
-	e.gauge(m.unexplained, float64(s.Unexplained()))
+	e.gauge(m.unexplained, float64(s.Unexplained.Requests), "requests")
+	e.gauge(m.unexplained, float64(s.Unexplained.Connections), "connections")
 	e.gauge(m.zoneBytes, float64(s.ZoneBytes))
 	e.gauge(m.generation, float64(s.Generation))
-	e.gauge(m.buildInfo, 1, src.Version, c.goVer)
+	e.gauge(m.buildInfo, 1, src.Version, c.revision, runtime.Version())
 	e.gauge(m.kernelInfo, 1, src.Kernel.Release, src.Kernel.Machine)
 }
 
@@ -111,7 +121,7 @@ func (c *collector) kernelPlane(e emitter, s *ledger.Snapshot) {
 	m := c.metrics
 	for i := range s.Interfaces {
 		in := &s.Interfaces[i]
-		e.gauge(m.interfaceInfo, 1, in.Name, in.Driver, string(in.Status.Mode), in.Status.Hook, strconv.FormatUint(uint64(in.Status.Program), 10))
+		e.gauge(m.interfaceInfo, 1, in.Name, string(in.Status.Mode), in.Driver, strconv.FormatUint(uint64(in.Status.Program), 10), in.Status.Hook)
 		attached := 0.0
 		if in.Status.Attached {
 			attached = 1
@@ -139,6 +149,20 @@ func (c *collector) kernelPlane(e emitter, s *ledger.Snapshot) {
 	}
 }
 
+func (c *collector) workers(e emitter, s *ledger.Snapshot) {
+	m := c.metrics
+	var http1, http2 uint64
+	for i := range s.Workers {
+		w := &s.Workers[i]
+		c.worker(e, strconv.Itoa(i), w)
+		http1 += w.Counter(zone.RequestsHTTP1)
+		http2 += w.Counter(zone.RequestsHTTP2)
+	}
+	e.counter(m.protocols, http1, "http1")
+	e.counter(m.protocols, http2, "http2")
+	e.histogram(m.handshakeDuration, &s.Handshakes)
+}
+
 func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	m := c.metrics
 	core := "any"
@@ -149,7 +173,7 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	if w.State == zone.StateReady {
 		up = 1
 	}
-	e.gauge(m.workerInfo, 1, id, core, strconv.Itoa(w.PID), w.State.String())
+	e.gauge(m.workerInfo, 1, id, core, strconv.Itoa(w.PID))
 	e.gauge(m.workerUp, up, id)
 	e.counter(m.workerRestarts, w.Restarts, id)
 	e.counter(m.connections, w.Counter(zone.ConnectionsAccepted), id)
@@ -163,9 +187,6 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 			e.counter(m.handshakes, n, id, outcome.String(), "none")
 		}
 	}
-	e.histogram(m.handshakeDuration, &w.HandshakeDuration, id)
-	e.counter(m.protocols, w.Counter(zone.RequestsHTTP1), id, "http1")
-	e.counter(m.protocols, w.Counter(zone.RequestsHTTP2), id, "http2")
 	e.gauge(m.inFlight, float64(w.InFlight), id)
 	e.counter(m.received, w.Counter(zone.BytesReceived), id)
 	e.counter(m.sent, w.Counter(zone.BytesSent), id)
@@ -173,11 +194,11 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.upstreamConnections, w.Counter(zone.UpstreamConnectionsReused), id, "reused")
 	e.counter(m.upstreamRetries, w.Counter(zone.UpstreamRetries), id)
 	e.counter(m.misuse, w.Counter(zone.HTTP2Misuse), id)
-	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id)
+	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id, "ring_full")
 }
 
 // classes of a status, as labels.
-var classes = [5]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
+var classes = [...]string{"1xx", "2xx", "3xx", "4xx", "5xx"}
 
 func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 	m := c.metrics

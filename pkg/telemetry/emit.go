@@ -3,8 +3,6 @@
 package telemetry
 
 import (
-	"time"
-
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
@@ -15,65 +13,103 @@ import (
 type emitter struct{ ch chan<- prometheus.Metric }
 
 func (e emitter) counter(d *prometheus.Desc, v uint64, labels ...string) {
-	e.send(prometheus.NewConstMetric(d, prometheus.CounterValue, float64(v), labels...))
+	e.value(d, prometheus.CounterValue, float64(v), labels)
 }
 
 func (e emitter) gauge(d *prometheus.Desc, v float64, labels ...string) {
-	e.send(prometheus.NewConstMetric(d, prometheus.GaugeValue, v, labels...))
+	e.value(d, prometheus.GaugeValue, v, labels)
 }
 
-func (e emitter) send(m prometheus.Metric, err error) {
-	if err == nil {
-		e.ch <- m
+func (e emitter) value(d *prometheus.Desc, t prometheus.ValueType, v float64, labels []string) {
+	m, err := prometheus.NewConstMetric(d, t, v, labels...)
+	if err != nil { // a label that is not UTF-8: this series is missing and the log says why
+		m = prometheus.NewInvalidMetric(d, err)
 	}
-	// An error is a wrong number of labels: a test gathers every metric.
+	e.ch <- m
 }
 
-// classicBounds are bucket numbers of the bounds that text exposition shows: the
-// powers of two from about 1 ms to 16 s.
-func classicBounds() []int {
-	var out []int
-	for exponent := -10; exponent <= 4; exponent++ {
-		out = append(out, exponent<<zone.Schema-zone.FirstIndex)
+func (e emitter) histogram(d *prometheus.Desc, h *zone.Histogram, labels ...string) {
+	e.ch <- histogram{desc: d, labels: prometheus.MakeLabelPairs(d, labels), value: encode(h)}
+}
+
+// histogram is one metric in two forms: native buckets for who asks for protobuf, a
+// few classic ones for text. client_golang's constant histograms have one or the other.
+type histogram struct {
+	desc   *prometheus.Desc
+	labels []*dto.LabelPair
+	value  *dto.Histogram
+}
+
+func (h histogram) Desc() *prometheus.Desc { return h.desc }
+
+func (h histogram) Write(out *dto.Metric) error {
+	out.Label, out.Histogram = h.labels, h.value
+	return nil
+}
+
+// encode turns the zone's buckets into both forms. Nothing is redistributed: they
+// are native buckets already. Up to 2^-20 s, about a microsecond, is the native zero
+// bucket; over 64 s is in the bucket that follows, up to 70 s.
+func encode(h *zone.Histogram) *dto.Histogram {
+	count, seconds, zeros := h.Count, h.Sum.Seconds(), h.Buckets[0]
+	schema, threshold := int32(zone.Schema), zone.Bound(0)
+	out := &dto.Histogram{
+		SampleCount: &count, SampleSum: &seconds,
+		Schema: &schema, ZeroThreshold: &threshold, ZeroCount: &zeros,
+		Bucket: classic(h),
 	}
+	out.PositiveSpan, out.PositiveDelta = spans(h)
 	return out
 }
 
-// histogram sends both forms in one metric: native buckets for those who ask for
-// protobuf, a few classic ones for text. Durations over the highest bound are
-// under the bucket above it.
-func (e emitter) histogram(d *prometheus.Desc, h *zone.Histogram, labels ...string) {
-	positive := make(map[int]int64)
-	for i, n := range h.Buckets {
-		if n > 0 {
-			positive[i+zone.FirstIndex] = int64(n)
+// maxGap is how many empty buckets cost less than a span of their own.
+const maxGap = 2
+
+// spans are runs of buckets, each count as the difference to the one before. The
+// offset of the first run is a native index, that of others the gap.
+func spans(h *zone.Histogram) (runs []*dto.BucketSpan, deltas []int64) {
+	var before int64
+	next := -zone.FirstIndex // as a bucket of the zone: native index 0
+	for b := 1; b < len(h.Buckets); b++ {
+		n := int64(h.Buckets[b])
+		if n == 0 {
+			continue
 		}
+		if len(runs) == 0 || b-next > maxGap {
+			offset, length := int32(b-next), uint32(0)
+			runs = append(runs, &dto.BucketSpan{Offset: &offset, Length: &length})
+			next = b
+		}
+		run := runs[len(runs)-1]
+		for ; next < b; next++ {
+			deltas = append(deltas, -before)
+			before = 0
+			*run.Length++
+		}
+		deltas = append(deltas, n-before)
+		before = n
+		*run.Length++
+		next = b + 1
 	}
-	native, err := prometheus.NewConstNativeHistogram(d, h.Count, h.Sum.Seconds(), positive, nil, 0, zone.Schema, 0, time.Time{}, labels...)
-	if err != nil {
-		return
-	}
-	e.ch <- withClassic{native, h.Buckets}
+	return runs, deltas
 }
 
-// withClassic adds classic buckets to a native histogram.
-type withClassic struct {
-	prometheus.Metric
-	buckets [zone.Buckets + 1]uint64
-}
+// Classic bounds are the powers of two from about 1 ms to 16 s.
+const (
+	firstClassic = -10
+	lastClassic  = 4
+)
 
-func (m withClassic) Write(out *dto.Metric) error {
-	if err := m.Metric.Write(out); err != nil {
-		return err
-	}
-	out.Histogram.CreatedTimestamp = nil // not known
+func classic(h *zone.Histogram) []*dto.Bucket {
+	out := make([]*dto.Bucket, 0, lastClassic-firstClassic+1)
 	sum, next := uint64(0), 0
-	for _, bound := range classicBounds() {
-		for ; next <= bound; next++ {
-			sum += m.buckets[next]
+	for exponent := firstClassic; exponent <= lastClassic; exponent++ {
+		last := exponent<<zone.Schema - zone.FirstIndex
+		for ; next <= last; next++ {
+			sum += h.Buckets[next]
 		}
-		count, upper := sum, zone.Bound(bound)
-		out.Histogram.Bucket = append(out.Histogram.Bucket, &dto.Bucket{CumulativeCount: &count, UpperBound: &upper})
+		count, upper := sum, zone.Bound(last)
+		out = append(out, &dto.Bucket{CumulativeCount: &count, UpperBound: &upper})
 	}
-	return nil
+	return out
 }

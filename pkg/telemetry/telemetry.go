@@ -1,43 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package telemetry serves what the ledger knows on 9090: Prometheus text,
-// OpenMetrics and protobuf with native histograms.
+// OpenMetrics and protobuf with native histograms under /metrics, and under /healthz
+// whether any worker serves. It reads on demand and stores nothing; the number of
+// series depends on the configuration alone, never on traffic.
 package telemetry
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"html"
 	"log/slog"
 	"net"
 	"net/http"
-	"runtime"
+	"runtime/debug"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/net/netutil"
 
 	"github.com/xgw-project/xgw/pkg/ledger"
+	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-// Scrapes beyond these wait for nothing: they are answered 503.
+// Bounds of the side listener: whoever asks too much must not cost the gateway its
+// memory or descriptors.
 const (
-	maxScrapes    = 4
-	scrapeTimeout = 10 * time.Second
+	maxScrapes     = 4   // under way; those beyond are answered 503 at once
+	maxConnections = 128 // open; those beyond wait to be accepted
+	scrapeTimeout  = 10 * time.Second
 )
 
 // Server is the side listener. It is no part of the request path.
 type Server struct{ http *http.Server }
 
-// New makes a server over the ledger.
+// New makes a server over the ledger, which is the server's from now on: it is not
+// safe for concurrent use.
 func New(l *ledger.Ledger, log *slog.Logger) *Server {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
-		&collector{metrics: newMetrics(), ledger: l, log: log, goVer: runtime.Version()},
+		&collector{metrics: newMetrics(), ledger: l, log: log, revision: revision()},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	src := l.Sources()
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelWarn),
@@ -46,14 +55,12 @@ func New(l *ledger.Ledger, log *slog.Logger) *Server {
 		Timeout:             scrapeTimeout,
 		EnableOpenMetrics:   true,
 	}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
-	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		fmt.Fprintln(w, `<!doctype html><title>xgw</title><h1>xgw</h1><a href="/metrics">metrics</a>`)
-	})
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { health(w, src.Zone) })
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
 	return &Server{http: &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10,
@@ -61,9 +68,42 @@ func New(l *ledger.Ledger, log *slog.Logger) *Server {
 	}}
 }
 
-// Serve answers on the listener until Shutdown.
+// revision is the commit that the program was built from.
+func revision() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value
+			}
+		}
+	}
+	return "unknown"
+}
+
+// health is 200 while a worker takes requests. It reads the zone alone, so it
+// answers while scrapes wait for each other.
+func health(w http.ResponseWriter, z *zone.Zone) {
+	for i := range z.Workers() {
+		if zone.State(z.Worker(i).LoadGauge(zone.GaugeState)) == zone.StateReady {
+			fmt.Fprintln(w, "ok")
+			return
+		}
+	}
+	http.Error(w, "no worker is ready", http.StatusServiceUnavailable)
+}
+
+func index(w http.ResponseWriter, version string) {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	fmt.Fprintf(w, `<!doctype html>
+<html lang="en"><meta charset="utf-8"><title>xgw</title>
+<h1>xgw %s</h1>
+<ul><li><a href="/metrics">/metrics</a>: counters for Prometheus<li><a href="/healthz">/healthz</a>: whether it serves</ul>
+`, html.EscapeString(version))
+}
+
+// Serve answers on the listener until Shutdown, and closes it.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+	if err := s.http.Serve(netutil.LimitListener(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve metrics: %w", err)
 	}
 	return nil

@@ -99,7 +99,5 @@ func create(f *os.File, path string, l Layout) (*Zone, error) {
 	if err != nil {
 		return nil, errors.Join(err, unix.Munmap(z.mem))
 	}
-	// Workers inherit the descriptor and would hold the lock beyond this process.
-	_ = unix.Flock(int(f.Fd()), unix.LOCK_UN)
 	return z, nil
 }

@@ -52,7 +52,7 @@ func Bound(bucket int) float64 {
 // fractions are 2^(i/8-1): the bounds within an octave, as mantissas in [0.5, 1).
 var fractions = [1 << Schema]float64{
 	0.5, 0.5452538663326288, 0.5946035575013605, 0.6484197773255048,
-	0.7071067811865475, 0.7711054127039704, 0.8408964152537144, 0.9170040432046712,
+	0.7071067811865475, 0.7711054127039704, 0.8408964152537144, 0.9170040432046711,
 }
 
 // Durations in ns are sorted into cells, sixteen to each octave, by their leading

@@ -4,6 +4,7 @@ package zone
 
 import (
 	"encoding/binary"
+	"math"
 	"sync"
 	"sync/atomic"
 )
@@ -70,7 +71,11 @@ func (r *Ring) Put(rec *AccessRecord) bool {
 // Everything that it reads was written by a process that faces the network. A
 // record is copied before it is looked at; a length that cannot be empties the
 // ring; what does not decode is skipped. Both count as Damaged.
-func (r *Ring) Drain(fn func(*AccessRecord)) int {
+func (r *Ring) Drain(fn func(*AccessRecord)) int { return r.DrainUpTo(math.MaxInt, fn) }
+
+// DrainUpTo is Drain of at most so many records, for a reader that bounds its own
+// memory or takes turns among rings.
+func (r *Ring) DrainUpTo(limit int, fn func(*AccessRecord)) int {
 	head, tail := r.header.load(ringHead), r.header.load(ringTail)
 	if head-tail > uint64(len(r.data)) {
 		r.damaged.Add(1)
@@ -78,7 +83,7 @@ func (r *Ring) Drain(fn func(*AccessRecord)) int {
 		return 0
 	}
 	drained := 0
-	for tail != head {
+	for tail != head && drained < limit {
 		b := r.copyOut(tail, head)
 		if b == nil {
 			r.damaged.Add(1)

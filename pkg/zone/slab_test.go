@@ -5,6 +5,7 @@ package zone
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -108,17 +109,7 @@ func describe(s *Slab, l Layout) string {
 			}
 		}
 	}
-	return fmt.Sprint(joined(out))
-}
-
-func joined(parts []string) (s string) {
-	for i, p := range parts {
-		if i > 0 {
-			s += " "
-		}
-		s += p
-	}
-	return s
+	return strings.Join(out, " ")
 }
 
 // readable counts the values other than 0 that readers get.

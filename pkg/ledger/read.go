@@ -1,0 +1,195 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package ledger
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// overflow is the name of the zone's last slots.
+const overflow = "overflow"
+
+// Snapshot fills dst, whose buffers it uses again: what dst held before is gone. An
+// interface that cannot be read has no counters in dst and is in the error; the
+// rest is filled all the same.
+func (l *Ledger) Snapshot(dst *Snapshot) error {
+	err := l.readInterfaces(dst)
+	dst.Listeners = resize(dst.Listeners, len(l.sources.Listeners))
+	for i, in := range l.sources.Listeners {
+		out := &dst.Listeners[i]
+		out.Address = in.Address
+		out.SteerCounts, out.Steered = in.Counts()
+	}
+	l.readZone(dst)
+	dst.LostFull, dst.LostOther = 0, 0
+	if l.sources.LostLines != nil {
+		dst.LostFull, dst.LostOther = l.sources.LostLines()
+	}
+	dst.Sums = sum(dst)
+	dst.Unexplained = Unexplained{
+		Requests:    int64(dst.Sums.Statuses - dst.Sums.Outcomes),
+		Connections: int64(dst.Sums.Accepted - dst.Sums.Closed - dst.Sums.Open),
+	}
+	return err
+}
+
+// resize gives a slice n elements and keeps those it had, for their buffers.
+func resize[T any](s []T, n int) []T {
+	for cap(s) < n {
+		s = append(s[:cap(s)], *new(T))
+	}
+	return s[:n]
+}
+
+func (l *Ledger) readInterfaces(dst *Snapshot) error {
+	var errs []error
+	dst.Interfaces = resize(dst.Interfaces, len(l.sources.Interfaces))
+	for i, in := range l.sources.Interfaces {
+		out := &dst.Interfaces[i]
+		out.Name, out.Driver, out.Status = in.Name, in.Driver, in.Status()
+		if err := in.Counters(&out.Counters); err != nil {
+			// Half of the rows would look like counters that went down.
+			out.Counters.Ingress, out.Counters.Egress = out.Counters.Ingress[:0], out.Counters.Egress[:0]
+			errs = append(errs, fmt.Errorf("read ledger: interface %s: %w", in.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (l *Ledger) readZone(dst *Snapshot) {
+	z := l.sources.Zone
+	dst.ZoneBytes, dst.Generation, dst.Heartbeat = z.Size(), z.Generation(), z.Heartbeat()
+	dst.Workers = resize(dst.Workers, z.Workers())
+	dst.Requests = resize(dst.Requests, len(l.requestOutcomes))
+	clear(dst.Requests)
+	dst.Handshakes = zone.Histogram{}
+	for i := range dst.Workers {
+		slab := z.Worker(i)
+		l.readWorker(slab, &dst.Workers[i])
+		add(&dst.Handshakes, &dst.Workers[i].HandshakeDuration)
+		for _, o := range l.requestOutcomes {
+			dst.Requests[o] += slab.LoadRequest(o)
+		}
+	}
+	layout := z.Layout()
+	l.routes = learn(l.routes, layout.Routes-1, z.RouteName)
+	dst.Routes = resize(dst.Routes, len(l.routes)+1)
+	for slot, name := range l.routes {
+		l.readRoute(&dst.Routes[slot], slot, name)
+	}
+	l.readRoute(&dst.Routes[len(l.routes)], layout.Routes-1, overflow)
+	l.upstreams = learn(l.upstreams, layout.Upstreams-1, z.UpstreamName)
+	dst.Upstreams = resize(dst.Upstreams, len(l.upstreams)+1)
+	for slot, name := range l.upstreams {
+		l.readUpstream(&dst.Upstreams[slot], slot, name)
+	}
+	l.readUpstream(&dst.Upstreams[len(l.upstreams)], layout.Upstreams-1, overflow)
+}
+
+// learn appends the names of slots that were taken since the last time; slots are
+// taken in order.
+func learn(known []string, slots int, nameOf func(int) string) []string {
+	for len(known) < slots {
+		name := nameOf(len(known))
+		if name == "" {
+			break
+		}
+		known = append(known, name)
+	}
+	return known
+}
+
+func (l *Ledger) readWorker(slab *zone.Slab, w *WorkerCounts) {
+	w.PID = int(slab.LoadGauge(zone.GaugePID))
+	w.Core = int(slab.LoadGauge(zone.GaugeCore)) - 1
+	w.State = zone.State(slab.LoadGauge(zone.GaugeState))
+	w.Restarts = slab.LoadGauge(zone.GaugeRestarts)
+	w.Generation = slab.LoadGauge(zone.GaugeGeneration)
+	w.Connections = slab.LoadGauge(zone.GaugeConnections)
+	w.InFlight = slab.LoadGauge(zone.GaugeRequests)
+	w.Counters = resize(w.Counters, int(zone.PlainCounters))
+	for c := range w.Counters {
+		w.Counters[c] = slab.Load(zone.Counter(c))
+	}
+	w.Handshakes = resize(w.Handshakes, len(l.handshakeOutcomes))
+	for _, o := range l.handshakeOutcomes {
+		w.Handshakes[o] = slab.LoadHandshake(o)
+	}
+	slab.HandshakeDuration(&w.HandshakeDuration)
+}
+
+func (l *Ledger) readRoute(out *RouteCounts, slot int, name string) {
+	z := l.sources.Zone
+	*out = RouteCounts{Name: name}
+	for i := range z.Workers() {
+		slab := z.Worker(i)
+		for c, n := range slab.RouteRequests(slot) {
+			out.Classes[c] += n
+		}
+		slab.RouteDuration(slot, &l.scratch)
+		add(&out.Duration, &l.scratch)
+	}
+}
+
+func (l *Ledger) readUpstream(out *UpstreamCounts, slot int, name string) {
+	z := l.sources.Zone
+	out.Name, out.Duration = name, zone.Histogram{}
+	out.Outcomes = resize(out.Outcomes, len(l.upstreamOutcomes))
+	clear(out.Outcomes)
+	for i := range z.Workers() {
+		slab := z.Worker(i)
+		for _, o := range l.upstreamOutcomes {
+			out.Outcomes[o] += slab.LoadUpstream(slot, o)
+		}
+		slab.UpstreamDuration(slot, &l.scratch)
+		add(&out.Duration, &l.scratch)
+	}
+}
+
+func add(sum, h *zone.Histogram) {
+	sum.Sum += h.Sum
+	sum.Count += h.Count
+	for i := range sum.Buckets {
+		sum.Buckets[i] += h.Buckets[i]
+	}
+}
+
+func sum(s *Snapshot) Sums {
+	var t Sums
+	for i := range s.Interfaces {
+		t.addPackets(s.Interfaces[i].Counters.Ingress)
+	}
+	for i := range s.Workers {
+		w := &s.Workers[i]
+		t.Accepted += w.Counter(zone.ConnectionsAccepted)
+		t.Closed += w.Counter(zone.ConnectionsClosed)
+		t.Rejected += w.Counter(zone.ConnectionsRejected)
+		t.Open += w.Connections
+		t.UnderWay += w.InFlight
+	}
+	for i := range s.Routes {
+		for _, n := range s.Routes[i].Classes {
+			t.Statuses += n
+		}
+	}
+	for _, n := range s.Requests {
+		t.Outcomes += n
+	}
+	return t
+}
+
+func (t *Sums) addPackets(rows []datapath.QueueCount) {
+	for i := range rows {
+		if rows[i].Verdict == "drop" {
+			t.PacketsDropped += rows[i].Packets
+			t.BytesDropped += rows[i].Bytes
+		} else {
+			t.PacketsPassed += rows[i].Packets
+			t.BytesPassed += rows[i].Bytes
+		}
+	}
+}
