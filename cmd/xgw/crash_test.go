@@ -33,12 +33,15 @@ type hexHash struct{ hash.Hash }
 func newHash() hexHash           { return hexHash{sha256.New()} }
 func (h hexHash) String() string { return hex.EncodeToString(h.Sum(nil)) }
 
-// workers reads pids by worker out of the metrics.
+// workers reads the pids of those that serve out of the metrics.
 func (g *running) workers(t *testing.T) map[string]int {
 	t.Helper()
+	text := g.scrape(t)
 	pids := map[string]int{}
-	for _, m := range regexp.MustCompile(`xgw_worker_info\{core="[^"]*",pid="(\d+)",state="ready",worker="(\d+)"\} 1`).FindAllStringSubmatch(g.scrape(t), -1) {
-		pids[m[2]], _ = strconv.Atoi(m[1])
+	for _, m := range regexp.MustCompile(`xgw_worker_info\{core="[^"]*",pid="(\d+)",worker="(\d+)"\} 1`).FindAllStringSubmatch(text, -1) {
+		if strings.Contains(text, fmt.Sprintf(`xgw_worker_up{worker="%s"} 1`, m[2])) {
+			pids[m[2]], _ = strconv.Atoi(m[1])
+		}
 	}
 	return pids
 }

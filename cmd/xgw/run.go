@@ -12,6 +12,7 @@ import (
 
 	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/gateway"
+	"github.com/xgw-project/xgw/pkg/logging"
 )
 
 func runCommand(e *env) *cobra.Command {
@@ -22,7 +23,8 @@ func runCommand(e *env) *cobra.Command {
 		Long: `Reads gateway.yaml (and buffers.conf beside it), attaches the kernel plane to the
 interfaces named there unless it is attached already, and starts one worker on
 each core. On SIGTERM and SIGINT it lets the workers finish what is under way and
-takes off what it attached itself; what xgw attach made stays.`,
+takes off what it attached itself; what xgw attach made stays. On SIGUSR1 it opens
+the access log anew, for logrotate.`,
 		Example: `  sudo xgw run -c /etc/gateway/gateway.yaml
   sudo gateway-engine -c /etc/gateway/gateway.yaml # the same`,
 		Args: exactly(),
@@ -32,7 +34,7 @@ takes off what it attached itself; what xgw attach made stays.`,
 				return usageError{err}
 			}
 			c.Instance = e.instance
-			log := slog.New(slog.NewTextHandler(e.err, nil))
+			log := slog.New(logging.NewHandler(e.err, slog.LevelInfo))
 			return gateway.Run(cmd.Context(), gateway.Options{
 				Config: c, Log: log, Version: version(),
 				Ready: func(a gateway.Addresses) {
@@ -56,7 +58,7 @@ func workerCommand(e *env) *cobra.Command {
 			if slot < 0 {
 				return usageError{errors.New("worker is for the supervisor: `xgw run` starts workers")}
 			}
-			return gateway.RunWorker(slot, slog.New(slog.NewTextHandler(e.err, nil)).With("worker", slot))
+			return gateway.RunWorker(slot, slog.New(logging.NewHandler(e.err, slog.LevelInfo)).With("worker", slot))
 		},
 	}
 	cmd.Flags().IntVar(&slot, "slot", -1, "slot of this worker")

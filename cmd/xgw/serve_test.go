@@ -103,7 +103,7 @@ func TestBodies(t *testing.T) {
 	if !strings.Contains(text, want) {
 		t.Errorf("metrics lack %s; they have\n%s", want, grep(text, "outcomes_total"))
 	}
-	if !strings.Contains(text, "xgw_requests_unexplained 0\n") {
+	if !strings.Contains(text, `xgw_unexplained{kind="requests"} 0`) {
 		t.Error("requests by status and by outcome differ")
 	}
 }

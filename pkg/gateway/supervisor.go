@@ -10,11 +10,10 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
+	"os/signal"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -69,7 +68,7 @@ type supervisor struct {
 	datapaths []*datapath.Datapath
 	listeners []*listener
 	telemetry net.Listener
-	accessLog io.WriteCloser
+	accessLog *logging.File
 }
 
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
@@ -115,26 +114,43 @@ func (s *supervisor) serve(ctx context.Context, c *crew) error {
 			s.log.Error("metrics listener ended", "error", err)
 		}
 	}()
-	go drainer.Run(ctx)
+	// It drains until the workers, who end with ctx, have written their last.
+	draining, drained := context.WithCancel(context.Background())
+	defer drained()
+	go drainer.Run(draining)
 	s.log.Info("serving", "listeners", len(s.listeners), "workers", len(s.cores), "generation", s.policy.Generation)
 	if s.options.Ready != nil {
 		s.options.Ready(s.addresses())
 	}
+	s.idle(ctx, drainer)
+	s.log.Info("stopping: workers finish what is under way")
+	c.wait()
+	drained()
+	drainer.Wait()
+	last, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return side.Shutdown(last)
+}
+
+// idle is what the supervisor does while workers work: its heartbeat, and opening
+// the log anew when logrotate sends USR1.
+func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer) {
 	beat := time.NewTicker(beatInterval)
 	defer beat.Stop()
+	reopen := make(chan os.Signal, 1)
+	signal.Notify(reopen, unix.SIGUSR1)
+	defer signal.Stop(reopen)
 	for ctx.Err() == nil {
 		s.zone.Beat(monotonic())
 		select {
 		case <-ctx.Done():
 		case <-beat.C:
+		case <-reopen:
+			if err := drainer.Reopen(); err != nil {
+				s.log.Error("log stays as it was", "error", err)
+			}
 		}
 	}
-	s.log.Info("stopping: workers finish what is under way")
-	c.wait()
-	drainer.Wait() // the workers' last records are in the log
-	last, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	return side.Shutdown(last)
 }
 
 func monotonic() int64 {
@@ -154,7 +170,7 @@ func (s *supervisor) prepare() error {
 	if s.cores, err = workerCores(s.config); err != nil {
 		return err
 	}
-	if err := s.openLogs(); err != nil {
+	if s.accessLog, err = logging.Open(s.config.Log.Access, os.Stdout); err != nil {
 		return err
 	}
 	if s.telemetry, err = net.Listen("tcp", s.config.Telemetry.Address); err != nil {
@@ -263,29 +279,6 @@ func ticketKeys() ([][32]byte, error) {
 	}
 	return keys, nil
 }
-
-func (s *supervisor) openLogs() error {
-	switch path := s.config.Log.Access; path {
-	case "off":
-		s.accessLog = nopCloser{io.Discard}
-	case "-":
-		s.accessLog = nopCloser{os.Stdout}
-	default:
-		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-			return fmt.Errorf("open access log: %w", err)
-		}
-		f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o640)
-		if err != nil {
-			return fmt.Errorf("open access log: %w", err)
-		}
-		s.accessLog = f
-	}
-	return nil
-}
-
-type nopCloser struct{ io.Writer }
-
-func (nopCloser) Close() error { return nil }
 
 // ledger is the read model over all that this supervisor owns.
 func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error) {

@@ -81,6 +81,7 @@ type collector struct {
 	metrics  *metrics
 	log      *slog.Logger
 	revision string
+	gate     *gate
 
 	mu       sync.Mutex // scrapes take turns with the snapshot's buffers
 	ledger   *ledger.Ledger
@@ -98,8 +99,8 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &c.snapshot
-	if err := c.ledger.Snapshot(s); err != nil {
-		c.log.Warn("scrape lacks a part", "error", err)
+	if !c.read(s) {
+		return
 	}
 	e := emitter{ch}
 	c.kernelPlane(e, s)
@@ -115,6 +116,18 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.gauge(m.generation, float64(s.Generation))
 	e.gauge(m.buildInfo, 1, src.Version, c.revision, runtime.Version())
 	e.gauge(m.kernelInfo, 1, src.Kernel.Release, src.Kernel.Machine)
+}
+
+// read takes the snapshot; false when the server is shut down.
+func (c *collector) read(s *ledger.Snapshot) bool {
+	if !c.gate.enter() {
+		return false
+	}
+	defer c.gate.leave()
+	if err := c.ledger.Snapshot(s); err != nil {
+		c.log.Warn("scrape lacks a part", "error", err)
+	}
+	return true
 }
 
 func (c *collector) kernelPlane(e emitter, s *ledger.Snapshot) {

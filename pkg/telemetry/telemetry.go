@@ -15,6 +15,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,14 +36,44 @@ const (
 )
 
 // Server is the side listener. It is no part of the request path.
-type Server struct{ http *http.Server }
+type Server struct {
+	http *http.Server
+	gate *gate
+}
+
+// gate keeps readers from the ledger's sources once they may be unmapped: a scrape
+// that timed out runs on behind its answer.
+type gate struct {
+	mu     sync.RWMutex
+	closed bool
+}
+
+// enter is true, and then needs a leave, while the sources are there.
+func (g *gate) enter() bool {
+	g.mu.RLock()
+	if g.closed {
+		g.mu.RUnlock()
+		return false
+	}
+	return true
+}
+
+func (g *gate) leave() { g.mu.RUnlock() }
+
+// close waits for readers inside.
+func (g *gate) close() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+}
 
 // New makes a server over the ledger, which is the server's from now on: it is not
 // safe for concurrent use.
 func New(l *ledger.Ledger, log *slog.Logger) *Server {
 	registry := prometheus.NewRegistry()
+	g := &gate{}
 	registry.MustRegister(
-		&collector{metrics: newMetrics(), ledger: l, log: log, revision: revision()},
+		&collector{metrics: newMetrics(), ledger: l, log: log, revision: revision(), gate: g},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
@@ -55,9 +86,9 @@ func New(l *ledger.Ledger, log *slog.Logger) *Server {
 		Timeout:             scrapeTimeout,
 		EnableOpenMetrics:   true,
 	}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { health(w, src.Zone) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { health(w, src.Zone, g) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
-	return &Server{http: &http.Server{
+	return &Server{gate: g, http: &http.Server{
 		Handler:           mux,
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
@@ -82,11 +113,14 @@ func revision() string {
 
 // health is 200 while a worker takes requests. It reads the zone alone, so it
 // answers while scrapes wait for each other.
-func health(w http.ResponseWriter, z *zone.Zone) {
-	for i := range z.Workers() {
-		if zone.State(z.Worker(i).LoadGauge(zone.GaugeState)) == zone.StateReady {
-			fmt.Fprintln(w, "ok")
-			return
+func health(w http.ResponseWriter, z *zone.Zone, g *gate) {
+	if g.enter() {
+		defer g.leave()
+		for i := range z.Workers() {
+			if zone.State(z.Worker(i).LoadGauge(zone.GaugeState)) == zone.StateReady {
+				fmt.Fprintln(w, "ok")
+				return
+			}
 		}
 	}
 	http.Error(w, "no worker is ready", http.StatusServiceUnavailable)
@@ -109,5 +143,13 @@ func (s *Server) Serve(l net.Listener) error {
 	return nil
 }
 
-// Shutdown ends Serve; a scrape under way may finish until ctx ends.
-func (s *Server) Shutdown(ctx context.Context) error { return s.http.Shutdown(ctx) }
+// Shutdown ends Serve; a scrape under way may finish until ctx ends. When it has
+// returned nothing reads the ledger's sources any more: they may be closed.
+func (s *Server) Shutdown(ctx context.Context) error {
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = fmt.Errorf("shut down metrics: %w", errors.Join(err, s.http.Close()))
+	}
+	s.gate.close()
+	return err
+}
