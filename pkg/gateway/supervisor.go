@@ -159,6 +159,26 @@ func monotonic() int64 {
 	return ts.Nano()
 }
 
+// leastBacklog is the bound of a listening queue below which a burst of connections
+// is cut.
+const leastBacklog = 4096
+
+// warn says what the machine lacks; the gateway goes on without.
+func (s *supervisor) warn() {
+	connections := uint64(s.config.Connections)
+	for _, u := range s.config.Upstreams {
+		connections += uint64(u.MaxConnections)
+	}
+	if files, err := host.ReadOpenFiles(); err == nil {
+		if lack := files.Lack(connections); lack != "" {
+			s.log.Warn(lack)
+		}
+	}
+	if n, err := host.Backlog("/"); err == nil && n < leastBacklog {
+		s.log.Warn(fmt.Sprintf("listening queues hold %d connections: `sysctl net.core.somaxconn=%d` makes room for bursts", n, leastBacklog))
+	}
+}
+
 // prepare acquires all that the gateway stands on, in an order in which the most
 // likely failures come first and change nothing.
 func (s *supervisor) prepare() error {
@@ -167,6 +187,7 @@ func (s *supervisor) prepare() error {
 		return err
 	}
 	s.policy = p
+	s.warn()
 	if s.cores, err = workerCores(s.config); err != nil {
 		return err
 	}

@@ -240,10 +240,14 @@ func TestCountersNeverGoDown(t *testing.T) {
 	z := mustZone(t, 2)
 	api := z.RouteSlot("api")
 	stop := make(chan struct{})
-	var writers sync.WaitGroup
+	var writers, begun sync.WaitGroup
+	begun.Add(2)
 	for i := range 2 {
 		writers.Go(func() {
 			for n := 0; ; n++ {
+				if n == 1 {
+					begun.Done()
+				}
 				select {
 				case <-stop:
 					return
@@ -253,6 +257,7 @@ func TestCountersNeverGoDown(t *testing.T) {
 			}
 		})
 	}
+	begun.Wait()
 	l := New(Sources{Zone: z})
 	var before, after Snapshot
 	for range 200 {

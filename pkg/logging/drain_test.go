@@ -340,6 +340,20 @@ func TestDrainerFailingWriter(t *testing.T) {
 	}
 }
 
+// A part of a line stays in the old file; the new one begins with a whole line.
+func TestDrainerTornAndReopened(t *testing.T) {
+	for _, reopened := range []bool{false, true} {
+		var out bytes.Buffer
+		d := &Drainer{out: &out, torn: true}
+		d.reopened.Store(reopened)
+		d.writeOut(&batch{text: []byte("x\n"), lines: 1})
+		d.writeOut(&batch{text: []byte("y\n"), lines: 1})
+		if got, want := out.String(), map[bool]string{false: "\nx\ny\n", true: "x\ny\n"}[reopened]; got != want {
+			t.Errorf("reopened %v: %q, want %q", reopened, got, want)
+		}
+	}
+}
+
 // A real disk that is full.
 func TestDrainerFullDevice(t *testing.T) {
 	z := mustZone(t)

@@ -3,9 +3,9 @@
 package zone
 
 import (
+	"fmt"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 )
 
@@ -86,21 +86,25 @@ func TestHostileNames(t *testing.T) {
 
 // A reader sees no name or a whole one.
 func TestNamesAppearWhole(t *testing.T) {
+	l := small()
+	l.Routes = 4000
+	l.Size = l.Need()
 	path := zonePath(t)
-	z := mustCreate(t, path, small())
+	z := mustCreate(t, path, l)
 	reader := mustOpen(t, path)
-	name := strings.Repeat("whole", 12)
-	var done atomic.Bool
+	name := func(slot int) string { return fmt.Sprintf("%060d", slot) }
 	go func() {
-		defer done.Store(true)
-		for range 2000 {
-			z.setName(1, name)
-			z.setName(1, "")
+		for slot := 1; slot < l.Routes-1; slot++ {
+			z.setName(slot, name(slot))
 		}
 	}()
-	for !done.Load() {
-		if got := reader.RouteName(1); got != "" && len(got) != len(name) {
-			t.Fatalf("read %q", got)
+	for slot := 1; slot < l.Routes-1; slot++ {
+		got := ""
+		for got == "" {
+			got = reader.RouteName(slot)
+		}
+		if got != name(slot) {
+			t.Fatalf("slot %d is %q", slot, got)
 		}
 	}
 }

@@ -79,6 +79,23 @@ func TestRingRoundTrip(t *testing.T) {
 	}
 }
 
+// A record has one encoding: nothing before, between or after its parts.
+func TestRecordOfAnyOtherLength(t *testing.T) {
+	in, out := fullRecord(), AccessRecord{}
+	b := in.appendTo(nil)
+	if err := out.decode(b); err != nil {
+		t.Fatal(err)
+	}
+	for n := range b {
+		if out.decode(b[:n]) == nil {
+			t.Errorf("decodes from %d of %d bytes", n, len(b))
+		}
+	}
+	if out.decode(append(b, 0)) == nil {
+		t.Error("decodes with a byte behind it")
+	}
+}
+
 func TestRingDrainUpTo(t *testing.T) {
 	r := heapRing()
 	for i := range uint64(10) {

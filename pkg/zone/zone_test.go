@@ -282,8 +282,8 @@ func TestCreateRefusesPlantedFiles(t *testing.T) {
 	if err := os.Symlink(victim, path+".new"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Create(path, small()); err == nil {
-		t.Error("a link in the place of the new file was followed")
+	if _, err := Create(path, small()); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("a link in the place of the new file: %v", err)
 	}
 	if b, _ := os.ReadFile(victim); string(b) != "precious" {
 		t.Errorf("the link's target is now %q", b)
@@ -335,18 +335,20 @@ func TestCreateErrors(t *testing.T) {
 
 // Of several that start at once, one gets the zone, also over a stale one.
 func TestCreateAtOnce(t *testing.T) {
-	for _, stale := range []bool{false, true} {
+	for round := range 60 {
 		path := zonePath(t)
-		if stale {
+		if round%2 == 0 {
 			mustCreate(t, path, small()).Close()
 		}
 		const n = 8
 		zones := make([]*Zone, n)
 		errs := make([]error, n)
+		begin := make(chan struct{})
 		var wg sync.WaitGroup
 		for i := range n {
-			wg.Go(func() { zones[i], errs[i] = Create(path, small()) })
+			wg.Go(func() { <-begin; zones[i], errs[i] = Create(path, small()) })
 		}
+		close(begin)
 		wg.Wait()
 		won := 0
 		for i, err := range errs {
@@ -359,7 +361,7 @@ func TestCreateAtOnce(t *testing.T) {
 			}
 		}
 		if won != 1 || mustOpen(t, path).Worker(0).Load(BytesSent) != 1 {
-			t.Errorf("stale %v: %d zones were made", stale, won)
+			t.Fatalf("round %d: %d zones were made", round, won)
 		}
 		if got := files(t, filepath.Dir(path)); got != "xgw.zone" {
 			t.Errorf("directory has %s", got)
@@ -419,6 +421,20 @@ func TestOpenErrors(t *testing.T) {
 		{"sections beyond reason", patch(headSections, math.MaxUint64), ErrDamaged},
 		{"names elsewhere", patch(table+1, 0), ErrDamaged},
 		{"slabs longer", patch(table+sectionWords+2, 1<<40), ErrDamaged},
+		{"a whole header of a larger zone", func(t *testing.T, path string) {
+			l := small()
+			l.Workers++ // all but the file agrees
+			f, err := os.OpenFile(path, os.O_RDWR, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			h := make(words, pageSize/8)
+			writeHeader(h, l)
+			if _, err := f.WriteAt(bytesOf(h), 0); err != nil {
+				t.Fatal(err)
+			}
+		}, ErrDamaged},
 		{"empty section outside", func(t *testing.T, path string) {
 			mustPatch(t, path, headSections, 4)
 			mustPatch(t, path, table+3*sectionWords+1, uint64(small().Size)+cacheLine)
@@ -495,6 +511,23 @@ func TestGuard(t *testing.T) {
 			_ = z.Guard(f)
 		})
 	}
+}
+
+// A fault in one zone is not taken for one in another.
+func TestGuardIsOfItsZone(t *testing.T) {
+	path := zonePath(t)
+	mustCreate(t, path, small())
+	cut, whole := mustOpen(t, path), mustCreate(t, zonePath(t), small())
+	if err := os.Truncate(path, pageSize); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("the fault was swallowed")
+		}
+	}()
+	err := whole.Guard(func() { _ = cut.Worker(1).mem[slabCounters] })
+	t.Errorf("the fault became %v", err)
 }
 
 func TestParseStat(t *testing.T) {
