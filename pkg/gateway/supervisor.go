@@ -229,6 +229,9 @@ func (s *supervisor) makeZone() error {
 		return err
 	}
 	s.zone = z
+	if pid := z.Replaced(); pid != 0 {
+		s.log.Warn("a supervisor that is gone left its zone: counters begin anew", "pid", pid, "zone", path)
+	}
 	z.SetGeneration(s.policy.Generation)
 	for i := range s.policy.Snapshot.Routes {
 		r := &s.policy.Snapshot.Routes[i]
