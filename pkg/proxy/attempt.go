@@ -13,10 +13,11 @@ import (
 
 // attempt is one try of an exchange at one upstream connection.
 type attempt struct {
-	ex     *Exchange
-	conn   *upConn
-	buffer *[bufferSize]byte
-	r, n   int // of the buffer: what was read and is not used up
+	ex       *Exchange
+	conn     *upConn
+	in       *buffer
+	r, n     int  // of in: what was read and is not used up
+	streamed bool // the request's body is sent by the pump
 
 	reusable bool // the connection is at rest and can carry another request
 }
@@ -30,30 +31,29 @@ var (
 // run sends the request and passes the reply on. true asks for a try on a new
 // connection: the server closed an idle one before it said anything, and sending
 // the request twice is harmless.
-func (a *attempt) run(streamed bool) (again bool) {
+func (a *attempt) run() (again bool) {
 	ex := a.ex
-	a.conn.deadline.Store(ex.worker.until(ex.route.upstream.policy.HeaderTimeout))
+	a.conn.arm(ex.worker.until(ex.route.upstream.policy.HeaderTimeout))
 	_, err := a.conn.Write(ex.request)
-	if streamed {
+	if a.streamed && err == nil {
 		ex.pump.start(ex, a.conn)
 	}
 	if err == nil {
 		err = a.readHead()
 	}
 	if err != nil {
-		if a.conn.reused && a.n == 0 && !streamed && a.conn.killed.Load() == uint32(killNone) && http1.Idempotent(ex.method) {
+		if a.conn.reused && a.n == 0 && a.conn.killed() == killNone && ex.repeatable() {
 			return true
 		}
 		a.failHead(err)
-		if streamed {
-			ex.pump.stop(ex)
-		}
+		ex.pump.stop(ex, a.conn)
 		return false
 	}
-	ex.upstreamFor = time.Since(ex.sentAt)
-	ex.worker.slab.Upstream(ex.route.upstream.policy.Slot, zone.UpstreamOK, ex.upstreamFor)
-	a.passReply()
-	if streamed && !ex.pump.stop(ex) {
+	ex.upstreamFor = time.Duration(ex.worker.now() - ex.sentAt)
+	ex.pump.headed.Store(true)
+	a.conn.arm(0) // a client that takes its time is not the upstream's fault
+	ex.worker.slab.Upstream(ex.route.upstream.policy.Slot, a.passReply(), ex.upstreamFor)
+	if a.streamed && !ex.pump.stop(ex, a.conn) {
 		a.reusable = false // the server answered without the whole body
 	}
 	return false
@@ -61,14 +61,15 @@ func (a *attempt) run(streamed bool) (again bool) {
 
 // fill reads more of the reply into the buffer.
 func (a *attempt) fill() error {
+	b := a.in.b
 	if a.r == a.n {
 		a.r, a.n = 0, 0
 	}
-	if a.n == len(a.buffer) {
-		copy(a.buffer[:], a.buffer[a.r:a.n])
-		a.r, a.n = 0, a.n-a.r
+	if a.n == len(b) {
+		a.n = copy(b, b[a.r:a.n])
+		a.r = 0
 	}
-	n, err := a.conn.Read(a.buffer[a.n:])
+	n, err := a.conn.Read(b[a.n:])
 	a.n += n
 	if n > 0 {
 		return nil
@@ -76,13 +77,16 @@ func (a *attempt) fill() error {
 	return err
 }
 
+// maxReplyFields bounds the fields of a reply; their bytes are bounded by the buffer.
+const maxReplyFields = 256
+
 // readHead reads until the head of the final reply is parsed.
 func (a *attempt) readHead() error {
 	ex := a.ex
-	limits := http1.Limits{HeaderBytes: bufferSize - 1, Fields: 256}
+	limits := http1.Limits{HeaderBytes: bufferSize - 1, Fields: maxReplyFields}
 	seen := 0
 	for {
-		n, fault := ex.reply.Parse(a.buffer[a.r:a.n], seen, &limits, ex.method)
+		n, fault := ex.reply.Parse(a.in.b[a.r:a.n], seen, &limits, ex.method)
 		if fault != nil {
 			return errInvalidReply
 		}
@@ -107,9 +111,9 @@ func (a *attempt) readHead() error {
 // failHead answers for an upstream that gave no reply.
 func (a *attempt) failHead(err error) {
 	ex := a.ex
-	slot, took := ex.route.upstream.policy.Slot, time.Since(ex.sentAt)
+	slot, took := ex.route.upstream.policy.Slot, time.Duration(ex.worker.now()-ex.sentAt)
 	count := func(o zone.UpstreamOutcome) { ex.worker.slab.Upstream(slot, o, took) }
-	switch killReason(a.conn.killed.Load()) {
+	switch a.conn.killed() {
 	case killCancelled:
 		count(zone.UpstreamCancelled)
 		if err := ex.pump.failure(); err != nil {
@@ -132,34 +136,47 @@ func (a *attempt) failHead(err error) {
 	ex.refuse(&refusal{status: 502, outcome: zone.RequestUpstreamReset, text: "the upstream broke off"})
 }
 
-// passReply sends head and body to the client.
-func (a *attempt) passReply() {
+// passReply sends head and body to the client and tells how the upstream did.
+func (a *attempt) passReply() zone.UpstreamOutcome {
 	ex := a.ex
-	if err := ex.client.begin(ex, &ex.reply); err != nil {
-		ex.give(ex.client.writeError(err))
-		return
+	clientErr := ex.client.begin(ex, &ex.reply)
+	var upErr error
+	if clientErr == nil {
+		upErr, clientErr = a.passBody()
 	}
-	upErr, clientErr := a.passBody()
 	if upErr == nil && clientErr == nil {
 		clientErr = ex.client.end(ex)
 	}
 	switch {
 	case clientErr != nil:
 		ex.give(ex.client.writeError(clientErr))
-	case upErr != nil:
-		switch killReason(a.conn.killed.Load()) {
-		case killCancelled:
-			ex.give(zone.RequestClientReset)
-		case killTimeout:
-			ex.give(zone.RequestUpstreamTimeout)
-		default:
-			ex.give(zone.RequestUpstreamReset)
-		}
-	default:
+		return zone.UpstreamCancelled
+	case upErr == nil:
 		ex.outcome = zone.RequestOK
 		// Bytes after the reply belong to nothing that was asked: never reuse.
 		a.reusable = ex.reply.KeepAlive && a.r == a.n
+		return zone.UpstreamOK
 	}
+	// A reply that was cut must not be taken for a complete one.
+	switch a.conn.killed() {
+	case killCancelled:
+		if err := ex.pump.failure(); err != nil {
+			ex.give(ex.client.readError(err))
+		} else {
+			ex.give(zone.RequestClientReset)
+		}
+		return zone.UpstreamCancelled
+	case killTimeout:
+		ex.give(zone.RequestUpstreamTimeout)
+		return zone.UpstreamTimeout
+	}
+	var fault *http1.Fault
+	if errors.As(upErr, &fault) {
+		ex.give(zone.RequestUpstreamInvalid)
+		return zone.UpstreamInvalid
+	}
+	ex.give(zone.RequestUpstreamReset)
+	return zone.UpstreamReset
 }
 
 // passBody copies the body in the buffer's pieces.
@@ -176,11 +193,12 @@ func (a *attempt) passBody() (upErr, clientErr error) {
 	}
 }
 
-// more fills the buffer, with a new deadline for the wait.
+// more fills the buffer, with a deadline for the wait.
 func (a *attempt) more() error {
 	a.ex.client.flush()
-	a.conn.deadline.Store(a.ex.worker.until(a.ex.snap.policy.Timeouts.Body))
+	a.conn.arm(a.ex.worker.until(a.ex.snap.policy.Timeouts.Body))
 	err := a.fill()
+	a.conn.arm(0)
 	if errors.Is(err, io.EOF) {
 		return errCutReply
 	}
@@ -189,7 +207,7 @@ func (a *attempt) more() error {
 
 func (a *attempt) passLength(left int64) (upErr, clientErr error) {
 	for {
-		piece := a.buffer[a.r:a.n]
+		piece := a.in.b[a.r:a.n]
 		if int64(len(piece)) > left {
 			piece = piece[:left]
 		}
@@ -211,7 +229,7 @@ func (a *attempt) passLength(left int64) (upErr, clientErr error) {
 func (a *attempt) passChunked() (upErr, clientErr error) {
 	var decoder http1.Chunked
 	for {
-		data, n, fault := decoder.Next(a.buffer[a.r:a.n])
+		data, n, fault := decoder.Next(a.in.b[a.r:a.n])
 		if fault != nil {
 			return fault, nil
 		}
@@ -235,7 +253,7 @@ func (a *attempt) passChunked() (upErr, clientErr error) {
 func (a *attempt) passUntilClose() (upErr, clientErr error) {
 	for {
 		if a.r < a.n {
-			if err := a.ex.client.write(a.ex, a.buffer[a.r:a.n]); err != nil {
+			if err := a.ex.client.write(a.ex, a.in.b[a.r:a.n]); err != nil {
 				return nil, err
 			}
 			a.r = a.n

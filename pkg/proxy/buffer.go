@@ -4,22 +4,36 @@ package proxy
 
 import "sync"
 
-// bufferSize is that of the buffers that exchanges borrow: two full TLS records.
-const bufferSize = 32 << 10
+// Sizes of the buffers that exchanges borrow. An idle connection holds none.
+const (
+	inputSize  = 16 << 10           // of a client: request heads and what comes with them
+	bufferSize = 32 << 10           // of an upstream: two full TLS records
+	outputSize = bufferSize + 4<<10 // to a client: a whole buffer of an upstream, and a head
+	keepSize   = 2 * outputSize     // one that grew beyond is not kept
+)
 
-// bufferPool lends buffers of bufferSize. What they held is of one client: a
-// borrower reads only what it wrote itself.
-type bufferPool struct{ pool sync.Pool }
+// buffer is a borrowed slice; it may have grown.
+type buffer struct{ b []byte }
 
-func (p *bufferPool) get() *[bufferSize]byte {
-	if b, ok := p.pool.Get().(*[bufferSize]byte); ok {
-		return b
-	}
-	return new([bufferSize]byte)
+// bufferPool lends buffers. What they held is of one client: a borrower reads only
+// what it wrote itself.
+type bufferPool struct {
+	size int
+	pool sync.Pool
 }
 
-func (p *bufferPool) put(b *[bufferSize]byte) {
-	if b != nil {
-		p.pool.Put(b)
+// get returns a buffer whose b has at least the pool's size as length.
+func (p *bufferPool) get() *buffer {
+	if b, ok := p.pool.Get().(*buffer); ok {
+		return b
 	}
+	return &buffer{b: make([]byte, p.size)}
+}
+
+func (p *bufferPool) put(b *buffer) {
+	if b == nil || cap(b.b) > keepSize {
+		return
+	}
+	b.b = b.b[:cap(b.b)]
+	p.pool.Put(b)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -27,15 +28,21 @@ type conn struct {
 	peer       netip.AddrPort
 	tlsVersion uint16
 	resumed    bool
+	isHTTP2    bool
 
-	// For the sweeper and Shutdown.
-	deadline atomic.Int64 // ns since 1970 of the present phase, 0 for none
-	expired  atomic.Bool  // the sweeper closed it
-	waiting  atomic.Int64 // since when an upstream is waited for, 0 when not
-	upstream atomic.Pointer[upConn]
-	http2    atomic.Pointer[http2.Conn]
-	idle     atomic.Bool // between requests
-	closing  atomic.Bool // no more requests
+	// For the sweeper and Shutdown. Deadlines are by the worker's clock, 0 for none.
+	readBy  atomic.Int64 // of the present wait for input
+	writeBy atomic.Int64 // of the present output
+	expired atomic.Bool  // one of them passed
+	idle    atomic.Bool  // between requests
+	closing atomic.Bool  // no more requests
+	http2   atomic.Pointer[http2.Conn]
+
+	// The upstream connection that an HTTP/1.1 exchange has in use, and since when.
+	// The lock is held while the sweeper kills it, so that it cannot hit the next owner.
+	watched  sync.Mutex
+	upstream *upConn
+	since    int64
 
 	http1 http1State
 }
@@ -67,7 +74,7 @@ func (c *conn) serve() {
 	if !c.handshake(snap) {
 		return
 	}
-	if c.tls.ConnectionState().NegotiatedProtocol == "h2" {
+	if c.isHTTP2 {
 		c.serveHTTP2(snap)
 		return
 	}
@@ -91,22 +98,26 @@ func (c *conn) close() {
 // handshake does TLS and counts how it ended.
 func (c *conn) handshake(snap *snapshot) bool {
 	w := c.worker
-	began := time.Now()
-	c.deadline.Store(w.until(snap.policy.Timeouts.Handshake))
+	began := w.now()
+	by := w.until(snap.policy.Timeouts.Handshake)
+	c.readBy.Store(by)
+	c.writeBy.Store(by)
 	c.tls = tls.Server(c.tcp, snap.tls)
 	err := c.tls.Handshake()
-	c.deadline.Store(0)
+	c.readBy.Store(0)
+	c.writeBy.Store(0)
+	took := time.Duration(w.now() - began)
 	if err != nil {
-		w.slab.Handshake(c.handshakeOutcome(err), time.Since(began))
+		w.slab.Handshake(c.handshakeOutcome(err), took)
 		return false
 	}
 	state := c.tls.ConnectionState()
-	c.tlsVersion, c.resumed = state.Version, state.DidResume
+	c.tlsVersion, c.resumed, c.isHTTP2 = state.Version, state.DidResume, state.NegotiatedProtocol == "h2"
 	outcome := zone.HandshakeFull
 	if c.resumed {
 		outcome = zone.HandshakeResumed
 	}
-	w.slab.Handshake(outcome, time.Since(began))
+	w.slab.Handshake(outcome, took)
 	return true
 }
 
@@ -118,18 +129,15 @@ func (c *conn) drain() {
 		return
 	}
 	if c.idle.Load() {
-		_ = c.tcp.SetReadDeadline(time.Unix(1, 0)) // wakes the reader
+		_ = c.tcp.SetReadDeadline(past) // wakes the reader
 	}
 }
 
-// watch is for both protocols' waiting on an upstream; only HTTP/1.1 needs it.
+// watch lets the sweeper end the use of u when the client goes away; nil ends that.
 func (c *conn) watch(u *upConn) {
-	c.upstream.Store(u)
-	if u == nil {
-		c.waiting.Store(0)
-		return
-	}
-	c.waiting.Store(c.worker.clock.Load())
+	c.watched.Lock()
+	c.upstream, c.since = u, c.worker.clock.Load()
+	c.watched.Unlock()
 }
 
 // clientOutcome is how an error of the client's connection ends an exchange.
@@ -140,6 +148,8 @@ func (c *conn) clientOutcome(err error) zone.RequestOutcome {
 		return zone.RequestBad
 	case errors.Is(err, errBodyTooLarge):
 		return zone.RequestBodyTooLarge
+	case errors.Is(err, errPanic):
+		return zone.RequestPanic
 	case c.expired.Load():
 		return zone.RequestClientTimeout
 	}
@@ -148,41 +158,54 @@ func (c *conn) clientOutcome(err error) zone.RequestOutcome {
 
 // lingerBytes and lingerTime bound what is read from a client that has been
 // answered before it sent everything: a close with unread bytes would reset the
-// connection, and the reply might be lost.
+// connection, and the reply might be lost. Of more bytes the client keeps the rest,
+// and has the rest of the time to read the reply.
 const (
 	lingerBytes = 256 << 10
 	lingerTime  = 500 * time.Millisecond
 )
 
 func (c *conn) linger() {
+	end := time.Now().Add(lingerTime)
 	_ = c.tls.CloseWrite()
-	_ = c.tcp.SetReadDeadline(time.Now().Add(lingerTime))
-	buffer := c.worker.buffers.get()
-	defer c.worker.buffers.put(buffer)
+	_ = c.tcp.SetReadDeadline(end)
+	scrap := c.worker.inputs.get()
+	defer c.worker.inputs.put(scrap)
 	for left := lingerBytes; left > 0; {
-		n, err := c.tls.Read(buffer[:])
+		n, err := c.tls.Read(scrap.b)
 		if err != nil {
 			return
 		}
 		left -= n
 	}
+	time.Sleep(time.Until(end))
 }
 
-var errBodyTooLarge = errors.New("request body is larger than allowed")
+// Errors of reading a request body that are not the connection's.
+var (
+	errBodyTooLarge = errors.New("request body is larger than allowed")
+	errPanic        = errors.New("panic while the request body was passed on")
+)
 
 // newExchange borrows an exchange and fills in what the connection knows.
 func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
-	ex := c.worker.exchanges.Get().(*Exchange)
-	request, fields, replyFields, chunk := ex.request, ex.fields, ex.reply.Fields, ex.pump.chunk
+	w := c.worker
+	ex := w.exchanges.Get().(*Exchange)
 	*ex = Exchange{
-		worker: c.worker, snap: snap, client: cl, start: time.Now(), peer: c.peer,
-		tlsVersion: c.tlsVersion, resumed: c.resumed, request: request[:0], fields: fields[:0],
+		worker: w, snap: snap, client: cl, start: w.now(), peer: c.peer,
+		tlsVersion: c.tlsVersion, resumed: c.resumed,
+		room: ex.room[:0], request: ex.request[:0],
+		head:  http1.Request{Fields: ex.head.Fields[:0]},
+		reply: http1.Response{Fields: ex.reply.Fields[:0]},
+		pump:  pump{done: ex.pump.done, chunk: ex.pump.chunk},
 	}
-	ex.reply.Fields, ex.pump.chunk = replyFields[:0], chunk
 	return ex
 }
 
-func (c *conn) freeExchange(ex *Exchange) {
+func (w *Worker) freeExchange(ex *Exchange) {
+	if cap(ex.request) > keepSize || cap(ex.pump.chunk) > keepSize {
+		return
+	}
 	ex.client, ex.snap, ex.route = nil, nil, nil
-	c.worker.exchanges.Put(ex)
+	w.exchanges.Put(ex)
 }

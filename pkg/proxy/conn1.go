@@ -5,9 +5,6 @@ package proxy
 import (
 	"errors"
 	"io"
-	"net/http"
-	"os"
-	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -15,104 +12,133 @@ import (
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-const (
-	firstBuffer = 4 << 10  // for request heads; grows to what the limits allow
-	flushAt     = 16 << 10 // a TLS record's worth of reply is sent on
-)
-
-// http1State is what a connection needs to speak HTTP/1.1.
+// http1State is what a connection needs to speak HTTP/1.1. Between requests, with
+// nothing read ahead, it holds no buffer.
 type http1State struct {
-	in   []byte // from r to n: read and not used up
-	r, n int
-	out  []byte // reply bytes not sent yet
-	err  error  // of an earlier flush
+	in    *buffer // from r to n: read and not used up; nil while idle
+	r, n  int
+	first [1]byte // where an idle connection waits for its next request
 
-	request  http1.Request
-	expects  bool // waits for 100 Continue
+	out []byte // reply bytes not sent yet, in buf
+	buf *buffer
+	err error // of an earlier send
+
+	expects  bool // the client waits for 100 Continue
 	keep     bool // another request can follow
 	chunked  bool // the reply's body is sent in chunks
 	bodyDone atomic.Bool
+
+	// The request's body, for the goroutine that reads it.
+	incoming http1.Body
 	left     int64 // of a body with a length
 	decoder  http1.Chunked
-	body     *[bufferSize]byte // raw bytes of a chunked body, from bodyR to bodyN
-	bodyR    int
-	bodyN    int
+	raw      *buffer // bytes of a chunked body not decoded yet, from rawR to rawN
+	rawR     int
+	rawN     int
 	taken    int64 // bytes of a chunked body, for the limit
 	most     int64
+	bodyTime time.Duration
 }
 
 var _ client = (*conn)(nil)
 
+// serveHTTP1 serves one request after the other.
 func (c *conn) serveHTTP1() {
 	h := &c.http1
-	h.in = make([]byte, firstBuffer)
+	defer c.releaseInput()
 	for !c.closing.Load() {
-		snap := c.worker.current.Load()
-		n, start, fault, err := c.readHead(snap)
-		if err != nil {
+		if h.in == nil && !c.waitIdle() {
 			return
 		}
-		ex := c.newExchange(c, snap)
-		ex.start = start
-		if fault != nil {
-			c.refuseHead(ex, fault)
-			c.linger()
+		ex := c.newExchange(c, c.worker.current.Load())
+		if !c.serveExchange(ex) {
 			return
 		}
-		c.beginRequest(ex, n)
-		c.runGuarded(ex)
-		c.endRequest()
-		c.freeExchange(ex)
-		if !h.keep {
-			if !h.bodyDone.Load() {
-				c.linger()
-			}
-			return
+		c.worker.freeExchange(ex)
+		if h.r == h.n {
+			c.releaseInput()
 		}
 	}
 }
 
-// readHead waits for the next request. The connection is idle until its first byte
-// comes; from then on the head has its own time.
-func (c *conn) readHead(snap *snapshot) (n int, start time.Time, fault *http1.Fault, err error) {
+// waitIdle waits for the first byte of the next request; false ends the connection.
+// The other bytes of the same record wait in the TLS connection, so that no buffer
+// is needed until there is something to put into it.
+func (c *conn) waitIdle() bool {
 	h, w := &c.http1, c.worker
-	begun := h.n > h.r
-	if begun {
-		start = time.Now()
-		c.deadline.Store(w.until(snap.policy.Timeouts.Header))
-	} else {
-		h.r, h.n = 0, 0
-		c.deadline.Store(w.until(snap.policy.Timeouts.Keepalive))
-		c.idle.Store(true)
-		defer c.idle.Store(false)
-		if c.closing.Load() {
-			return 0, start, nil, io.EOF // drain may have missed the idle flag
-		}
+	c.readBy.Store(w.until(w.current.Load().policy.Timeouts.Keepalive))
+	c.idle.Store(true)
+	if c.closing.Load() {
+		return false // drain may have missed the idle flag
 	}
+	n, _ := c.tls.Read(h.first[:])
+	c.idle.Store(false)
+	c.readBy.Store(0)
+	if n == 0 {
+		return false
+	}
+	h.in = w.inputs.get()
+	h.in.b[0] = h.first[0]
+	h.r, h.n = 0, 1
+	return true
+}
+
+func (c *conn) releaseInput() {
+	h := &c.http1
+	c.worker.inputs.put(h.in)
+	h.in, h.r, h.n = nil, 0, 0
+}
+
+// serveExchange serves the request that has begun to come; false ends the
+// connection.
+func (c *conn) serveExchange(ex *Exchange) bool {
+	h, w := &c.http1, c.worker
+	h.keep = false
+	h.err = nil
+	ex.major, ex.minor = 1, 1
+	w.slab.Add(zone.RequestsHTTP1, 1)
+	n, fault, err := c.readHead(ex)
+	switch {
+	case err != nil:
+		c.failHead(ex, err)
+		return false
+	case fault != nil:
+		c.refuseHead(ex, &refusal{status: fault.Status, outcome: outcomeOf(fault), text: fault.Reason})
+		return false
+	}
+	c.beginRequest(ex, n)
+	if !c.runGuarded(ex) {
+		return false
+	}
+	c.endRequest()
+	if !h.keep && !h.bodyDone.Load() {
+		c.linger()
+	}
+	return h.keep
+}
+
+// readHead reads the rest of the request's head and parses it.
+func (c *conn) readHead(ex *Exchange) (n int, fault *http1.Fault, err error) {
+	h, w := &c.http1, c.worker
+	c.readBy.Store(w.until(ex.snap.policy.Timeouts.Header))
+	defer c.readBy.Store(0)
 	seen := 0
 	for {
-		n, fault = h.request.Parse(h.in[h.r:h.n], seen, &snap.limits)
-		if n > 0 || fault != nil {
-			c.deadline.Store(0)
-			return n, start, fault, nil
-		}
-		seen = h.n - h.r
-		if h.n == len(h.in) {
-			c.growInput(snap)
-		}
-		got, err := c.tls.Read(h.in[h.n:])
-		if got == 0 {
-			if begun && c.expired.Load() {
-				c.countLateHead(snap, start)
+		if h.n-h.r > 1 { // more than waitIdle's byte
+			n, fault = ex.head.Parse(h.in.b[h.r:h.n], seen, &ex.snap.limits)
+			if n > 0 || fault != nil {
+				return n, fault, nil
 			}
-			return 0, start, nil, err
+			seen = h.n - h.r
+		}
+		if h.n == len(h.in.b) {
+			c.growInput(ex.snap)
+		}
+		got, err := c.tls.Read(h.in.b[h.n:])
+		if got == 0 {
+			return 0, nil, err
 		}
 		h.n += got
-		if !begun {
-			begun, start = true, time.Now()
-			c.idle.Store(false)
-			c.deadline.Store(w.until(snap.policy.Timeouts.Header))
-		}
 	}
 }
 
@@ -120,80 +146,91 @@ func (c *conn) readHead(snap *snapshot) (n int, start time.Time, fault *http1.Fa
 func (c *conn) growInput(snap *snapshot) {
 	h := &c.http1
 	if h.r > 0 {
-		h.n = copy(h.in, h.in[h.r:h.n])
+		h.n = copy(h.in.b, h.in.b[h.r:h.n])
 		h.r = 0
 		return
 	}
-	bigger := make([]byte, min(2*len(h.in), snap.limits.HeaderBytes+snap.limits.LineBytes+firstBuffer))
-	copy(bigger, h.in)
-	h.in = bigger
+	most := max(snap.limits.HeaderBytes, snap.limits.LineBytes) + inputSize
+	bigger := make([]byte, min(2*len(h.in.b), most))
+	copy(bigger, h.in.b)
+	h.in.b = bigger
 }
 
-// countLateHead records a request whose head did not come in time.
-func (c *conn) countLateHead(snap *snapshot, start time.Time) {
-	ex := c.newExchange(c, snap)
-	ex.start, ex.major, ex.outcome, ex.status = start, 1, zone.RequestClientTimeout, 408
+// failHead ends an exchange whose head did not come.
+func (c *conn) failHead(ex *Exchange, err error) {
+	if c.clientOutcome(err) == zone.RequestClientTimeout {
+		c.refuseHead(ex, &refusal{status: 408, outcome: zone.RequestClientTimeout, text: "the request came too slowly"})
+		return
+	}
+	ex.bytesIn = uint64(c.http1.n - c.http1.r)
+	ex.status, ex.outcome = 499, zone.RequestClientReset
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
+	_ = giveID(ex)
 	ex.record()
-	c.freeExchange(ex)
 }
 
-// refuseHead answers a head that cannot be read.
-func (c *conn) refuseHead(ex *Exchange, fault *http1.Fault) {
+// refuseHead answers a head that cannot be read. Where the next request would begin
+// is unknown, so the connection ends.
+func (c *conn) refuseHead(ex *Exchange, r *refusal) {
 	h := &c.http1
-	h.keep = false
 	h.bodyDone.Store(false)
-	ex.major, ex.minor = 1, 1
 	ex.bytesIn = uint64(h.n - h.r)
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
-	ex.worker.slab.Add(zone.RequestsHTTP1, 1)
 	_ = giveID(ex)
-	ex.refuse(&refusal{status: fault.Status, outcome: outcomeOf(fault), text: fault.Reason})
+	ex.refuse(r)
 	ex.record()
-	c.freeExchange(ex)
+	c.releaseOutput()
+	c.linger()
 }
 
 // beginRequest sets the exchange up from the parsed head of n bytes.
 func (c *conn) beginRequest(ex *Exchange, n int) {
 	h := &c.http1
-	r := &h.request
-	ex.major, ex.minor = 1, r.Minor
+	r := &ex.head
+	ex.minor = r.Minor
 	ex.method, ex.target, ex.host = r.Method, r.Target, r.Host
-	ex.userAgent, ex.referer, ex.body = r.UserAgent, r.Referer, r.Body
-	ex.fields = append(ex.fields, r.Fields...)
+	ex.userAgent, ex.referer, ex.body, ex.fields = r.UserAgent, r.Referer, r.Body, r.Fields
 	ex.bytesIn = uint64(n)
 	h.r += n
 	h.keep = r.KeepAlive
 	h.expects = r.Expects100
-	h.left, h.decoder, h.taken, h.most = r.Body.Length, http1.Chunked{}, 0, ex.snap.policy.Sizes.BodyBytes
+	h.incoming, h.left, h.taken = r.Body, r.Body.Length, 0
+	h.decoder = http1.Chunked{}
+	h.most, h.bodyTime = ex.snap.policy.Sizes.BodyBytes, ex.snap.policy.Timeouts.Body
 	h.bodyDone.Store(r.Body.Empty())
-	c.worker.slab.Add(zone.RequestsHTTP1, 1)
+	if c.closing.Load() {
+		_ = c.tcp.SetReadDeadline(time.Time{}) // drain took it for idle; this request is still served
+	}
 }
 
-// runGuarded runs the exchange; a panic costs the connection and is its outcome.
-func (c *conn) runGuarded(ex *Exchange) {
+// runGuarded runs the exchange; false: it panicked, which costs the connection and
+// is the exchange's outcome. What a stray goroutine may still use is not used again.
+func (c *conn) runGuarded(ex *Exchange) (ok bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.worker.recovered(v)
-			c.http1.keep = false
 		}
 	}()
 	ex.run()
+	return true
 }
 
-// endRequest brings bytes behind a chunked body back to where the next head is read.
+// endRequest gives buffers back; bytes behind a chunked body return to where the
+// next head is read.
 func (c *conn) endRequest() {
 	h := &c.http1
-	if h.body == nil {
+	c.releaseOutput()
+	if h.raw == nil {
 		return
 	}
-	if rest := h.body[h.bodyR:h.bodyN]; len(rest) > 0 {
-		h.in = append(append(make([]byte, 0, max(firstBuffer, 2*len(rest))), rest...), h.in[h.r:h.n]...)
-		h.r, h.n = 0, len(h.in)
-		h.in = h.in[:cap(h.in)]
+	if rest := h.raw.b[h.rawR:h.rawN]; len(rest) > 0 && h.keep {
+		behind := len(rest) + h.n - h.r
+		in := make([]byte, max(inputSize, behind))
+		copy(in[copy(in, rest):], h.in.b[h.r:h.n])
+		h.in.b, h.r, h.n = in, 0, behind
 	}
-	c.worker.buffers.put(h.body)
-	h.body, h.bodyR, h.bodyN = nil, 0, 0
+	c.worker.buffers.put(h.raw)
+	h.raw, h.rawR, h.rawN = nil, 0, 0
 }
 
 func (c *conn) proceed() {
@@ -202,20 +239,20 @@ func (c *conn) proceed() {
 		return
 	}
 	h.expects = false
-	_, _ = c.tls.Write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+	c.send([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
 }
 
 // readRaw takes what came with the head first.
 func (c *conn) readRaw(p []byte) (int, error) {
 	h := &c.http1
 	if h.r < h.n {
-		n := copy(p, h.in[h.r:h.n])
+		n := copy(p, h.in.b[h.r:h.n])
 		h.r += n
 		return n, nil
 	}
-	c.deadline.Store(c.worker.until(c.worker.current.Load().policy.Timeouts.Body))
+	c.readBy.Store(c.worker.until(h.bodyTime))
 	n, err := c.tls.Read(p)
-	c.deadline.Store(0)
+	c.readBy.Store(0)
 	if n > 0 {
 		return n, nil
 	}
@@ -230,7 +267,7 @@ func (c *conn) readBody(p []byte) (int, error) {
 	if h.bodyDone.Load() {
 		return 0, io.EOF
 	}
-	if h.request.Body.Chunked {
+	if h.incoming.Chunked {
 		return c.readChunked(p)
 	}
 	if int64(len(p)) > h.left {
@@ -246,20 +283,27 @@ func (c *conn) readBody(p []byte) (int, error) {
 
 func (c *conn) readChunked(p []byte) (int, error) {
 	h := &c.http1
-	if h.body == nil {
-		h.body = c.worker.buffers.get()
-		h.bodyR, h.bodyN = 0, 0
+	if h.raw == nil {
+		h.raw = c.worker.buffers.get()
+		h.rawR, h.rawN = 0, 0
 	}
+	got := 0
 	for {
-		data, n, fault := h.decoder.Next(h.body[h.bodyR:h.bodyN])
-		if fault != nil {
-			return 0, fault
+		for !h.decoder.Done() { // all pieces that are here, and that fit
+			have := h.raw.b[h.rawR:h.rawN]
+			if room := len(p) - got; len(have) > room {
+				have = have[:room] // a piece is not longer than what holds it
+			}
+			data, n, fault := h.decoder.Next(have)
+			if fault != nil {
+				return 0, fault
+			}
+			h.rawR += n
+			got += copy(p[got:], data)
+			if n == 0 {
+				break
+			}
 		}
-		if len(data) > len(p) {
-			return 0, io.ErrShortBuffer // cannot be: readers bring bufferSize
-		}
-		h.bodyR += n
-		got := copy(p, data)
 		if h.taken += int64(got); h.most > 0 && h.taken > h.most {
 			return 0, errBodyTooLarge
 		}
@@ -270,145 +314,21 @@ func (c *conn) readChunked(p []byte) (int, error) {
 		if got > 0 {
 			return got, nil
 		}
-		if h.bodyR > 0 {
-			h.bodyN = copy(h.body[:], h.body[h.bodyR:h.bodyN])
-			h.bodyR = 0
-		}
-		read, err := c.readRaw(h.body[h.bodyN:])
+		h.rawN = copy(h.raw.b, h.raw.b[h.rawR:h.rawN])
+		h.rawR = 0
+		read, err := c.readRaw(h.raw.b[h.rawN:])
 		if err != nil {
 			return 0, err
 		}
-		h.bodyN += read
+		h.rawN += read
 	}
 }
 
 func (c *conn) stopBody() {
 	c.http1.keep = false
-	_ = c.tcp.SetReadDeadline(time.Unix(1, 0))
+	_ = c.tcp.SetReadDeadline(past)
 }
 
-// begin writes the head into the output buffer, for the company of the body.
-func (c *conn) begin(ex *Exchange, r *http1.Response) error {
-	h := &c.http1
-	ex.replied, ex.status = true, r.Status
-	if c.closing.Load() || !h.bodyDone.Load() {
-		h.keep = false
-	}
-	h.err = nil
-	b := append(h.out[:0], "HTTP/1.1 "...)
-	b = strconv.AppendInt(b, int64(r.Status), 10)
-	b = append(b, ' ')
-	if len(r.Reason) > 0 {
-		b = append(b, r.Reason...)
-	} else {
-		b = append(b, http.StatusText(r.Status)...)
-	}
-	b = append(b, "\r\n"...)
-	bodiless := r.Body.Empty() && (string(ex.method) == "HEAD" || r.Status == 304)
-	for i := range r.Fields {
-		f := &r.Fields[i]
-		switch f.Kind {
-		case http1.ContentLength:
-			if !bodiless {
-				continue // framed below
-			}
-		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.RequestID, http1.Trailer:
-			continue
-		}
-		b = appendField(b, f.Name, f.Value)
-	}
-	b = append(b, "X-Request-Id: "...)
-	b = append(b, ex.id[:]...)
-	b = c.appendFraming(append(b, "\r\n"...), ex, r, bodiless)
-	h.out = append(b, "\r\n"...)
-	ex.bytesOut += uint64(len(h.out))
-	return nil
-}
-
-// appendFraming says how the body ends and what becomes of the connection.
-func (c *conn) appendFraming(b []byte, ex *Exchange, r *http1.Response, bodiless bool) []byte {
-	h := &c.http1
-	h.chunked = false
-	switch {
-	case bodiless || r.Status == 204:
-	case r.Body.Length >= 0:
-		b = append(b, "Content-Length: "...)
-		b = strconv.AppendInt(b, r.Body.Length, 10)
-		b = append(b, "\r\n"...)
-	case ex.minor == 0:
-		h.keep = false // the end of the connection ends the body
-	default:
-		h.chunked = true
-		b = append(b, "Transfer-Encoding: chunked\r\n"...)
-	}
-	switch {
-	case !h.keep:
-		b = append(b, "Connection: close\r\n"...)
-	case ex.minor == 0:
-		b = append(b, "Connection: keep-alive\r\n"...)
-	}
-	return b
-}
-
-func (c *conn) write(ex *Exchange, p []byte) error {
-	h := &c.http1
-	if h.err != nil {
-		return h.err
-	}
-	ex.bytesOut += uint64(len(p))
-	if len(h.out) == 0 && len(p) >= flushAt && !h.chunked {
-		c.send(p) // nothing to join it with: spare the copy
-		return h.err
-	}
-	if h.chunked {
-		h.out = http1.AppendChunk(h.out, p)
-	} else {
-		h.out = append(h.out, p...)
-	}
-	if len(h.out) >= flushAt {
-		c.flush()
-	}
-	return h.err
-}
-
-func (c *conn) flush() {
-	h := &c.http1
-	if len(h.out) == 0 || h.err != nil {
-		return
-	}
-	c.send(h.out)
-	h.out = h.out[:0]
-}
-
-func (c *conn) send(p []byte) {
-	c.deadline.Store(c.worker.until(c.worker.current.Load().policy.Timeouts.Write))
-	_, c.http1.err = c.tls.Write(p)
-	c.deadline.Store(0)
-}
-
-func (c *conn) end(*Exchange) error {
-	h := &c.http1
-	if h.chunked {
-		h.out = http1.AppendLastChunk(h.out)
-	}
-	c.flush()
-	return h.err
-}
-
-// abort closes without the end of the body, so that it cannot pass for complete.
-func (c *conn) abort() {
-	c.http1.keep = false
-	c.http1.bodyDone.Store(true) // nothing to linger for
-	c.flush()
-	_ = c.tcp.SetReadDeadline(time.Unix(1, 0))
-	_ = c.tcp.Close()
-}
-
-func (c *conn) readError(err error) zone.RequestOutcome {
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return zone.RequestClientReset
-	}
-	return c.clientOutcome(err)
-}
+func (c *conn) readError(err error) zone.RequestOutcome { return c.clientOutcome(err) }
 
 func (c *conn) writeError(err error) zone.RequestOutcome { return c.clientOutcome(err) }

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"strconv"
 	"sync"
-	"sync/atomic"
 
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
@@ -26,10 +25,14 @@ type stream struct {
 	s      *http2.Stream
 	left   int64 // bytes of the reply's body still to come, where its length is known
 	ended  bool
-	up     atomic.Pointer[upConn]
 	taken  int64
 	most   int64
 	cancel func() // onCancel, bound once
+
+	// The upstream connection in use. The lock is held while it is killed, so that
+	// it cannot hit the next owner.
+	watched  sync.Mutex
+	upstream *upConn
 }
 
 var _ client = (*stream)(nil)
@@ -83,7 +86,7 @@ func (h *http2Handler) begin(s *http2.Stream) (*Exchange, *stream) {
 }
 
 func (h *http2Handler) end(ex *Exchange, st *stream) {
-	h.conn.freeExchange(ex)
+	h.conn.worker.freeExchange(ex)
 	st.s = nil
 	h.streams.Put(st)
 }
@@ -100,8 +103,9 @@ func (h *http2Handler) ServeHTTP2(s *http2.Stream) {
 		case http1.Referer:
 			ex.referer = f.Value
 		}
-		ex.fields = append(ex.fields, field)
+		ex.room = append(ex.room, field)
 	}
+	ex.fields = ex.room
 	switch {
 	case s.EndStream():
 	case s.ContentLength() >= 0:
@@ -134,13 +138,17 @@ func (h *http2Handler) refused(s *http2.Stream, status int, _ error) {
 
 // onCancel runs when the client reset the stream or the connection is gone.
 func (st *stream) onCancel() {
-	if u := st.up.Load(); u != nil {
-		u.kill(killCancelled)
+	st.watched.Lock()
+	defer st.watched.Unlock()
+	if st.upstream != nil {
+		st.upstream.kill(killCancelled)
 	}
 }
 
 func (st *stream) watch(u *upConn) {
-	st.up.Store(u)
+	st.watched.Lock()
+	st.upstream = u
+	st.watched.Unlock()
 	if u != nil && st.s.Cancelled() {
 		u.kill(killCancelled) // the hook may have come before
 	}
@@ -213,8 +221,11 @@ func (st *stream) abort() { st.s.Reset(codeInternalError) }
 func (st *stream) stopBody() { st.s.Reset(codeNoError) }
 
 func (st *stream) readError(err error) zone.RequestOutcome {
-	if errors.Is(err, errBodyTooLarge) {
+	switch {
+	case errors.Is(err, errBodyTooLarge):
 		return zone.RequestBodyTooLarge
+	case errors.Is(err, errPanic):
+		return zone.RequestPanic
 	}
 	return st.writeError(err)
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
@@ -25,7 +26,7 @@ type Exchange struct {
 	client client
 
 	// The request.
-	start        time.Time
+	start        int64 // by the worker's clock
 	peer         netip.AddrPort
 	tlsVersion   uint16
 	resumed      bool
@@ -36,6 +37,8 @@ type Exchange struct {
 	userAgent    []byte
 	referer      []byte
 	fields       []http1.Field
+	room         []http1.Field // for fields that are not parsed by http1
+	head         http1.Request // for those that are
 	body         http1.Body
 	id           [32]byte
 
@@ -44,9 +47,8 @@ type Exchange struct {
 	reply       http1.Response
 	status      int
 	outcome     zone.RequestOutcome
-	upstreamErr zone.UpstreamOutcome
 	server      []byte
-	sentAt      time.Time
+	sentAt      int64
 	upstreamFor time.Duration
 	connectFor  time.Duration
 	retries     int
@@ -104,10 +106,11 @@ func (ex *Exchange) run() {
 func (ex *Exchange) record() {
 	w := ex.worker
 	w.slab.Move(zone.GaugeRequests, -1)
-	took := time.Since(ex.start)
+	took := time.Duration(w.now() - ex.start)
 	slot := zone.NoRoute
 	rec := zone.AccessRecord{
-		Start: ex.start, Duration: took, UpstreamDuration: ex.upstreamFor, ConnectDuration: ex.connectFor, Client: ex.peer,
+		Start: w.base.Add(time.Duration(ex.start)), Duration: took,
+		UpstreamDuration: ex.upstreamFor, ConnectDuration: ex.connectFor, Client: ex.peer,
 		BytesIn: ex.bytesIn, BytesOut: ex.bytesOut, Worker: w.id, Core: w.core, Upstream: -1,
 		Status: ex.status, Retries: ex.retries, Major: ex.major, Minor: ex.minor, TLSVersion: ex.tlsVersion,
 		Resumed: ex.resumed, Outcome: ex.outcome, Method: ex.method, Host: ex.host, Target: ex.target,
@@ -135,7 +138,7 @@ func (ex *Exchange) forward() {
 	if !ex.body.Empty() {
 		ex.client.proceed()
 	}
-	streamed := ex.body.Chunked || ex.body.Length < 0 || ex.body.Length > smallBody
+	streamed := ex.body.Chunked || ex.body.Length > smallBody
 	if !streamed && ex.body.Length > 0 {
 		if err := ex.readSmallBody(); err != nil {
 			ex.failRead(err)
@@ -153,10 +156,7 @@ func (ex *Exchange) forward() {
 
 func (ex *Exchange) readSmallBody() error {
 	at, n := len(ex.request), int(ex.body.Length)
-	for cap(ex.request) < at+n {
-		ex.request = append(ex.request[:cap(ex.request)], 0)
-	}
-	ex.request = ex.request[:at+n]
+	ex.request = slices.Grow(ex.request, n)[:at+n]
 	for got := 0; got < n; {
 		read, err := ex.client.readBody(ex.request[at+got:])
 		got += read
@@ -179,6 +179,8 @@ func (ex *Exchange) failRead(err error) {
 		ex.refuse(&refusal{status: 400, outcome: outcome, text: "the request body is malformed"})
 	case zone.RequestBodyTooLarge:
 		ex.refuse(&refusal{status: 413, outcome: outcome, text: "the request body is too large"})
+	case zone.RequestPanic:
+		ex.refuse(&refusal{status: 500, outcome: outcome, text: "internal error"})
 	case zone.RequestClientTimeout:
 		ex.refuse(&refusal{status: 408, outcome: outcome, text: "the request body came too slowly"})
 	default:
@@ -198,38 +200,51 @@ func (ex *Exchange) give(outcome zone.RequestOutcome) {
 // try makes one attempt; true asks for another, with a new connection.
 func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 	w, u := ex.worker, ex.route.upstream
-	began := time.Now()
+	began := w.now()
 	c, passed, err := u.take(w, fresh)
-	ex.retries += max(passed, 0)
+	ex.retries += passed
 	if err != nil {
 		ex.failTake(err, began)
 		return false
 	}
+	ex.sentAt = began
 	if c.reused {
 		w.slab.Add(zone.UpstreamConnectionsReused, 1)
 		ex.connectFor = 0
-		if !http1.Idempotent(ex.method) && !c.alive() {
+		if !ex.repeatable() && !c.alive() {
 			c.give(w, false)
-			return true
+			return true // nothing was sent yet
 		}
 	} else {
-		ex.connectFor = time.Since(began)
+		ex.sentAt = w.now()
+		ex.connectFor = time.Duration(ex.sentAt - began)
 	}
 	ex.server = u.servers[c.server].text
-	ex.sentAt = time.Now()
+	a := attempt{ex: ex, conn: c, in: w.buffers.get(), streamed: streamed}
 	ex.client.watch(c)
-	a := attempt{ex: ex, conn: c, buffer: w.buffers.get()}
-	again = a.run(streamed)
-	ex.client.watch(nil)
-	w.buffers.put(a.buffer)
-	c.give(w, a.reusable)
+	returned := false
+	defer func() {
+		if !returned { // a panic
+			c.kill(killCancelled)
+			ex.pump.stop(ex, c)
+		}
+		ex.client.watch(nil)
+		w.buffers.put(a.in)
+		c.give(w, a.reusable && returned)
+	}()
+	again = a.run()
+	returned = true
 	return again
 }
 
+// repeatable tells whether the request may be sent again when a connection that was
+// idle dies under it: RFC 9110, 9.2.2. A body is never sent twice.
+func (ex *Exchange) repeatable() bool { return ex.body.Empty() && http1.Idempotent(ex.method) }
+
 // failTake answers for an upstream without a connection to give.
-func (ex *Exchange) failTake(err error, began time.Time) {
+func (ex *Exchange) failTake(err error, began int64) {
 	slot := ex.route.upstream.policy.Slot
-	took := time.Since(began)
+	took := time.Duration(ex.worker.now() - began)
 	switch {
 	case errors.Is(err, errSaturated):
 		ex.worker.slab.Upstream(slot, zone.UpstreamSaturated, took)

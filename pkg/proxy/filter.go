@@ -21,6 +21,7 @@ type filter struct {
 func filterList() []filter {
 	return []filter{
 		{"request id", giveID},
+		{"one reading", refuseAmbiguous},
 		{"body size", limitBody},
 		{"route", chooseRoute},
 	}
@@ -36,6 +37,19 @@ func giveID(ex *Exchange) *refusal {
 		raw[15-i] = byte(n >> (8 * i))
 	}
 	hex.Encode(ex.id[:], raw[:])
+	return nil
+}
+
+// refuseAmbiguous refuses what an upstream might read in another way than the route
+// table: dot segments, which it may resolve. It also holds HTTP/2 to the rules that
+// the HTTP/1.1 parser has for targets and hosts, since both go on as HTTP/1.1.
+func refuseAmbiguous(ex *Exchange) *refusal {
+	if http1.DotSegments(ex.target) {
+		return &refusal{status: 400, outcome: zone.RequestBad, text: "the path has a segment . or .."}
+	}
+	if ex.major == 2 && (!http1.ValidTarget(ex.target) || !http1.ValidHost(ex.host)) {
+		return &refusal{status: 400, outcome: zone.RequestBad, text: "request target or authority is malformed"}
+	}
 	return nil
 }
 

@@ -11,30 +11,45 @@ import (
 )
 
 // pump sends a request body that is too long to wait for, on a goroutine of its
-// own, so that an early reply is seen.
+// own, so that an early reply is seen and the two bodies may flow at once.
 type pump struct {
-	done  chan struct{}
-	err   atomic.Pointer[error] // why the client's body ended early
-	whole bool                  // all of it was sent
-	bytes uint64
-	chunk []byte
+	done    chan struct{}         // receives one when the goroutine is over
+	running bool                  // known to the exchange's goroutine
+	headed  atomic.Bool           // the reply's head is here: deadlines are not the pump's any more
+	taken   atomic.Bool           // all of the body was read from the client
+	err     atomic.Pointer[error] // why the client's body ended early
+	whole   bool                  // all of it was sent
+	bytes   uint64
+	chunk   []byte
 }
 
 func (p *pump) start(ex *Exchange, c *upConn) {
-	p.done = make(chan struct{})
-	p.err.Store(nil)
-	p.whole, p.bytes = false, 0
+	if p.done == nil {
+		p.done = make(chan struct{}, 1)
+	}
+	p.running = true
 	go p.run(ex, c)
 }
 
 // stop ends the pump if it still runs and tells whether it had sent everything.
-func (p *pump) stop(ex *Exchange) bool {
+func (p *pump) stop(ex *Exchange, c *upConn) bool {
+	if !p.running {
+		return p.whole
+	}
 	select {
 	case <-p.done:
 	default:
-		ex.client.stopBody()
+		if p.taken.Load() {
+			// It is in its last write, or just behind it. The reply is over: a server
+			// that does not read what is left gets little time.
+			c.arm(ex.worker.until(0))
+		} else {
+			c.kill(killCancelled) // it may be writing
+			ex.client.stopBody()  // or reading
+		}
 		<-p.done
 	}
+	p.running = false
 	ex.bytesIn += p.bytes
 	p.bytes = 0
 	return p.whole
@@ -49,33 +64,51 @@ func (p *pump) failure() error {
 }
 
 func (p *pump) run(ex *Exchange, c *upConn) {
-	defer close(p.done)
+	defer func() { p.done <- struct{}{} }()
 	defer func() {
 		if v := recover(); v != nil {
 			ex.worker.recovered(v)
+			err := errPanic
+			p.err.Store(&err)
 			c.kill(killCancelled)
 		}
 	}()
-	buffer := ex.worker.buffers.get()
-	defer ex.worker.buffers.put(buffer)
+	w := ex.worker
+	buffer := w.buffers.get()
+	defer w.buffers.put(buffer)
 	for {
-		n, err := ex.client.readBody(buffer[:])
+		p.arm(c, 0) // the client has its own time
+		n, err := ex.client.readBody(buffer.b)
 		p.bytes += uint64(n)
 		ended := errors.Is(err, io.EOF)
+		if ended {
+			p.taken.Store(true)
+		}
 		if err != nil && !ended {
 			// The upstream must not take what it has for the whole request.
 			p.err.Store(&err)
 			c.kill(killCancelled)
 			return
 		}
-		if !p.send(ex, c, buffer[:n], ended) {
+		// While the body goes out, the upstream is given time for each piece.
+		p.arm(c, w.until(ex.snap.policy.Timeouts.Body))
+		if !p.send(ex, c, buffer.b[:n], ended) {
 			return // the reader of the reply finds out why
 		}
 		if ended {
 			p.whole = true
-			c.deadline.Store(ex.worker.until(ex.route.upstream.policy.HeaderTimeout))
+			p.arm(c, w.until(ex.route.upstream.policy.HeaderTimeout))
 			return
 		}
+	}
+}
+
+// arm sets the upstream's deadline as long as its reply has not begun; from then on
+// it is the reply's reader who does.
+func (p *pump) arm(c *upConn, by int64) {
+	old := c.state.Load()
+	if old >= 0 && !p.headed.Load() {
+		c.state.CompareAndSwap(old, by) // fails if the reader has come in between
 	}
 }
 
@@ -90,8 +123,6 @@ func (p *pump) send(ex *Exchange, c *upConn, piece []byte, last bool) bool {
 	if len(piece) == 0 {
 		return true
 	}
-	// While the body goes out, its progress is what the upstream is given time for.
-	c.deadline.Store(ex.worker.until(ex.snap.policy.Timeouts.Body))
 	_, err := c.Write(piece)
 	return err == nil
 }

@@ -5,6 +5,7 @@ package proxy
 import (
 	"net/http"
 	"strconv"
+	"time"
 
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -24,7 +25,10 @@ func (ex *Exchange) refuse(r *refusal) {
 	body := append(strconv.AppendInt(nil, int64(r.status), 10), ' ')
 	body = append(body, r.text...)
 	body = append(body, '\n')
-	fields := []http1.Field{{Name: []byte("Content-Type"), Value: []byte("text/plain; charset=utf-8")}}
+	fields := []http1.Field{
+		{Name: []byte("Date"), Value: time.Now().UTC().AppendFormat(nil, http.TimeFormat)},
+		{Name: []byte("Content-Type"), Value: []byte("text/plain; charset=utf-8")},
+	}
 	if r.retryAfter {
 		fields = append(fields, http1.Field{Name: []byte("Retry-After"), Value: []byte("1")})
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"reflect"
 	"slices"
+	"strings"
 
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
@@ -18,14 +19,13 @@ import (
 type snapshot struct {
 	policy    *policy.Snapshot
 	limits    http1.Limits
-	routes    []route // those with a host first, longer paths first
+	byHost    map[string][]route // by host in lower case without port, "" for any; longer paths first
 	upstreams []*upstream
 	tls       *tls.Config
 }
 
 type route struct {
 	slot     int
-	host     []byte // lower case, without port; empty for any
 	path     []byte // prefix
 	upstream *upstream
 }
@@ -33,21 +33,28 @@ type route struct {
 // compile builds the route table. An upstream that did not change keeps its
 // object, and with it its connections.
 func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
-	s := &snapshot{policy: p, limits: http1.Limits{
+	s := &snapshot{policy: p, byHost: map[string][]route{}, limits: http1.Limits{
 		LineBytes: p.Sizes.LineBytes, HeaderBytes: p.Sizes.HeaderBytes, Fields: p.Sizes.HeaderFields,
 	}}
+	if p.Connections < 1 {
+		return nil, fmt.Errorf("apply snapshot: %d connections: at least 1 is needed", p.Connections)
+	}
 	for i := range p.Upstreams {
+		if u := &p.Upstreams[i]; len(u.Servers) == 0 || u.MaxConnections < 1 {
+			return nil, fmt.Errorf("apply upstream %s: %d servers, %d connections: at least 1 of each is needed", u.Name, len(u.Servers), u.MaxConnections)
+		}
 		s.upstreams = append(s.upstreams, reuse(&p.Upstreams[i], old))
 	}
 	for _, r := range p.Routes {
 		if r.Upstream < 0 || r.Upstream >= len(s.upstreams) {
 			return nil, fmt.Errorf("apply route %s: upstream %d of %d", r.Name, r.Upstream, len(s.upstreams))
 		}
-		s.routes = append(s.routes, route{slot: r.Slot, host: []byte(r.Host), path: []byte(r.PathPrefix), upstream: s.upstreams[r.Upstream]})
+		host := strings.ToLower(r.Host)
+		s.byHost[host] = append(s.byHost[host], route{slot: r.Slot, path: []byte(r.PathPrefix), upstream: s.upstreams[r.Upstream]})
 	}
-	slices.SortStableFunc(s.routes, func(a, b route) int {
-		return cmp.Or(cmp.Compare(min(len(b.host), 1), min(len(a.host), 1)), cmp.Compare(len(b.path), len(a.path)))
-	})
+	for _, routes := range s.byHost {
+		slices.SortStableFunc(routes, func(a, b route) int { return cmp.Compare(len(b.path), len(a.path)) })
+	}
 	return s, nil
 }
 
@@ -75,17 +82,27 @@ func (s *snapshot) retire(next *snapshot) {
 // path. A path prefix ends where a segment does: /v1 matches /v1, /v1/x and /v1?q,
 // not /v10.
 func (s *snapshot) match(host, target []byte) *route {
-	host = withoutPort(host)
 	if q := bytes.IndexByte(target, '?'); q >= 0 {
 		target = target[:q]
 	}
-	for i := range s.routes {
-		r := &s.routes[i]
-		if len(r.host) > 0 && !bytes.EqualFold(r.host, host) {
-			continue
+	var lower [http1.MaxHost]byte
+	host = withoutPort(host)
+	n := copy(lower[:], host)
+	for i, c := range lower[:n] {
+		if c >= 'A' && c <= 'Z' {
+			lower[i] = c + 'a' - 'A'
 		}
-		if hasPathPrefix(target, r.path) {
-			return r
+	}
+	if r := longest(s.byHost[string(lower[:n])], target); r != nil || n == 0 {
+		return r
+	}
+	return longest(s.byHost[""], target)
+}
+
+func longest(routes []route, path []byte) *route {
+	for i := range routes {
+		if hasPathPrefix(path, routes[i].path) {
+			return &routes[i]
 		}
 	}
 	return nil

@@ -16,16 +16,20 @@ const (
 	lookAfter = 300 * time.Millisecond
 )
 
-// killReason says why the sweeper, or a client that went away, closed a connection.
-type killReason uint32
+// past is a deadline that wakes whoever waits on a socket.
+var past = time.Unix(1, 0)
 
-const (
-	killNone killReason = iota
-	killTimeout
-	killCancelled
-)
+// now is the worker's clock: ns since it was made, monotonic. It costs one read of
+// the kernel's clock; w.clock is the same, up to a sweep interval old, for free.
+func (w *Worker) now() int64 { return int64(time.Since(w.base)) }
 
-// sweep renews the clock and closes what is overdue, until the worker stops.
+// until is a deadline for the sweeper. It may pass up to two intervals late, never
+// early: the coarse clock is up to one behind.
+func (w *Worker) until(d time.Duration) int64 {
+	return w.clock.Load() + int64(sweepInterval) + int64(d)
+}
+
+// sweep renews the clock and ends what is overdue, until the worker stops.
 func (w *Worker) sweep() {
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
@@ -33,35 +37,52 @@ func (w *Worker) sweep() {
 		select {
 		case <-w.stop:
 			return
-		case now := <-tick.C:
-			ns := now.UnixNano()
-			w.clock.Store(ns)
-			w.sweepOnce(ns)
+		case <-tick.C:
+			w.sweepGuarded()
 		}
 	}
+}
+
+// sweepGuarded survives a panic: without its sweeper a worker would never time out.
+func (w *Worker) sweepGuarded() {
+	defer func() {
+		if v := recover(); v != nil {
+			w.recovered(v)
+		}
+	}()
+	now := w.now()
+	w.clock.Store(now)
+	w.sweepOnce(now)
 }
 
 func (w *Worker) sweepOnce(now int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for u := range w.upConns {
-		if d := u.deadline.Load(); d != 0 && now > d {
-			u.kill(killTimeout)
-		}
-		if u.killed.Load() != uint32(killNone) {
+		if !u.expire(now) {
 			delete(w.upConns, u)
 		}
 	}
 	for c := range w.conns {
-		if d := c.deadline.Load(); d != 0 && now > d && c.expired.CompareAndSwap(false, true) {
-			c.tcp.Close()
-			continue
-		}
-		if since := c.waiting.Load(); since != 0 && now-since > int64(lookAfter) && c.gone() {
-			if u := c.upstream.Load(); u != nil {
-				u.kill(killCancelled)
-			}
-		}
+		c.expire(now)
+	}
+}
+
+// expire ends the phase of a client that took too long. A wait for input is only
+// woken, so that the client can still be told; an output that stands still is cut.
+func (c *conn) expire(now int64) {
+	if by := c.readBy.Load(); by != 0 && now > by && c.readBy.CompareAndSwap(by, 0) {
+		c.expired.Store(true)
+		_ = c.tcp.SetReadDeadline(past)
+	}
+	if by := c.writeBy.Load(); by != 0 && now > by && c.writeBy.CompareAndSwap(by, 0) {
+		c.expired.Store(true)
+		_ = c.tcp.Close()
+	}
+	c.watched.Lock()
+	defer c.watched.Unlock()
+	if c.upstream != nil && now-c.since > int64(lookAfter) && c.gone() {
+		c.upstream.kill(killCancelled)
 	}
 }
 

@@ -24,7 +24,7 @@ func (w *Worker) tlsConfig(s *policy.Snapshot, certs []tls.Certificate) (*tls.Co
 	}
 	c := &tls.Config{
 		Certificates: certs,
-		NextProtos:   []string{"h2", "http/1.1"},
+		NextProtos:   []string{"h2", "http/1.1", "http/1.0"},
 		MinVersion:   tls.VersionTLS13,
 		// A full record for each write: the small first records of the default cost
 		// system calls.

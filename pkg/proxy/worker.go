@@ -7,8 +7,15 @@
 // out of a pool, writes the request in one call, and passes the reply on as it
 // comes. Nothing is allocated for an exchange in the steady state.
 //
-// No deadline is set on a socket; a sweeper looks over all connections a few times
-// a second and closes what is overdue, which is cheaper and says which phase it was.
+// While exchanges run no deadline is set on a socket; a sweeper looks over all
+// connections ten times a second and ends what is overdue, which is cheaper and says
+// which phase it was.
+//
+// Not passed on, either way: trailers (they are read, checked and left out), interim
+// replies other than 100, upgrades. Request fields with '_' in their name are left
+// out, and so is what only a gateway may say of a client: Forwarded, X-Forwarded-*,
+// X-Real-IP, X-Request-Id. A client that closes its sending side while it waits for a
+// reply is taken to be gone.
 package proxy
 
 import (
@@ -43,11 +50,14 @@ type Worker struct {
 	log          *slog.Logger
 	ticketKeys   [][32]byte
 	current      atomic.Pointer[snapshot]
-	clock        atomic.Int64 // ns since 1970, renewed by the sweeper
+	base         time.Time
+	clock        atomic.Int64 // ns since base, renewed by the sweeper
 	filters      []filter
 	idPrefix     uint64 // random; half of each request id
 	idCounter    atomic.Uint64
+	inputs       bufferPool
 	buffers      bufferPool
+	outputs      bufferPool
 	exchanges    sync.Pool
 	http2        *http2.Pool
 	lastFullSaid atomic.Int64
@@ -68,10 +78,11 @@ func New(o Options) *Worker {
 		slab: o.Slab, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, listeners: map[net.Listener]struct{}{},
-		stop: make(chan struct{}),
+		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize},
+		base: time.Now(), stop: make(chan struct{}),
 	}
 	w.exchanges.New = func() any { return new(Exchange) }
-	w.clock.Store(time.Now().UnixNano())
+	w.lastFullSaid.Store(-int64(time.Second))
 	go w.sweep()
 	return w
 }
@@ -137,7 +148,7 @@ func (w *Worker) accept(nc net.Conn) {
 		w.slab.Add(zone.ConnectionsRejected, 1)
 		nc.Close()
 		now := w.clock.Load()
-		if last := w.lastFullSaid.Load(); now-last > int64(time.Second) && w.lastFullSaid.CompareAndSwap(last, now) {
+		if last := w.lastFullSaid.Load(); now-last >= int64(time.Second) && w.lastFullSaid.CompareAndSwap(last, now) {
 			w.log.Error("worker_connections are not enough", "worker_connections", snap.policy.Connections)
 		}
 		return
@@ -176,12 +187,13 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 			c.tcp.Close()
 		}
 		for u := range w.upConns {
-			u.kill(killCancelled)
+			u.kill(killCancelled) // all of them: whoever owns one is to end
 		}
 		w.mu.Unlock()
 		<-done
 	}
 	close(w.stop)
+	w.http2.Close()
 	w.mu.Lock()
 	for u := range w.upConns {
 		u.Conn.Close()

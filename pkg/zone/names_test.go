@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -93,11 +94,13 @@ func TestNamesAppearWhole(t *testing.T) {
 	z := mustCreate(t, path, l)
 	reader := mustOpen(t, path)
 	name := func(slot int) string { return fmt.Sprintf("%060d", slot) }
-	go func() {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
 		for slot := 1; slot < l.Routes-1; slot++ {
 			z.setName(slot, name(slot))
 		}
-	}()
+	})
 	for slot := 1; slot < l.Routes-1; slot++ {
 		got := ""
 		for got == "" {

@@ -146,7 +146,7 @@ func (r *Request) finish(f *framing) *Fault {
 	if fault := r.settleTarget(); fault != nil {
 		return fault
 	}
-	if !validTarget(r.Target) {
+	if !ValidTarget(r.Target) {
 		return FaultTarget
 	}
 	if f.chunked && r.Minor == 0 {

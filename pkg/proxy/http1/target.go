@@ -4,10 +4,10 @@ package http1
 
 import "bytes"
 
-// validTarget checks origin-form and "*". The path follows RFC 3986 in that each
+// ValidTarget checks origin-form and "*". The path follows RFC 3986 in that each
 // percent sign begins an escape, and has no backslash, which some servers take for
 // a slash. The query may hold any printable ASCII: clients in use send a lot of it.
-func validTarget(t []byte) bool {
+func ValidTarget(t []byte) bool {
 	path, query, _ := bytes.Cut(t, []byte{'?'})
 	if !all(path, classPath) || !all(query, classTarget) {
 		return false
