@@ -5,14 +5,15 @@
 // A goroutine serves each HTTP/1.1 connection and each HTTP/2 stream, from the
 // request's head to the last byte of the reply: it takes an upstream connection
 // out of a pool, writes the request in one call, and passes the reply on as it
-// comes. Nothing is allocated for an exchange in the steady state.
+// comes. In the steady state an exchange allocates nothing of its own, unless its
+// request's body is sent on as it comes (chunked, or over 16 KiB).
 //
 // While exchanges run no deadline is set on a socket; a sweeper looks over all
 // connections ten times a second and ends what is overdue, which is cheaper and says
 // which phase it was.
 //
 // Not passed on, either way: trailers (they are read, checked and left out), interim
-// replies other than 100, upgrades. Request fields with '_' in their name are left
+// replies of upstreams, upgrades. Request fields with '_' in their name are left
 // out, and so is what only a gateway may say of a client: Forwarded, X-Forwarded-*,
 // X-Real-IP, X-Request-Id. A client that closes its sending side while it waits for a
 // reply is taken to be gone.
