@@ -9,12 +9,15 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,6 +26,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/lab"
@@ -50,6 +55,9 @@ func (g *running) workers(t *testing.T) map[string]int {
 // and it is back soon.
 func TestKilledWorker(t *testing.T) {
 	needRoot(t, "steers connections with BPF")
+	if runtime.NumCPU() < 2 {
+		t.Skip("needs two CPUs")
+	}
 	g := startGateway(t, startHere, "killed", t.TempDir(), gatewayYAML(t.TempDir(), "127.0.0.1:0", upstream(t), "workers: 2\n"))
 	pids := g.workers(t)
 	if len(pids) != 2 {
@@ -57,13 +65,17 @@ func TestKilledWorker(t *testing.T) {
 	}
 	url := "https://" + g.address + "/"
 
-	// Kept connections, at least one on each worker; each knows whose it is by being
-	// cut or not.
-	const kept = 24
+	// Kept connections, on both workers.
+	const kept = 40
 	clients := make([]*http.Client, kept)
 	for i := range clients {
 		clients[i] = client(false)
+		clients[i].Transport.(*http.Transport).DialContext = dialOn(i % 2)
 		get(t, clients[i], url)
+	}
+	onZero, onOne := g.connections(t, "0"), g.connections(t, "1")
+	if onZero+onOne != kept || onZero == 0 || onOne == 0 {
+		t.Fatalf("%d connections on worker 0, %d on worker 1; want %d together and some on each", onZero, onOne, kept)
 	}
 	victim := pids["0"]
 	killed := time.Now()
@@ -96,25 +108,68 @@ func TestKilledWorker(t *testing.T) {
 	if !strings.Contains(g.scrape(t), `xgw_worker_restarts_total{worker="0"} 1`) {
 		t.Error("the restart was not counted")
 	}
-	// Clients of the other worker go on over the connection they had; the others
-	// open a new one. Nobody sees an error.
+	// Clients of the other worker go on over the connection they had; those of the
+	// victim open a new one, and see no error.
+	reused := 0
 	for _, c := range clients {
-		get(t, c, url)
+		if get(t, c, url) {
+			reused++
+		}
+	}
+	if reused != onOne {
+		t.Errorf("%d connections outlived the worker, want the %d of the other worker", reused, onOne)
 	}
 }
 
-func get(t *testing.T, c *http.Client, url string) {
+// dialOn connects from the CPU: over loopback that one receives the SYN, too.
+func dialOn(cpu int) func(context.Context, string, string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		var before, one unix.CPUSet
+		if err := unix.SchedGetaffinity(0, &before); err != nil {
+			return nil, err
+		}
+		one.Set(cpu)
+		if err := unix.SchedSetaffinity(0, &one); err != nil {
+			return nil, err
+		}
+		defer func() { _ = unix.SchedSetaffinity(0, &before) }()
+		var d net.Dialer
+		return d.DialContext(ctx, network, address)
+	}
+}
+
+// connections are those open on the worker.
+func (g *running) connections(t *testing.T, worker string) int {
 	t.Helper()
-	r, err := c.Get(url)
+	m := regexp.MustCompile(`xgw_connections_active\{worker="` + worker + `"\} (\d+)`).FindStringSubmatch(g.scrape(t))
+	if m == nil {
+		t.Fatal("no metric of connections")
+	}
+	n, _ := strconv.Atoi(m[1])
+	return n
+}
+
+// get makes a request and tells whether its reply came over a kept connection.
+func get(t *testing.T, c *http.Client, url string) (reused bool) {
+	t.Helper()
+	trace := &httptrace.ClientTrace{GotConn: func(i httptrace.GotConnInfo) { reused = i.Reused }}
+	request, err := http.NewRequestWithContext(httptrace.WithClientTrace(context.Background(), trace), "GET", url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := c.Do(request)
 	if err != nil {
 		t.Error(err)
-		return
+		return false
 	}
 	_, _ = io.Copy(io.Discard, r.Body) // or the connection is not kept
 	r.Body.Close()
 	if r.StatusCode != 200 {
 		t.Errorf("status %d", r.StatusCode)
 	}
+	return reused
 }
 
 // Workers have no rights, and keys are not in their reach.
