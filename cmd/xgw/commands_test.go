@@ -10,6 +10,9 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
+
+	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/policy"
 )
 
 func TestStatusAndMessageOfFaults(t *testing.T) {
@@ -59,6 +62,26 @@ func TestMissingInterface(t *testing.T) {
 	status, _, errs := inProcess("attach", "nosuch0")
 	if status != 1 || !strings.Contains(errs, "nosuch0") || !strings.Contains(errs, "ip link") {
 		t.Errorf("status %d, %q", status, errs)
+	}
+}
+
+// The configuration in the README is one that a person can copy.
+func TestReadmeConfiguration(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, block, found := strings.Cut(string(text), "```yaml\n")
+	block, _, closed := strings.Cut(block, "```")
+	if !found || !closed {
+		t.Fatal("no yaml in the README")
+	}
+	c, err := config.Parse("README.md", []byte(block), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := policy.Compile(c, 1); err != nil {
+		t.Error(err)
 	}
 }
 
