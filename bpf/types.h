@@ -56,7 +56,7 @@ struct queue_counts {
 #undef X
 };
 
-/* How select_worker placed a new connection. */
+/* How select_worker placed a new connection; a SYN sent again counts again. */
 struct steer_counts {
 	__u64 local;	/* the worker of the CPU that received it */
 	__u64 fallback; /* another worker, since that one is not there */

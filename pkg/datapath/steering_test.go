@@ -153,7 +153,9 @@ func TestSteering(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (SteerCounts{Local: 2 * rounds, Fallback: rounds, Refused: counts.Refused}); counts != want || counts.Refused == 0 {
-		t.Errorf("counts %+v, want %+v and some refused", counts, want)
+	// A SYN that a slow machine sends again is placed, and counted, again.
+	const again = 3
+	if counts.Local < 2*rounds || counts.Local > 2*rounds+again || counts.Fallback < rounds || counts.Fallback > rounds+again || counts.Refused == 0 {
+		t.Errorf("counts %+v, want %d local, %d fallback and some refused", counts, 2*rounds, rounds)
 	}
 }
