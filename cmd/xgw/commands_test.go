@@ -65,6 +65,27 @@ func TestMissingInterface(t *testing.T) {
 	}
 }
 
+// Two gateways of one user could share a port by SO_REUSEPORT; the second would take
+// the first one's connections.
+func TestSecondGatewayOnTheSamePort(t *testing.T) {
+	dir := t.TempDir()
+	g := startGateway(t, startHere, "first", dir, gatewayYAML(dir, "127.0.0.1:0", upstream(t), ""))
+	for instance, says := range map[string]string{"second": "address already in use", "first": "in use by process"} {
+		path := filepath.Join(t.TempDir(), "gateway.yaml")
+		if err := os.WriteFile(path, []byte(gatewayYAML(dir, g.address, "127.0.0.1:1", "")), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		status, _, errs := inProcess("--instance", instance, "run", "-c", path)
+		if status != 1 || !strings.Contains(errs, says) {
+			t.Errorf("instance %s: status %d, %q; want %q", instance, status, errs, says)
+		}
+	}
+	get(t, client(false), "https://"+g.address+"/") // the first one goes on
+	if _, err := os.Stat("/dev/shm/xgw-first.zone"); err != nil {
+		t.Error("the first one's zone is gone")
+	}
+}
+
 // The configuration in the README is one that a person can copy.
 func TestReadmeConfiguration(t *testing.T) {
 	text, err := os.ReadFile("../../README.md")

@@ -104,7 +104,7 @@ func (d *demo) run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.lab.Close()) }()
-	if d.dir, err = os.MkdirTemp("", "xgw-demo-"); err != nil {
+	if err := d.makeDir(); err != nil {
 		return err
 	}
 	defer os.RemoveAll(d.dir)
@@ -128,6 +128,25 @@ func (d *demo) run(ctx context.Context) (err error) {
 	<-ctx.Done()
 	d.say("stopping")
 	return nil
+}
+
+// makeDir makes the directory of configuration and logs. The lab is ours alone by
+// now, so what is there of the name is of a run that was killed.
+func (d *demo) makeDir() (err error) {
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "xgw-demo-*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range left {
+		if info, err := os.Lstat(dir); err != nil || !info.IsDir() || info.Sys().(*syscall.Stat_t).Uid != uint32(os.Getuid()) {
+			continue // another user's
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			return fmt.Errorf("remove what an earlier run left: %w", err)
+		}
+	}
+	d.dir, err = os.MkdirTemp("", "xgw-demo-")
+	return err
 }
 
 func (d *demo) startUpstream() (stop func(), err error) {

@@ -29,9 +29,15 @@ type listener struct {
 }
 
 // listen opens a socket for each worker on the address. cpus[i] is the CPU of
-// worker i. Without steer (no right to load BPF) the kernel's hash chooses.
-func listen(address string, cpus []int, steer bool) (*listener, error) {
+// worker i. Without steer (no right to load BPF) the kernel's hash chooses. join
+// says that others may listen there already: workers of a supervisor that is gone.
+func listen(address string, cpus []int, steer, join bool) (*listener, error) {
 	l := &listener{address: address}
+	if !join {
+		if err := refuseShared(address); err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", address, err)
+		}
+	}
 	if err := l.open(cpus, steer); err != nil {
 		l.close()
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
@@ -74,6 +80,16 @@ func (l *listener) open(cpus []int, steer bool) error {
 	}
 	l.steering = s
 	return nil
+}
+
+// refuseShared fails when anybody listens on the address. SO_REUSEPORT alone would
+// let two gateways of one user share it, and the later one take every connection.
+func refuseShared(address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return bindError(err)
+	}
+	return l.Close()
 }
 
 func bindError(err error) error {

@@ -197,15 +197,16 @@ func (s *supervisor) prepare() error {
 	if s.telemetry, err = net.Listen("tcp", s.config.Telemetry.Address); err != nil {
 		return fmt.Errorf("listen for metrics: %w", bindError(err))
 	}
+	if err := s.makeZone(); err != nil {
+		return err
+	}
 	for _, lc := range s.config.Listeners {
-		l, err := listen(lc.Address, s.cores, os.Geteuid() == 0)
+		// The workers of a supervisor that is gone may still listen.
+		l, err := listen(lc.Address, s.cores, os.Geteuid() == 0, s.zone.Replaced() != 0)
 		if err != nil {
 			return err
 		}
 		s.listeners = append(s.listeners, l)
-	}
-	if err := s.makeZone(); err != nil {
-		return err
 	}
 	for _, ic := range s.config.Interfaces {
 		if err := s.adopt(ic); err != nil {
