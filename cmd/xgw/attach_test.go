@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/netip"
 	"os"
@@ -13,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/xgw-project/xgw/pkg/lab"
 )
@@ -104,6 +107,43 @@ func TestAttachByHand(t *testing.T) {
 	if out, err := xgwIn(t, l, "--instance", instance, "detach", "edge0"); err == nil || !strings.Contains(out, "not attached") {
 		t.Errorf("second detach: %v, %s", err, out)
 	}
+}
+
+// A device that is made anew under its old name is attached without ado.
+func TestAttachAfterTheDeviceWasMadeAnew(t *testing.T) {
+	needRoot(t, "makes a lab")
+	const instance = "anew"
+	l := mustLab(t, "xgwanew")
+	t.Cleanup(func() { _, _ = xgwIn(t, l, "--instance", instance, "detach", "extra0") })
+	makeDevice := func() error {
+		return l.In(lab.Gateway, func() error {
+			attrs := netlink.NewLinkAttrs()
+			attrs.Name = "extra0"
+			return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "extra1"})
+		})
+	}
+	if err := makeDevice(); err != nil {
+		t.Fatal(err)
+	}
+	mustXGW(t, l, "--instance", instance, "attach", "extra0")
+	err := l.In(lab.Gateway, func() error {
+		link, err := netlink.LinkByName("extra0")
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(link)
+	})
+	if err := errors.Join(err, makeDevice()); err != nil {
+		t.Fatal(err)
+	}
+	if out := mustXGW(t, l, "--instance", instance, "status"); !strings.Contains(out, "stale") {
+		t.Errorf("status does not say that the pins are stale: %s", out)
+	}
+	mustXGW(t, l, "--instance", instance, "attach", "extra0")
+	if out := mustXGW(t, l, "--instance", instance, "status", "extra0"); !strings.Contains(out, "native mode") {
+		t.Errorf("status: %s", out)
+	}
+	mustXGW(t, l, "--instance", instance, "detach", "extra0")
 }
 
 // checkBpftool reads the pinned map as an operator would: named fields, whose sum is

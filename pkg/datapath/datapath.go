@@ -118,7 +118,8 @@ func Create(o Options) (*Datapath, error) {
 		return nil, fmt.Errorf("create datapath of %s: %w", o.Interface, err)
 	}
 	if _, err := os.Stat(d.dir); err == nil {
-		return nil, fmt.Errorf("create datapath of %s: %s is there: %w", o.Interface, d.dir, ErrExists)
+		return nil, fmt.Errorf("create datapath of %s: %w: `xgw status` shows it, `xgw detach %s` removes it (%s)",
+			o.Interface, ErrExists, o.Interface, d.dir)
 	}
 	if err := d.load(); err != nil {
 		return nil, fmt.Errorf("create datapath of %s: %w", o.Interface, err)

@@ -9,9 +9,16 @@ import (
 )
 
 // Attach makes the interface's datapath and puts it on the hooks; with an error
-// nothing is left. The caller owns what is returned.
+// nothing is left. Pins of an interface that is gone, or that no longer runs them,
+// are removed first. The caller owns what is returned.
 func Attach(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
 	d, err := datapath.Create(o)
+	if errors.Is(err, datapath.ErrExists) && stale(o) {
+		if err := datapath.Detach(o); err != nil {
+			return nil, err
+		}
+		d, err = datapath.Create(o)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -27,11 +34,7 @@ func adopt(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
 	if err == nil {
 		return d, nil
 	}
-	if errors.Is(err, datapath.ErrStale) {
-		if err := datapath.Detach(o); err != nil {
-			return nil, err
-		}
-	} else if !errors.Is(err, datapath.ErrNotAttached) {
+	if !errors.Is(err, datapath.ErrStale) && !errors.Is(err, datapath.ErrNotAttached) {
 		return nil, err
 	}
 	if d, err = Attach(o, mode); err != nil {
@@ -41,4 +44,13 @@ func adopt(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
 		return nil, errors.Join(err, d.Detach(), d.Close())
 	}
 	return d, nil
+}
+
+// stale tells whether what is pinned for the interface is of no use any more.
+func stale(o datapath.Options) bool {
+	d, err := datapath.Open(o)
+	if err == nil {
+		d.Close()
+	}
+	return errors.Is(err, datapath.ErrStale)
 }
