@@ -15,21 +15,24 @@ static __always_inline __u32 count_row(__u32 queue)
 	return queue < queue_rows ? queue : queue_rows;
 }
 
-static __always_inline void count_outcome(void *table, __u32 row, __u32 outcome, __u64 packets,
-					  __u64 bytes)
+/* Returns how many of this outcome the row has now, on this CPU. */
+static __always_inline __u64 count_outcome(void *table, __u32 row, __u32 outcome, __u64 packets,
+					   __u64 bytes)
 {
 	struct count *counts = bpf_map_lookup_elem(table, &row);
+	__u64 place = outcome;
 
-	if (!counts || outcome >= OUTCOME_COUNT)
-		return; /* cannot be: rows and outcomes come from these very headers */
-	counts[outcome].packets += packets;
-	counts[outcome].bytes += bytes;
+	asm volatile("" : "+r"(place)); /* check and index must be one register */
+	if (!counts || place >= OUTCOME_COUNT)
+		return 0; /* cannot be: rows and outcomes come from these very headers */
+	counts[place].bytes += bytes;
+	return counts[place].packets += packets;
 }
 
-static __always_inline int count_ingress(__u32 row, enum outcome outcome, __u64 bytes)
+static __always_inline __u64 count_ingress(__u32 row, enum outcome outcome, __u64 packets,
+					   __u64 bytes)
 {
-	count_outcome(&ingress_counts, row, outcome, 1, bytes);
-	return outcome < OUTCOME_FIRST_DROP ? XDP_PASS : XDP_DROP;
+	return count_outcome(&ingress_counts, row, outcome, packets, bytes);
 }
 
 static __always_inline void count_egress(enum outcome outcome, __u64 packets, __u64 bytes)

@@ -1,20 +1,76 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Every map is pinned under its own name. Above each: key -> value, who writes,
- * who reads. Sizes that depend on the machine are set by the loader.
+ * Every map is pinned under its own name, but for inner ones. Above each: key ->
+ * value, who writes, who reads. Sizes that depend on the machine are set by the loader.
  */
 #ifndef XGW_MAPS_H
 #define XGW_MAPS_H
 
 #include "config.h"
+#include "parse.h"
 #include "types.h"
 #include <bpf/bpf_helpers.h>
 
-/* A limit's state for one key: tat is the theoretical arrival time, in ns. */
+/* State of one source or prefix in the sketch. Times are arrival times, in 2^-6 ns. */
 struct bucket {
+	struct bpf_spin_lock lock;
+	__u32 tag; /* of the last source that was charged here */
+	__u64 tat[COUNT_KINDS];
+};
+
+/* State of one queue; a queue has one CPU in native mode, so there is no lock. */
+struct queue_bucket {
+	__u64 tat[COUNT_KINDS];
+	__u64 essential;
+	__u64 echo;
+	__u64 unclassified;
+	__u64 admin;
+	__u64 unused;
+};
+
+/* State that all CPUs share; they draw on it in batches. */
+struct shared_bucket {
 	struct bpf_spin_lock lock;
 	__u32 unused;
 	__u64 tat;
+};
+
+/* Exact state of sources that completed a handshake. source 0 is an empty place. */
+struct verified_set {
+	struct bpf_spin_lock lock;
+	__u32 unused;
+	__u64 source[VERIFIED_WAYS];
+	__u64 seen[VERIFIED_WAYS]; /* ns */
+	__u64 tat[VERIFIED_WAYS * COUNT_KINDS];
+};
+
+/* A SYN-ACK that was sent: the client proves its address by acknowledging it. */
+struct handshake {
+	__u32 tag; /* of the connection */
+	__u32 ack; /* host order */
+};
+
+/* What one packet asks of all limits. */
+struct request {
+	__u64 bytes;
+	__u64 syns; /* 0 or 1 */
+	__u64 now;  /* ns */
+	__u32 slot; /* of the generation */
+	__u32 row;  /* of the queue */
+};
+
+/* What is known of the packet in hand. */
+struct work {
+	struct packet packet;
+	__u32 outcome; /* as far as is known */
+	__u32 expired; /* the generation that holds is the fallback */
+	struct request request;
+	__u64 lengths; /* of prefixes yet to look for */
+	struct explanation explanation;
+};
+
+struct own_flow {
+	__u64 flow[2]; /* hashes, the latest first */
 };
 
 /* receive queue, then one row for queues beyond -> counts. xdp_ingress; all readers. */
@@ -33,55 +89,241 @@ struct {
 	__type(value, struct queue_counts);
 } egress_counts SEC(".maps");
 
-/* IPv4 prefix -> 1. datapath writes; xdp_ingress reads. */
+/* enum limit_slot -> packets over it. xdp_ingress; all readers. */
 struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20);
-	__type(key, struct prefix4);
-	__type(value, __u32);
-} deny4 SEC(".maps");
-
-/* IPv6 prefix -> 1. datapath writes; xdp_ingress reads. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 1 << 20);
-	__type(key, struct prefix6);
-	__type(value, __u32);
-} deny6 SEC(".maps");
-
-/* 0 IPv4, 1 IPv6 -> entries in deny4, deny6. datapath writes; xdp_ingress skips empty tables. */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2);
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SLOT_COUNT);
 	__type(key, __u32);
-	__type(value, __u32);
-} deny_sizes SEC(".maps");
+	__type(value, struct over_counts);
+} limit_counts SEC(".maps");
 
-/* 0 -> all limits. datapath writes; xdp_ingress reads. */
+/* 0 -> counts. xdp_ingress, tc_egress; all readers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct table_events);
+} table_counts SEC(".maps");
+
+/* 0 -> which generation holds. datapath writes; xdp_ingress reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct packet_limits);
-} limits SEC(".maps");
+	__type(value, struct control_state);
+} control SEC(".maps");
 
-/* receive queue -> bucket of queue_packets. xdp_ingress. */
+/* 0 -> CLOCK_MONOTONIC ns of the supervisor's last sign of life. It; xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} heartbeat SEC(".maps");
+
+/*
+ * The four tables of a generation, each in the slot that control names. clang 14 leaves
+ * the types of inner maps out of BTF, so these have sizes and the loader adds the types.
+ */
+struct tables_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct tables));
+};
+
+struct ports_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1024);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct port_row));
+};
+
+struct prefix_rows_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * PREFIX_ROWS);
+	__type(key, __u32);
+	__type(value, __u64);
+};
+
+struct buckets_map {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(struct prefix_bucket));
+};
+
+/* These put the types into BTF; nothing uses them, so they are never loaded. */
+struct tables *type_tables;
+struct port_row *type_port_row;
+struct prefix_bucket *type_prefix_bucket;
+
+/* slot -> 0 -> rules and limits. datapath writes; xdp_ingress reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__array(values, struct tables_map);
+} gen_tables SEC(".maps");
+
+/* slot -> port / 64 -> ports. datapath writes; xdp_ingress reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__array(values, struct ports_map);
+} gen_ports SEC(".maps");
+
+/* slot -> row -> lengths of the prefixes there. datapath writes; xdp_ingress reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__array(values, struct prefix_rows_map);
+} gen_rows SEC(".maps");
+
+/* slot -> bucket -> prefixes. datapath writes; xdp_ingress reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__array(values, struct buckets_map);
+} gen_buckets SEC(".maps");
+
+/* receive queue -> state. xdp_ingress. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2);
 	__type(key, __u32);
-	__type(value, struct bucket);
+	__type(value, struct queue_bucket);
 } queue_buckets SEC(".maps");
 
-/* place in one of the two rows -> bucket of source_syns. xdp_ingress. */
+/* place in one of two rows -> state of sources without an exact entry. xdp_ingress. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 2 * SKETCH_ROW);
+	__uint(max_entries, 2 * SOURCE_ROW);
 	__type(key, __u32);
 	__type(value, struct bucket);
 } source_sketch SEC(".maps");
+
+/* place in one of two rows -> state of prefixes of sources. xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 2 * PREFIX_ROW);
+	__type(key, __u32);
+	__type(value, struct bucket);
+} prefix_sketch SEC(".maps");
+
+/* enum limit_slot -> state of limits by port and interface. xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SLOT_COUNT);
+	__type(key, __u32);
+	__type(value, struct shared_bucket);
+} shared_buckets SEC(".maps");
+
+/* enum limit_slot -> what this CPU has drawn on the bucket, 2^-6 ns. xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SLOT_COUNT);
+	__type(key, __u32);
+	__type(value, __u64);
+} shared_credits SEC(".maps");
+
+/* hash of the source -> exact state. xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VERIFIED_SETS);
+	__type(key, __u32);
+	__type(value, struct verified_set);
+} verified SEC(".maps");
+
+/* hash of the connection -> SYN-ACK. tc_egress writes; xdp_ingress reads and clears. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, HANDSHAKES);
+	__type(key, __u32);
+	__type(value, struct handshake);
+} handshakes SEC(".maps");
+
+/* hash of the connection -> connections this host opened. tc_egress; xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, OWN_FLOWS);
+	__type(key, __u32);
+	__type(value, struct own_flow);
+} own_flows SEC(".maps");
+
+/* hash of the source -> verdicts. datapath writes; xdp_ingress reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VERDICT_ROWS);
+	__type(key, __u32);
+	__type(value, struct verdict_row);
+} verdicts SEC(".maps");
+
+/* 0 -> who is never shut out. datapath writes; xdp_ingress reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct pinhole_list);
+} pinholes SEC(".maps");
+
+/* place -> a dropped frame. xdp_ingress writes round and round; datapath reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DROP_SAMPLES);
+	__type(key, __u32);
+	__type(value, struct drop_sample);
+} drop_samples SEC(".maps");
+
+/* 0 -> samples this CPU has taken. xdp_ingress; datapath reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} sample_cursor SEC(".maps");
+
+/* index -> CPU that flows are spread to. datapath writes; xdp_ingress redirects. */
+struct {
+	__uint(type, BPF_MAP_TYPE_CPUMAP);
+	__uint(max_entries, 1);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+} cpus SEC(".maps");
+
+/* 0 -> how many of cpus are used; below 2 nothing is spread. datapath; xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} cpu_count SEC(".maps");
+
+/* 0 -> what became of the last packet. xdp_explain; datapath reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct explanation);
+} explained SEC(".maps");
+
+/*
+ * 0 -> the packet in hand. xdp_ingress, on its own CPU. In a map and not on the stack,
+ * since the verifier walks the rest of the program once for each thing it knows of a
+ * stack's content, and knows nothing of a map's.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct work);
+} scratch SEC(".maps");
+
+/* What was written last into scratch, as if the verifier had not seen it. */
+#define UNKNOWN(member) (*(volatile typeof(member) *)&(member))
 
 /* slot -> a worker's listening socket. The supervisor writes; select_worker reads. */
 struct {

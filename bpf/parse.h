@@ -3,8 +3,8 @@
  * Frame -> struct packet, or the outcome that ends it.
  *
  * In: the bytes that can be read directly, [data, end), and the length of the
- * whole frame, which may be longer (an skb's tail lies elsewhere). No byte
- * outside of [data, end) is ever read.
+ * whole frame, which may be longer (an skb's tail lies elsewhere, a frame may have
+ * several buffers). No byte outside of [data, end) is ever read.
  * Out: addresses and ports in network byte order, everything else in host order.
  *
  * classify() returns pass_tcp, pass_udp, pass_icmp or pass_other_ip for what the
@@ -23,12 +23,15 @@
 #include <linux/tcp.h>
 #include <linux/udp.h>
 #include <stdbool.h>
+#include <stddef.h>
 
 #define MAX_VLAN_TAGS 2
 #define MAX_EXT_HEADERS 8
 
-#define TCP_FLAG_BITS_SYN 0x02
-#define TCP_FLAG_BITS_ACK 0x10
+#define TCP_BITS_FIN 0x01
+#define TCP_BITS_SYN 0x02
+#define TCP_BITS_RST 0x04
+#define TCP_BITS_ACK 0x10
 
 struct vlan_tag {
 	__be16 tci;
@@ -58,34 +61,58 @@ struct icmp_header {
 
 #define ICMP4_UNREACHABLE 3
 #define ICMP4_FRAG_NEEDED 4
+#define ICMP4_ECHO 8
 #define ICMP6_TOO_BIG 2
+#define ICMP6_ECHO 128
 #define ICMP6_ND_FIRST 133 /* router solicitation */
 #define ICMP6_ND_LAST 137  /* redirect */
 
 struct packet {
 	__be32 source[4]; /* IPv4 in the first word */
+	__be32 destination[4];
+	__be32 sequence; /* TCP only, as is the next */
+	__be32 acknowledgment;
 	__be16 source_port;
 	__be16 destination_port;
-	__u8 family; /* 4 or 6 */
+	__u8 family; /* 4 or 6; 0 when it was not found out */
 	__u8 protocol;
 	__u8 tcp_flags;
+	__u8 echo; /* an ICMP echo request */
 };
 
-/* What is left of the frame: pos moves over each header that was read. */
+/*
+ * What is left of the frame. A place is an offset, not a pointer, so that the paths
+ * that lead to a header look the same to the verifier and it walks on only once.
+ */
 struct cursor {
-	void *pos;
+	void *data;
 	void *end;
-	__u64 left; /* bytes from pos to the end of the packet as its headers give it */
+	__u64 at;   /* offset from data; moves over each header that was read */
+	__u64 left; /* bytes from there to the end of the packet as its headers give it */
 };
+
+/*
+ * A pointer the compiler must keep in one piece: the verifier knows that a bound was
+ * checked only for the very sum that was compared.
+ */
+static __always_inline void *place(void *data, __u64 offset)
+{
+	void *at = data + offset;
+
+	asm volatile("" : "+r"(at));
+	return at;
+}
+
+#define MAX_OFFSET 0x3fff /* of a header: two tags, IPv6, eight extension headers */
 
 /* NULL when fewer than size bytes are left, in the buffer or in the packet. */
 static __always_inline void *take(struct cursor *c, __u64 size)
 {
-	void *at = c->pos;
+	void *at = place(c->data, c->at & MAX_OFFSET);
 
 	if (at + size > c->end || size > c->left)
 		return NULL;
-	c->pos = at + size;
+	c->at += size;
 	c->left -= size;
 	return at;
 }
@@ -93,12 +120,27 @@ static __always_inline void *take(struct cursor *c, __u64 size)
 /* Steps over size bytes (at most 2047) without reading them. */
 static __always_inline bool skip(struct cursor *c, __u64 size)
 {
+	void *at = place(c->data, c->at & MAX_OFFSET);
+
 	size &= 2047; /* tells old verifiers the range; callers stay below it */
-	if (c->pos + size > c->end || size > c->left)
+	if (at + size > c->end || size > c->left)
 		return false;
-	c->pos += size;
+	c->at += size;
 	c->left -= size;
 	return true;
+}
+
+/*
+ * Flags that a state of RFC 9293 can send: one of SYN, FIN, RST at most, and ACK
+ * with all but the first SYN and some RSTs. What is sent otherwise is a scan.
+ */
+static __always_inline bool sane_tcp_flags(__u8 flags)
+{
+	__u8 turn = flags & (TCP_BITS_SYN | TCP_BITS_FIN | TCP_BITS_RST);
+
+	if (turn == TCP_BITS_SYN || turn == TCP_BITS_RST)
+		return true;
+	return (turn == 0 || turn == TCP_BITS_FIN) && (flags & TCP_BITS_ACK);
 }
 
 static __always_inline enum outcome classify_tcp(struct cursor *c, struct packet *p)
@@ -113,8 +155,10 @@ static __always_inline enum outcome classify_tcp(struct cursor *c, struct packet
 		return OUTCOME_drop_truncated;
 	p->source_port = tcp->source;
 	p->destination_port = tcp->dest;
+	p->sequence = tcp->seq;
+	p->acknowledgment = tcp->ack_seq;
 	p->tcp_flags = ((__u8 *)tcp)[13];
-	return OUTCOME_pass_tcp;
+	return sane_tcp_flags(p->tcp_flags) ? OUTCOME_pass_tcp : OUTCOME_drop_tcp_flags;
 }
 
 static __always_inline enum outcome classify_udp(struct cursor *c, struct packet *p)
@@ -142,7 +186,8 @@ static __always_inline enum outcome classify_udp(struct cursor *c, struct packet
 }
 
 /* hop_limit: neighbour discovery must have come from this link, RFC 4861. */
-static __always_inline enum outcome classify_icmp6(struct cursor *c, __u8 hop_limit)
+static __always_inline enum outcome classify_icmp6(struct cursor *c, struct packet *p,
+						   __u8 hop_limit)
 {
 	struct icmp_header *icmp = take(c, sizeof(*icmp));
 
@@ -152,10 +197,11 @@ static __always_inline enum outcome classify_icmp6(struct cursor *c, __u8 hop_li
 		return OUTCOME_pass_ptb;
 	if (icmp->type >= ICMP6_ND_FIRST && icmp->type <= ICMP6_ND_LAST && hop_limit == 255)
 		return OUTCOME_pass_nd;
+	p->echo = icmp->type == ICMP6_ECHO;
 	return OUTCOME_pass_icmp;
 }
 
-static __always_inline enum outcome classify_icmp4(struct cursor *c)
+static __always_inline enum outcome classify_icmp4(struct cursor *c, struct packet *p)
 {
 	struct icmp_header *icmp = take(c, sizeof(*icmp));
 
@@ -163,6 +209,7 @@ static __always_inline enum outcome classify_icmp4(struct cursor *c)
 		return OUTCOME_drop_truncated;
 	if (icmp->type == ICMP4_UNREACHABLE && icmp->code == ICMP4_FRAG_NEEDED)
 		return OUTCOME_pass_ptb;
+	p->echo = icmp->type == ICMP4_ECHO;
 	return OUTCOME_pass_icmp;
 }
 
@@ -187,6 +234,7 @@ static __always_inline enum outcome classify_ipv4(struct cursor *c, struct packe
 
 	p->family = 4;
 	p->source[0] = ip->saddr;
+	p->destination[0] = ip->daddr;
 	p->protocol = ip->protocol;
 	fragment = bpf_ntohs(ip->frag_off);
 	if (fragment & 0x1fff)
@@ -200,7 +248,7 @@ static __always_inline enum outcome classify_ipv4(struct cursor *c, struct packe
 		return classify_udp(c, p);
 	}
 	if (ip->protocol == IPPROTO_ICMP)
-		return classify_icmp4(c);
+		return classify_icmp4(c, p);
 	return OUTCOME_pass_other_ip;
 }
 
@@ -265,6 +313,7 @@ static __always_inline enum outcome classify_ipv6(struct cursor *c, struct packe
 
 	p->family = 6;
 	__builtin_memcpy(p->source, &ip->saddr, sizeof(p->source));
+	__builtin_memcpy(p->destination, &ip->daddr, sizeof(p->destination));
 	p->protocol = ip->nexthdr;
 	walked = walk_ext_headers(c, p, &first);
 	if (walked != OUTCOME_pass_other_ip)
@@ -277,31 +326,45 @@ static __always_inline enum outcome classify_ipv6(struct cursor *c, struct packe
 		return classify_udp(c, p);
 	}
 	if (p->protocol == IPPROTO_ICMPV6)
-		return classify_icmp6(c, hop_limit);
+		return classify_icmp6(c, p, hop_limit);
 	return OUTCOME_pass_other_ip;
 }
 
-static __always_inline enum outcome classify(void *data, void *end, __u64 length, struct packet *p)
+/* 1 for the type of a VLAN tag, else 0; in arithmetic, for the verifier's sake. */
+static __always_inline __u64 is_vlan(__be16 type)
 {
-	struct cursor c = { .pos = data, .end = end, .left = length };
-	struct ethhdr *eth = take(&c, sizeof(*eth));
+	__u64 customer = ((__u64)type ^ bpf_htons(ETH_P_8021Q)) - 1;
+	__u64 service = ((__u64)type ^ bpf_htons(ETH_P_8021AD)) - 1;
+
+	asm volatile("" : "+r"(customer), "+r"(service)); /* or it is branches again */
+	return (customer | service) >> 63;
+}
+
+/* tags: VLAN tags that were taken off the frame before, at most 1. */
+static __always_inline enum outcome classify(void *data, void *end, __u64 length, __u64 tags,
+					     struct packet *p)
+{
+	struct cursor c = { .data = data, .end = end };
+	__u64 at = offsetof(struct ethhdr, h_proto), tagged = 1;
 	__be16 type;
 
-	if (!eth)
-		return OUTCOME_drop_truncated;
-	type = eth->h_proto;
+	/* Each tag moves the type on by 4 bytes; the payload follows it at once. */
 	for (int i = 0; i <= MAX_VLAN_TAGS; i++) {
-		struct vlan_tag *tag;
+		__be16 *next = place(data, at);
 
-		if (type != bpf_htons(ETH_P_8021Q) && type != bpf_htons(ETH_P_8021AD))
-			break;
-		if (i == MAX_VLAN_TAGS)
-			return OUTCOME_pass_deep_vlan;
-		tag = take(&c, sizeof(*tag));
-		if (!tag)
+		if ((void *)(next + 1) > end)
 			return OUTCOME_drop_truncated;
-		type = tag->next;
+		type = *next;
+		tagged &= is_vlan(type);
+		if (i == 1)
+			tagged &= ~tags;
+		if (i < MAX_VLAN_TAGS)
+			at += tagged * sizeof(struct vlan_tag);
 	}
+	c.at = at + sizeof(type);
+	c.left = length - c.at;
+	if (is_vlan(type))
+		return OUTCOME_pass_deep_vlan;
 	if (type == bpf_htons(ETH_P_IP))
 		return classify_ipv4(&c, p);
 	if (type == bpf_htons(ETH_P_IPV6))

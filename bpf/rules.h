@@ -1,32 +1,67 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /*
- * Rules: is the source of this packet in a denied prefix? An empty table costs
- * one array look-up, which the kernel inlines, and no LPM walk.
+ * Rules that need no state: which ports are served, and who is spared whatever
+ * else is decided.
  */
 #ifndef XGW_RULES_H
 #define XGW_RULES_H
 
-#include "maps.h"
-#include "parse.h"
+#include "limit.h"
 
-static __always_inline bool denied(const struct packet *p)
+/* May a new flow go to the packet's destination port? */
+static __always_inline bool is_served(__u32 generation, const struct packet *p)
 {
-	__u32 family = p->family == 6;
-	__u32 *entries = bpf_map_lookup_elem(&deny_sizes, &family);
+	__u32 port = bpf_ntohs(p->destination_port), place = port >> 6;
+	void *rows = bpf_map_lookup_elem(&gen_ports, &generation);
+	struct port_row *row = rows ? bpf_map_lookup_elem(rows, &place) : NULL;
 
-	if (!entries || !*entries)
+	if (!row)
+		return true; /* cannot be: a generation has all of its tables */
+	return (p->protocol == IPPROTO_TCP ? row->tcp : row->udp) >> (port & 63) & 1;
+}
+
+static __always_inline bool in_pinhole(const struct packet *p)
+{
+	__u64 high = address_key(p->source, p->family), low = low_key(p->source, p->family);
+	__u32 zero = 0, port = bpf_ntohs(p->destination_port);
+	struct pinhole_list *holes = bpf_map_lookup_elem(&pinholes, &zero);
+
+	if (!holes || !holes->count || !port || p->protocol != IPPROTO_TCP)
 		return false;
-	if (family) {
-		struct prefix6 key = { .prefixlen = 128 };
-
-		__builtin_memcpy(key.addr, p->source, sizeof(key.addr));
-		return bpf_map_lookup_elem(&deny6, &key);
-	} else {
-		struct prefix4 key = { .prefixlen = 32 };
-
-		__builtin_memcpy(key.addr, p->source, sizeof(key.addr));
-		return bpf_map_lookup_elem(&deny4, &key);
+	if (p->family == 4) {
+		low = high;
+		high = 0;
 	}
+	for (int i = 0; i < MAX_PINHOLES; i++) {
+		const struct pinhole *h = &holes->entry[i];
+
+		if (h->port == port && (high & h->high_mask) == h->high &&
+		    (low & h->low_mask) == h->low)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * A packet that is about to be dropped: administrators and replies to connections
+ * of this host go through all the same, the former within a budget, since their
+ * addresses can be forged. Asked only here, so passing packets pay nothing for it.
+ */
+static __always_inline enum outcome spare(enum outcome o, const struct packet *p, __u32 row,
+					  const struct clock *clock)
+{
+	struct queue_bucket *b;
+
+	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
+		return o;
+	if (is_own_flow(p))
+		return OUTCOME_pass_own_flow;
+	if (!in_pinhole(p))
+		return o;
+	b = bpf_map_lookup_elem(&queue_buckets, &row);
+	if (b && !conform(&b->admin, ADMIN_COST >> 10, ADMIN_TOLERANCE, clock_now(clock) << 6))
+		return o;
+	return OUTCOME_pass_admin;
 }
 
 #endif

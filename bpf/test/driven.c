@@ -1,17 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
 /*
- * xdp_ingress with the clock and the queue in the test's hand. A separate object,
- * built for tests only and never shipped.
+ * The shipped programs with clock, chance and queue in the test's hand. A separate
+ * object, built for tests only and never shipped.
  */
-#include "../ingress.h"
+#include "../gateway.c"
 
 struct moment {
-	__u64 now;
+	struct clock clock;
 	__u32 queue;
 	__u32 unused;
 };
 
-/* 0 -> time and queue of the next packet. The test writes; xdp_driven reads. */
+/* 0 -> time, queue and chance of the next packet. The test writes; xdp_driven reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
@@ -23,13 +23,14 @@ SEC("xdp")
 int xdp_driven(struct xdp_md *ctx)
 {
 	__u32 zero = 0;
-	struct moment *d = bpf_map_lookup_elem(&drive, &zero);
-	struct clock clock = {};
+	struct moment *m = bpf_map_lookup_elem(&drive, &zero);
+	struct frame f = {
+		.data = (void *)(long)ctx->data,
+		.end = (void *)(long)ctx->data_end,
+		.length = ctx->data_end - ctx->data,
+	};
 
-	if (!d)
+	if (!m)
 		return XDP_ABORTED;
-	clock.now = d->now;
-	return ingress(ctx, d->queue, &clock);
+	return ingress(&f, m->queue, &m->clock);
 }
-
-char _license[] SEC("license") = "Dual BSD/GPL";

@@ -19,8 +19,21 @@ type GatewayBucket struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Unused uint32
-	Tat    uint64
+	Tag uint32
+	Tat [3]uint64
+}
+
+type GatewayBudget struct {
+	_         structs.HostLayout
+	Cost      uint64
+	Tolerance uint64
+}
+
+type GatewayControlState struct {
+	_        structs.HostLayout
+	Current  uint32
+	Fallback uint32
+	Deadline uint64
 }
 
 type GatewayCount struct {
@@ -29,51 +42,187 @@ type GatewayCount struct {
 	Bytes   uint64
 }
 
-type GatewayPacketLimits struct {
+type GatewayDropSample struct {
+	_        structs.HostLayout
+	Time     uint64
+	Ordinal  uint64
+	Queue    uint32
+	Length   uint32
+	Outcome  uint16
+	Captured uint16
+	Unused   uint32
+	Head     [24]uint32
+}
+
+type GatewayExplanation struct {
 	_            structs.HostLayout
-	QueuePackets struct {
-		_         structs.HostLayout
-		Interval  uint64
-		Tolerance uint64
-	}
-	SourceSyns struct {
-		_         structs.HostLayout
-		Interval  uint64
-		Tolerance uint64
-	}
+	Over         uint64
+	Outcome      uint32
+	Verdict      GatewayVerdictStep
+	Prefix       uint32
+	PrefixLength uint32
+	Stopped      uint32
+	_            [4]byte
+	Generation   uint64
 }
 
-type GatewayPrefix4 struct {
-	_         structs.HostLayout
-	Prefixlen uint32
-	Addr      [4]uint8
+type GatewayFeature uint32
+
+const (
+	GatewayFeatureFEATURE_PREFIXES    GatewayFeature = 1
+	GatewayFeatureFEATURE_GUARD       GatewayFeature = 2
+	GatewayFeatureFEATURE_BUDGETS     GatewayFeature = 4
+	GatewayFeatureFEATURE_QUEUE       GatewayFeature = 8
+	GatewayFeatureFEATURE_SOURCE      GatewayFeature = 16
+	GatewayFeatureFEATURE_PREFIX      GatewayFeature = 32
+	GatewayFeatureFEATURE_PORT        GatewayFeature = 64
+	GatewayFeatureFEATURE_INTERFACE   GatewayFeature = 128
+	GatewayFeatureFEATURE_COARSE      GatewayFeature = 256
+	GatewayFeatureFEATURE_LIMITS      GatewayFeature = 512
+	GatewayFeatureFEATURE_ESTABLISHED GatewayFeature = 1024
+)
+
+type GatewayGuardMode uint32
+
+const (
+	GatewayGuardModeGUARD_OFF     GatewayGuardMode = 0
+	GatewayGuardModeGUARD_COUNT   GatewayGuardMode = 1
+	GatewayGuardModeGUARD_ENFORCE GatewayGuardMode = 2
+)
+
+type GatewayHandshake struct {
+	_   structs.HostLayout
+	Tag uint32
+	Ack uint32
 }
 
-type GatewayPrefix6 struct {
+type GatewayLimit struct {
 	_         structs.HostLayout
-	Prefixlen uint32
-	Addr      [16]uint8
+	Cost      uint64
+	Tolerance uint64
+	Reserve   uint64
+	Batch     uint64
+	Slot      GatewayLimitSlot
+	DryRun    uint32
+	Name      [16]int8
+}
+
+type GatewayLimitSlot uint32
+
+const (
+	GatewayLimitSlotSLOT_QUEUE     GatewayLimitSlot = 0
+	GatewayLimitSlotSLOT_SOURCE    GatewayLimitSlot = 3
+	GatewayLimitSlotSLOT_PREFIX    GatewayLimitSlot = 6
+	GatewayLimitSlotSLOT_INTERFACE GatewayLimitSlot = 9
+	GatewayLimitSlotSLOT_PORT      GatewayLimitSlot = 12
+	GatewayLimitSlotSLOT_GUARD     GatewayLimitSlot = 60
+	GatewayLimitSlotSLOT_COUNT     GatewayLimitSlot = 61
+)
+
+type GatewayOverCounts struct {
+	_       structs.HostLayout
+	Dropped GatewayCount
+	DryRun  GatewayCount
+}
+
+type GatewayOwnFlow struct {
+	_    structs.HostLayout
+	Flow [2]uint64
+}
+
+type GatewayPinhole struct {
+	_        structs.HostLayout
+	High     uint64
+	Low      uint64
+	HighMask uint64
+	LowMask  uint64
+	Port     uint32
+	Unused   uint32
+}
+
+type GatewayPinholeList struct {
+	_     structs.HostLayout
+	Count uint64
+	Entry [8]GatewayPinhole
+}
+
+type GatewayPortRow struct {
+	_     structs.HostLayout
+	Tcp   uint64
+	Udp   uint64
+	Limit [64]uint8
+}
+
+type GatewayPrefixBucket struct {
+	_    structs.HostLayout
+	Word [8]uint64
+}
+
+type GatewayPrefixHead struct {
+	_       structs.HostLayout
+	Always  uint64
+	Entries uint32
+	First   uint32
+	Mask    uint32
+	Family  uint32
+	Lengths [32]uint8
+}
+
+type GatewayQueueBucket struct {
+	_            structs.HostLayout
+	Tat          [3]uint64
+	Essential    uint64
+	Echo         uint64
+	Unclassified uint64
+	Admin        uint64
+	Unused       uint64
 }
 
 type GatewayQueueCounts struct {
-	_              structs.HostLayout
-	PassTcp        GatewayCount
-	PassUdp        GatewayCount
-	PassIcmp       GatewayCount
-	PassOtherIp    GatewayCount
-	PassFragment   GatewayCount
-	PassArp        GatewayCount
-	PassNd         GatewayCount
-	PassDhcp       GatewayCount
-	PassPtb        GatewayCount
-	PassNotIp      GatewayCount
-	PassDeepVlan   GatewayCount
-	PassDeepExt    GatewayCount
-	DropTruncated  GatewayCount
-	DropMalformed  GatewayCount
-	DropDeny       GatewayCount
-	DropQueueLimit GatewayCount
-	DropSourceSyns GatewayCount
+	_                  structs.HostLayout
+	PassTcp            GatewayCount
+	PassUdp            GatewayCount
+	PassIcmp           GatewayCount
+	PassOtherIp        GatewayCount
+	PassFragment       GatewayCount
+	PassArp            GatewayCount
+	PassNd             GatewayCount
+	PassDhcp           GatewayCount
+	PassPtb            GatewayCount
+	PassNotIp          GatewayCount
+	PassDeepVlan       GatewayCount
+	PassDeepExt        GatewayCount
+	PassAdmin          GatewayCount
+	PassOwnFlow        GatewayCount
+	PassStaleVerdict   GatewayCount
+	PassUnconfirmed    GatewayCount
+	DropTruncated      GatewayCount
+	DropMalformed      GatewayCount
+	DropTcpFlags       GatewayCount
+	DropEssential      GatewayCount
+	DropEcho           GatewayCount
+	DropUnclassified   GatewayCount
+	DropDeny           GatewayCount
+	DropPortGuard      GatewayCount
+	DropVerdictThin    GatewayCount
+	DropVerdictSyns    GatewayCount
+	DropVerdictNew     GatewayCount
+	DropVerdictAll     GatewayCount
+	DropSourceLimit    GatewayCount
+	DropPrefixLimit    GatewayCount
+	DropPortLimit      GatewayCount
+	DropQueueLimit     GatewayCount
+	DropInterfaceLimit GatewayCount
+}
+
+type GatewaySharedBucket struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Unused uint32
+	Tat    uint64
 }
 
 type GatewaySteerCounts struct {
@@ -83,26 +232,147 @@ type GatewaySteerCounts struct {
 	Refused  uint64
 }
 
+type GatewayTableEvents struct {
+	_             structs.HostLayout
+	VerifiedAdded uint64
+	VerifiedIdle  uint64
+	VerifiedLive  uint64
+	SourceBypass  uint64
+	PrefixBypass  uint64
+	HandshakeLost uint64
+}
+
+type GatewayTables struct {
+	_            structs.HostLayout
+	Generation   uint64
+	Features     GatewayFeature
+	Guard        GatewayGuardMode
+	StaleAfter   uint64
+	Essential    GatewayBudget
+	Echo         GatewayBudget
+	Unclassified GatewayBudget
+	Queue        [3]GatewayLimit
+	Source       [3]GatewayLimit
+	Prefix       [3]GatewayLimit
+	Interface    [3]GatewayLimit
+	Prefixes     [2]GatewayPrefixHead
+	Port         [16]struct {
+		_      structs.HostLayout
+		Port   uint32
+		Unused uint32
+		Limit  [3]GatewayLimit
+	}
+}
+
+type GatewayVerdict struct {
+	_          structs.HostLayout
+	Source     uint64
+	Expires    uint32
+	Step       uint8
+	Reason     uint8
+	Generation uint16
+}
+
+type GatewayVerdictRow struct {
+	_     structs.HostLayout
+	Entry [4]GatewayVerdict
+}
+
+type GatewayVerdictStep uint32
+
+const (
+	GatewayVerdictStepSTEP_NONE GatewayVerdictStep = 0
+	GatewayVerdictStepSTEP_THIN GatewayVerdictStep = 1
+	GatewayVerdictStepSTEP_SYNS GatewayVerdictStep = 2
+	GatewayVerdictStepSTEP_NEW  GatewayVerdictStep = 3
+	GatewayVerdictStepSTEP_ALL  GatewayVerdictStep = 4
+)
+
+type GatewayVerifiedSet struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Unused uint32
+	Source [8]uint64
+	Seen   [8]uint64
+	Tat    [24]uint64
+}
+
+type GatewayWork struct {
+	_      structs.HostLayout
+	Packet struct {
+		_               structs.HostLayout
+		Source          [4]uint32
+		Destination     [4]uint32
+		Sequence        uint32
+		Acknowledgment  uint32
+		SourcePort      uint16
+		DestinationPort uint16
+		Family          uint8
+		Protocol        uint8
+		TcpFlags        uint8
+		Echo            uint8
+	}
+	Outcome uint32
+	Expired uint32
+	Request struct {
+		_     structs.HostLayout
+		Bytes uint64
+		Syns  uint64
+		Now   uint64
+		Slot  uint32
+		Row   uint32
+	}
+	Lengths     uint64
+	Explanation GatewayExplanation
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	GatewayMapCpuSlots      = "cpu_slots"
-	GatewayMapDeny4         = "deny4"
-	GatewayMapDeny6         = "deny6"
-	GatewayMapDenySizes     = "deny_sizes"
-	GatewayMapEgressCounts  = "egress_counts"
-	GatewayMapIngressCounts = "ingress_counts"
-	GatewayMapLimits        = "limits"
-	GatewayMapQueueBuckets  = "queue_buckets"
-	GatewayMapSourceSketch  = "source_sketch"
-	GatewayMapSteered       = "steered"
-	GatewayMapWorkers       = "workers"
-	GatewayProgSelectWorker = "select_worker"
-	GatewayProgTcEgress     = "tc_egress"
-	GatewayProgXdpIngress   = "xdp_ingress"
-	GatewayVarHashSeed      = "hash_seed"
-	GatewayVarQueueRows     = "queue_rows"
+	GatewayMapControl          = "control"
+	GatewayMapCpuCount         = "cpu_count"
+	GatewayMapCpuSlots         = "cpu_slots"
+	GatewayMapCpus             = "cpus"
+	GatewayMapDropSamples      = "drop_samples"
+	GatewayMapEgressCounts     = "egress_counts"
+	GatewayMapExplained        = "explained"
+	GatewayMapGenBuckets       = "gen_buckets"
+	GatewayMapGenPorts         = "gen_ports"
+	GatewayMapGenRows          = "gen_rows"
+	GatewayMapGenTables        = "gen_tables"
+	GatewayMapHandshakes       = "handshakes"
+	GatewayMapHeartbeat        = "heartbeat"
+	GatewayMapIngressCounts    = "ingress_counts"
+	GatewayMapLimitCounts      = "limit_counts"
+	GatewayMapOwnFlows         = "own_flows"
+	GatewayMapPinholes         = "pinholes"
+	GatewayMapPrefixSketch     = "prefix_sketch"
+	GatewayMapQueueBuckets     = "queue_buckets"
+	GatewayMapSampleCursor     = "sample_cursor"
+	GatewayMapScratch          = "scratch"
+	GatewayMapSharedBuckets    = "shared_buckets"
+	GatewayMapSharedCredits    = "shared_credits"
+	GatewayMapSourceSketch     = "source_sketch"
+	GatewayMapSteered          = "steered"
+	GatewayMapTableCounts      = "table_counts"
+	GatewayMapVerdicts         = "verdicts"
+	GatewayMapVerified         = "verified"
+	GatewayMapWorkers          = "workers"
+	GatewayProgSelectWorker    = "select_worker"
+	GatewayProgTcEgress        = "tc_egress"
+	GatewayProgTcIngress       = "tc_ingress"
+	GatewayProgXdpExplain      = "xdp_explain"
+	GatewayProgXdpIngress      = "xdp_ingress"
+	GatewayVarFrags            = "frags"
+	GatewayVarHashSeed         = "hash_seed"
+	GatewayVarQueueRows        = "queue_rows"
+	GatewayVarTypePortRow      = "type_port_row"
+	GatewayVarTypePrefixBucket = "type_prefix_bucket"
+	GatewayVarTypeTables       = "type_tables"
 )
 
 // LoadGateway returns the embedded CollectionSpec for Gateway.
@@ -149,6 +419,8 @@ type GatewaySpecs struct {
 type GatewayProgramSpecs struct {
 	SelectWorker *ebpf.ProgramSpec `ebpf:"select_worker"`
 	TcEgress     *ebpf.ProgramSpec `ebpf:"tc_egress"`
+	TcIngress    *ebpf.ProgramSpec `ebpf:"tc_ingress"`
+	XdpExplain   *ebpf.ProgramSpec `ebpf:"xdp_explain"`
 	XdpIngress   *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
 }
 
@@ -156,16 +428,34 @@ type GatewayProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GatewayMapSpecs struct {
+	Control       *ebpf.MapSpec `ebpf:"control"`
+	CpuCount      *ebpf.MapSpec `ebpf:"cpu_count"`
 	CpuSlots      *ebpf.MapSpec `ebpf:"cpu_slots"`
-	Deny4         *ebpf.MapSpec `ebpf:"deny4"`
-	Deny6         *ebpf.MapSpec `ebpf:"deny6"`
-	DenySizes     *ebpf.MapSpec `ebpf:"deny_sizes"`
+	Cpus          *ebpf.MapSpec `ebpf:"cpus"`
+	DropSamples   *ebpf.MapSpec `ebpf:"drop_samples"`
 	EgressCounts  *ebpf.MapSpec `ebpf:"egress_counts"`
+	Explained     *ebpf.MapSpec `ebpf:"explained"`
+	GenBuckets    *ebpf.MapSpec `ebpf:"gen_buckets"`
+	GenPorts      *ebpf.MapSpec `ebpf:"gen_ports"`
+	GenRows       *ebpf.MapSpec `ebpf:"gen_rows"`
+	GenTables     *ebpf.MapSpec `ebpf:"gen_tables"`
+	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
+	Heartbeat     *ebpf.MapSpec `ebpf:"heartbeat"`
 	IngressCounts *ebpf.MapSpec `ebpf:"ingress_counts"`
-	Limits        *ebpf.MapSpec `ebpf:"limits"`
+	LimitCounts   *ebpf.MapSpec `ebpf:"limit_counts"`
+	OwnFlows      *ebpf.MapSpec `ebpf:"own_flows"`
+	Pinholes      *ebpf.MapSpec `ebpf:"pinholes"`
+	PrefixSketch  *ebpf.MapSpec `ebpf:"prefix_sketch"`
 	QueueBuckets  *ebpf.MapSpec `ebpf:"queue_buckets"`
+	SampleCursor  *ebpf.MapSpec `ebpf:"sample_cursor"`
+	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
+	SharedBuckets *ebpf.MapSpec `ebpf:"shared_buckets"`
+	SharedCredits *ebpf.MapSpec `ebpf:"shared_credits"`
 	SourceSketch  *ebpf.MapSpec `ebpf:"source_sketch"`
 	Steered       *ebpf.MapSpec `ebpf:"steered"`
+	TableCounts   *ebpf.MapSpec `ebpf:"table_counts"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Verified      *ebpf.MapSpec `ebpf:"verified"`
 	Workers       *ebpf.MapSpec `ebpf:"workers"`
 }
 
@@ -173,8 +463,12 @@ type GatewayMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GatewayVariableSpecs struct {
-	HashSeed  *ebpf.VariableSpec `ebpf:"hash_seed"`
-	QueueRows *ebpf.VariableSpec `ebpf:"queue_rows"`
+	Frags            *ebpf.VariableSpec `ebpf:"frags"`
+	HashSeed         *ebpf.VariableSpec `ebpf:"hash_seed"`
+	QueueRows        *ebpf.VariableSpec `ebpf:"queue_rows"`
+	TypePortRow      *ebpf.VariableSpec `ebpf:"type_port_row"`
+	TypePrefixBucket *ebpf.VariableSpec `ebpf:"type_prefix_bucket"`
+	TypeTables       *ebpf.VariableSpec `ebpf:"type_tables"`
 }
 
 // GatewayObjects contains all objects after they have been loaded into the kernel.
@@ -197,31 +491,67 @@ func (o *GatewayObjects) Close() error {
 //
 // It can be passed to LoadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GatewayMaps struct {
+	Control       *ebpf.Map `ebpf:"control"`
+	CpuCount      *ebpf.Map `ebpf:"cpu_count"`
 	CpuSlots      *ebpf.Map `ebpf:"cpu_slots"`
-	Deny4         *ebpf.Map `ebpf:"deny4"`
-	Deny6         *ebpf.Map `ebpf:"deny6"`
-	DenySizes     *ebpf.Map `ebpf:"deny_sizes"`
+	Cpus          *ebpf.Map `ebpf:"cpus"`
+	DropSamples   *ebpf.Map `ebpf:"drop_samples"`
 	EgressCounts  *ebpf.Map `ebpf:"egress_counts"`
+	Explained     *ebpf.Map `ebpf:"explained"`
+	GenBuckets    *ebpf.Map `ebpf:"gen_buckets"`
+	GenPorts      *ebpf.Map `ebpf:"gen_ports"`
+	GenRows       *ebpf.Map `ebpf:"gen_rows"`
+	GenTables     *ebpf.Map `ebpf:"gen_tables"`
+	Handshakes    *ebpf.Map `ebpf:"handshakes"`
+	Heartbeat     *ebpf.Map `ebpf:"heartbeat"`
 	IngressCounts *ebpf.Map `ebpf:"ingress_counts"`
-	Limits        *ebpf.Map `ebpf:"limits"`
+	LimitCounts   *ebpf.Map `ebpf:"limit_counts"`
+	OwnFlows      *ebpf.Map `ebpf:"own_flows"`
+	Pinholes      *ebpf.Map `ebpf:"pinholes"`
+	PrefixSketch  *ebpf.Map `ebpf:"prefix_sketch"`
 	QueueBuckets  *ebpf.Map `ebpf:"queue_buckets"`
+	SampleCursor  *ebpf.Map `ebpf:"sample_cursor"`
+	Scratch       *ebpf.Map `ebpf:"scratch"`
+	SharedBuckets *ebpf.Map `ebpf:"shared_buckets"`
+	SharedCredits *ebpf.Map `ebpf:"shared_credits"`
 	SourceSketch  *ebpf.Map `ebpf:"source_sketch"`
 	Steered       *ebpf.Map `ebpf:"steered"`
+	TableCounts   *ebpf.Map `ebpf:"table_counts"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Verified      *ebpf.Map `ebpf:"verified"`
 	Workers       *ebpf.Map `ebpf:"workers"`
 }
 
 func (m *GatewayMaps) Close() error {
 	return _GatewayClose(
+		m.Control,
+		m.CpuCount,
 		m.CpuSlots,
-		m.Deny4,
-		m.Deny6,
-		m.DenySizes,
+		m.Cpus,
+		m.DropSamples,
 		m.EgressCounts,
+		m.Explained,
+		m.GenBuckets,
+		m.GenPorts,
+		m.GenRows,
+		m.GenTables,
+		m.Handshakes,
+		m.Heartbeat,
 		m.IngressCounts,
-		m.Limits,
+		m.LimitCounts,
+		m.OwnFlows,
+		m.Pinholes,
+		m.PrefixSketch,
 		m.QueueBuckets,
+		m.SampleCursor,
+		m.Scratch,
+		m.SharedBuckets,
+		m.SharedCredits,
 		m.SourceSketch,
 		m.Steered,
+		m.TableCounts,
+		m.Verdicts,
+		m.Verified,
 		m.Workers,
 	)
 }
@@ -230,8 +560,12 @@ func (m *GatewayMaps) Close() error {
 //
 // It can be passed to LoadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GatewayVariables struct {
-	HashSeed  *ebpf.Variable `ebpf:"hash_seed"`
-	QueueRows *ebpf.Variable `ebpf:"queue_rows"`
+	Frags            *ebpf.Variable `ebpf:"frags"`
+	HashSeed         *ebpf.Variable `ebpf:"hash_seed"`
+	QueueRows        *ebpf.Variable `ebpf:"queue_rows"`
+	TypePortRow      *ebpf.Variable `ebpf:"type_port_row"`
+	TypePrefixBucket *ebpf.Variable `ebpf:"type_prefix_bucket"`
+	TypeTables       *ebpf.Variable `ebpf:"type_tables"`
 }
 
 // GatewayPrograms contains all programs after they have been loaded into the kernel.
@@ -240,6 +574,8 @@ type GatewayVariables struct {
 type GatewayPrograms struct {
 	SelectWorker *ebpf.Program `ebpf:"select_worker"`
 	TcEgress     *ebpf.Program `ebpf:"tc_egress"`
+	TcIngress    *ebpf.Program `ebpf:"tc_ingress"`
+	XdpExplain   *ebpf.Program `ebpf:"xdp_explain"`
 	XdpIngress   *ebpf.Program `ebpf:"xdp_ingress"`
 }
 
@@ -247,6 +583,8 @@ func (p *GatewayPrograms) Close() error {
 	return _GatewayClose(
 		p.SelectWorker,
 		p.TcEgress,
+		p.TcIngress,
+		p.XdpExplain,
 		p.XdpIngress,
 	)
 }

@@ -164,7 +164,7 @@ func (d *Datapath) refuseForeign() error {
 }
 
 func (d *Datapath) attachXDP(mode Mode) error {
-	if !d.options.Netlink {
+	if !d.options.Netlink && !d.options.Old {
 		err := d.attachXDPLink(mode)
 		// Kernels with links but none for XDP (5.7, 5.8) say EINVAL; netlink tells
 		// whether that was the kernel or the driver.

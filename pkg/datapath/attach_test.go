@@ -278,7 +278,7 @@ func TestCountingGoesOnWithoutAProcess(t *testing.T) {
 func TestTablesHoldOnTheWire(t *testing.T) {
 	w := newWire(t, 1)
 	d := w.mustAttach(t, ModeNative)
-	if err := d.Apply(&policy.Tables{Deny: prefixes("192.0.2.0/24")}); err != nil {
+	if err := d.Apply(&policy.Tables{Prefixes: denied("192.0.2.0/24")}); err != nil {
 		t.Fatal(err)
 	}
 	w.send(t, TCPSegment(client4, server4, ACK), 5)

@@ -13,7 +13,6 @@ package datapath
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 
 	"github.com/cilium/ebpf"
@@ -48,6 +47,9 @@ type Options struct {
 	BPFFS string
 	// Netlink attaches without bpf_link, as on Linux before 5.9 (XDP) and 6.6 (tcx).
 	Netlink bool
+	// Old uses nothing newer than Linux 5.4: no links, no batches, no coarse clock, tables
+	// of fixed size, one buffer a frame.
+	Old bool
 
 	// fault, in tests, makes the named step fail.
 	fault func(step string) error
@@ -60,35 +62,74 @@ func (o *Options) step(name string) error {
 	return o.fault(name)
 }
 
-// objects are what is pinned for one interface. The tags are the names in the
-// BPF object and in the directory.
+// objects are what is pinned for one interface. The tags are the names in the BPF
+// object, and in the directory but for facts.
 type objects struct {
 	XdpIngress *ebpf.Program `ebpf:"xdp_ingress"`
+	TcIngress  *ebpf.Program `ebpf:"tc_ingress"`
 	TcEgress   *ebpf.Program `ebpf:"tc_egress"`
 
+	Facts         *ebpf.Map `ebpf:".rodata"`
 	IngressCounts *ebpf.Map `ebpf:"ingress_counts"`
 	EgressCounts  *ebpf.Map `ebpf:"egress_counts"`
-	Deny4         *ebpf.Map `ebpf:"deny4"`
-	Deny6         *ebpf.Map `ebpf:"deny6"`
-	DenySizes     *ebpf.Map `ebpf:"deny_sizes"`
-	Limits        *ebpf.Map `ebpf:"limits"`
+	LimitCounts   *ebpf.Map `ebpf:"limit_counts"`
+	TableCounts   *ebpf.Map `ebpf:"table_counts"`
+	Control       *ebpf.Map `ebpf:"control"`
+	Heartbeat     *ebpf.Map `ebpf:"heartbeat"`
+	GenTables     *ebpf.Map `ebpf:"gen_tables"`
+	GenPorts      *ebpf.Map `ebpf:"gen_ports"`
+	GenRows       *ebpf.Map `ebpf:"gen_rows"`
+	GenBuckets    *ebpf.Map `ebpf:"gen_buckets"`
 	QueueBuckets  *ebpf.Map `ebpf:"queue_buckets"`
 	SourceSketch  *ebpf.Map `ebpf:"source_sketch"`
+	PrefixSketch  *ebpf.Map `ebpf:"prefix_sketch"`
+	SharedBuckets *ebpf.Map `ebpf:"shared_buckets"`
+	SharedCredits *ebpf.Map `ebpf:"shared_credits"`
+	Verified      *ebpf.Map `ebpf:"verified"`
+	Handshakes    *ebpf.Map `ebpf:"handshakes"`
+	OwnFlows      *ebpf.Map `ebpf:"own_flows"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Pinholes      *ebpf.Map `ebpf:"pinholes"`
+	DropSamples   *ebpf.Map `ebpf:"drop_samples"`
+	SampleCursor  *ebpf.Map `ebpf:"sample_cursor"`
+	Cpus          *ebpf.Map `ebpf:"cpus"`
+	CpuCount      *ebpf.Map `ebpf:"cpu_count"`
+}
+
+// maps lists the places of the maps under the names they are pinned by.
+func (o *objects) maps() map[string]**ebpf.Map {
+	return map[string]**ebpf.Map{
+		"facts":                     &o.Facts, // dots are refused in the BPF file system
+		bpf.GatewayMapIngressCounts: &o.IngressCounts, bpf.GatewayMapEgressCounts: &o.EgressCounts,
+		bpf.GatewayMapLimitCounts: &o.LimitCounts, bpf.GatewayMapTableCounts: &o.TableCounts,
+		bpf.GatewayMapControl: &o.Control, bpf.GatewayMapHeartbeat: &o.Heartbeat,
+		bpf.GatewayMapGenTables: &o.GenTables, bpf.GatewayMapGenPorts: &o.GenPorts,
+		bpf.GatewayMapGenRows: &o.GenRows, bpf.GatewayMapGenBuckets: &o.GenBuckets,
+		bpf.GatewayMapQueueBuckets: &o.QueueBuckets, bpf.GatewayMapSourceSketch: &o.SourceSketch,
+		bpf.GatewayMapPrefixSketch: &o.PrefixSketch, bpf.GatewayMapSharedBuckets: &o.SharedBuckets,
+		bpf.GatewayMapSharedCredits: &o.SharedCredits, bpf.GatewayMapVerified: &o.Verified,
+		bpf.GatewayMapHandshakes: &o.Handshakes, bpf.GatewayMapOwnFlows: &o.OwnFlows,
+		bpf.GatewayMapVerdicts: &o.Verdicts, bpf.GatewayMapPinholes: &o.Pinholes,
+		bpf.GatewayMapDropSamples: &o.DropSamples, bpf.GatewayMapSampleCursor: &o.SampleCursor,
+		bpf.GatewayMapCpus: &o.Cpus, bpf.GatewayMapCpuCount: &o.CpuCount,
+	}
+}
+
+// programs lists the places of the programs under the names they are pinned by.
+func (o *objects) programs() map[string]**ebpf.Program {
+	return map[string]**ebpf.Program{"xdp_ingress": &o.XdpIngress, "tc_ingress": &o.TcIngress, "tc_egress": &o.TcEgress}
 }
 
 // pinned lists each object under the name it is pinned by.
 func (o *objects) pinned() map[string]pinner {
-	return map[string]pinner{
-		"xdp_ingress": o.XdpIngress, "tc_egress": o.TcEgress,
-		bpf.GatewayMapIngressCounts: o.IngressCounts,
-		bpf.GatewayMapEgressCounts:  o.EgressCounts,
-		bpf.GatewayMapDeny4:         o.Deny4,
-		bpf.GatewayMapDeny6:         o.Deny6,
-		bpf.GatewayMapDenySizes:     o.DenySizes,
-		bpf.GatewayMapLimits:        o.Limits,
-		bpf.GatewayMapQueueBuckets:  o.QueueBuckets,
-		bpf.GatewayMapSourceSketch:  o.SourceSketch,
+	all := map[string]pinner{}
+	for name, p := range o.programs() {
+		all[name] = *p
 	}
+	for name, m := range o.maps() {
+		all[name] = *m
+	}
+	return all
 }
 
 func (o *objects) Close() error {
@@ -107,6 +148,11 @@ type Datapath struct {
 	queues  int
 	objects objects
 	reader  *counterReader
+	// seed places sources and prefixes; the programs were loaded with it.
+	seed     uint64
+	encoding encoding
+	// inner are the templates of the outer maps' elements.
+	inner map[*ebpf.Map]*ebpf.MapSpec
 }
 
 // Create loads the programs and maps for the interface and pins them. Nothing is
@@ -169,30 +215,32 @@ func (d *Datapath) load() error {
 	if err != nil {
 		return err
 	}
-	if err := resize(spec, d.queues); err != nil {
+	if err := d.fit(spec); err != nil {
 		return err
 	}
 	if err := spec.LoadAndAssign(&d.objects, nil); err != nil {
 		return loadError(err)
 	}
-	d.reader, err = newCounterReader(spec, &d.objects, d.queues)
-	if err != nil {
+	if err := d.ready(spec); err != nil {
 		d.objects.Close()
+		return err
 	}
-	return err
+	return nil
 }
 
-// resize fits the spec to the machine: a row for each receive queue and one for
-// queues that may come later.
-func resize(spec *ebpf.CollectionSpec, queues int) error {
-	spec.Maps[bpf.GatewayMapIngressCounts].MaxEntries = uint32(queues) + 1
-	spec.Maps[bpf.GatewayMapQueueBuckets].MaxEntries = uint32(queues) + 1
-	if err := spec.Variables[bpf.GatewayVarQueueRows].Set(uint32(queues)); err != nil {
-		return fmt.Errorf("set queue_rows: %w", err)
+// ready fills what this process needs beside the objects themselves.
+func (d *Datapath) ready(spec *ebpf.CollectionSpec) error {
+	var err error
+	if d.reader, err = newCounterReader(spec, &d.objects, d.queues); err != nil {
+		return err
 	}
-	if err := spec.Variables[bpf.GatewayVarHashSeed].Set(rand.Uint64()); err != nil {
-		return fmt.Errorf("set hash_seed: %w", err)
+	if d.encoding, err = newEncoding(&d.options); err != nil {
+		return err
 	}
+	if d.seed, err = readSeed(spec, d.objects.Facts); err != nil {
+		return err
+	}
+	d.inner = innerSpecs(spec, &d.objects)
 	return nil
 }
 
@@ -234,8 +282,10 @@ func (d *Datapath) open() error {
 		return err
 	}
 	d.queues = int(d.objects.IngressCounts.MaxEntries()) - 1
-	d.reader, err = newCounterReader(spec, &d.objects, d.queues)
-	if err != nil {
+	if err := fitInner(spec, d.options.Old); err != nil {
+		return err
+	}
+	if err := d.ready(spec); err != nil {
 		return err
 	}
 	if !d.Status().Attached {

@@ -23,7 +23,7 @@ const (
 
 // attachEgress uses tcx (Linux 6.6), or a filter of the clsact qdisc.
 func (d *Datapath) attachEgress() error {
-	if !d.options.Netlink {
+	if !d.options.Netlink && !d.options.Old {
 		err := d.attachTCX()
 		if !errors.Is(err, ebpf.ErrNotSupported) {
 			return err

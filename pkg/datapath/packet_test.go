@@ -29,16 +29,21 @@ func needRoot(t testing.TB) {
 	}
 }
 
-// drivenPlane is xdp_ingress with its clock and queue in the test's hand.
+// drivenPlane is xdp_ingress with its clock, chance and queue in the test's hand.
 type drivenPlane struct {
 	*Datapath
-	program *ebpf.Program
-	drive   *ebpf.Map
-	now     uint64
-	queue   uint32
+	program, egress *ebpf.Program
+	drive           *ebpf.Map
+	now             uint64
+	queue, chance   uint32
 }
 
 func newDrivenPlane(t testing.TB, queues int, tables *policy.Tables) *drivenPlane {
+	t.Helper()
+	return newDrivenPlaneWith(t, queues, tables, Options{})
+}
+
+func newDrivenPlaneWith(t testing.TB, queues int, tables *policy.Tables, o Options) *drivenPlane {
 	t.Helper()
 	needRoot(t)
 	if err := rlimit.RemoveMemlock(); err != nil {
@@ -48,25 +53,35 @@ func newDrivenPlane(t testing.TB, queues int, tables *policy.Tables) *drivenPlan
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The object under test has the maps of the ingress path only.
-	if err := resize(spec, queues); err != nil {
+	d := &Datapath{queues: queues, options: o}
+	if err := d.fit(spec); err != nil {
 		t.Fatal(err)
 	}
-	var o driven.DrivenObjects
-	if err := spec.LoadAndAssign(&o, nil); err != nil {
+	for name := range spec.Programs {
+		if name != "xdp_driven" && name != "tc_egress" {
+			delete(spec.Programs, name)
+		}
+	}
+	for _, name := range []string{"workers", "cpu_slots", "steered", "explained"} {
+		delete(spec.Maps, name)
+	}
+	c, err := ebpf.NewCollection(spec)
+	if err != nil {
 		t.Fatalf("%+v", err)
 	}
-	t.Cleanup(func() { o.Close() })
-	p := &drivenPlane{
-		Datapath: &Datapath{queues: queues, objects: objects{
-			IngressCounts: o.IngressCounts, EgressCounts: o.EgressCounts,
-			Deny4: o.Deny4, Deny6: o.Deny6, DenySizes: o.DenySizes, Limits: o.Limits,
-			QueueBuckets: o.QueueBuckets, SourceSketch: o.SourceSketch,
-		}},
-		program: o.XdpDriven, drive: o.Drive, now: 1_000_000_000,
+	t.Cleanup(c.Close)
+	for name, place := range d.objects.maps() {
+		if name == "facts" {
+			name = ".rodata"
+		}
+		*place = c.Maps[name]
 	}
-	if p.reader, err = newCounterReader(spec, &p.objects, queues); err != nil {
+	if err := d.ready(spec); err != nil {
 		t.Fatal(err)
+	}
+	p := &drivenPlane{
+		Datapath: d, program: c.Programs["xdp_driven"], egress: c.Programs["tc_egress"], drive: c.Maps["drive"],
+		now: 1_000_000_000,
 	}
 	if tables != nil {
 		if err := p.Apply(tables); err != nil {
@@ -84,7 +99,7 @@ func (p *drivenPlane) send(t testing.TB, frame []byte) string {
 	if err := p.Counters(&before); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.drive.Put(uint32(0), &driven.DrivenMoment{Now: p.now, Queue: p.queue}); err != nil {
+	if err := p.drive.Put(uint32(0), p.moment()); err != nil {
 		t.Fatal(err)
 	}
 	action, err := p.program.Run(&ebpf.RunOptions{Data: frame})
@@ -123,9 +138,10 @@ func (p *drivenPlane) send(t testing.TB, frame []byte) string {
 	return moved
 }
 
-func prefixes(s ...string) (out []netip.Prefix) {
+// denied are rules that drop the prefixes.
+func denied(s ...string) (out []policy.PrefixRule) {
 	for _, p := range s {
-		out = append(out, netip.MustParsePrefix(p))
+		out = append(out, policy.PrefixRule{Prefix: netip.MustParsePrefix(p), Action: policy.Deny})
 	}
 	return out
 }
@@ -264,7 +280,7 @@ func TestEveryTruncation(t *testing.T) {
 }
 
 func TestDeny(t *testing.T) {
-	p := newDrivenPlane(t, 1, &policy.Tables{Deny: prefixes("192.0.2.0/28", "2001:db8:1::/48")})
+	p := newDrivenPlane(t, 1, &policy.Tables{Prefixes: denied("192.0.2.0/28", "2001:db8:1::/48")})
 	from := func(s string) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(s), 1234) }
 	rows := []struct {
 		name  string
@@ -294,7 +310,7 @@ func TestDeny(t *testing.T) {
 	}
 
 	// Applying other tables adds what is new and removes what is not in them.
-	if err := p.Apply(&policy.Tables{Deny: prefixes("203.0.113.0/24", "2001:db8:1::/48")}); err != nil {
+	if err := p.Apply(&policy.Tables{Prefixes: denied("203.0.113.0/24", "2001:db8:1::/48")}); err != nil {
 		t.Fatal(err)
 	}
 	for addr, want := range map[string]string{"192.0.2.10": "pass_tcp", "203.0.113.9": "drop_deny"} {
@@ -308,4 +324,10 @@ func TestDeny(t *testing.T) {
 	if got := p.send(t, TCPSegment(client6, server6, ACK)); got != "pass_tcp" {
 		t.Errorf("with empty tables: got %s", got)
 	}
+}
+
+func (p *drivenPlane) moment() *driven.DrivenMoment {
+	m := &driven.DrivenMoment{Queue: p.queue}
+	m.Clock.Now, m.Clock.Chance = p.now, p.chance
+	return m
 }

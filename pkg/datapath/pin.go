@@ -102,20 +102,14 @@ func (d *Datapath) pin() (err error) {
 
 // loadPins opens each pinned object and checks that its shape is this version's.
 func (d *Datapath) loadPins() error {
-	o := &d.objects
-	for name, p := range map[string]**ebpf.Program{"xdp_ingress": &o.XdpIngress, "tc_egress": &o.TcEgress} {
+	for name, p := range d.objects.programs() {
 		prog, err := ebpf.LoadPinnedProgram(filepath.Join(d.dir, name), nil)
 		if err != nil {
 			return fmt.Errorf("open pinned %s: %w: %w: `xgw detach %s`, then attach again", name, err, ErrLayout, d.options.Interface)
 		}
 		*p = prog
 	}
-	maps := map[string]**ebpf.Map{
-		"ingress_counts": &o.IngressCounts, "egress_counts": &o.EgressCounts,
-		"deny4": &o.Deny4, "deny6": &o.Deny6, "deny_sizes": &o.DenySizes, "limits": &o.Limits,
-		"queue_buckets": &o.QueueBuckets, "source_sketch": &o.SourceSketch,
-	}
-	for name, m := range maps {
+	for name, m := range d.objects.maps() {
 		opened, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)
 		if err != nil {
 			return fmt.Errorf("open pinned %s: %w: %w: `xgw detach %s`, then attach again", name, err, ErrLayout, d.options.Interface)

@@ -19,46 +19,8 @@ import (
 type Policy struct {
 	Generation uint64
 	Tables     Tables
+	Pinholes   []Pinhole
 	Snapshot   Snapshot
-}
-
-// Tables are the kernel plane's rules and limits.
-type Tables struct {
-	// Deny holds masked prefixes, IPv4 before IPv6, in order, none inside another.
-	Deny   []netip.Prefix
-	Limits []PacketLimit
-}
-
-// PacketLimit is a limit as the generic cell rate algorithm takes it.
-type PacketLimit struct {
-	Name string
-	Kind LimitKind
-	// Interval between packets at the rate: 1s/rate, rounded to the nearest whole
-	// nanosecond. The rate that holds is off by at most rate/2e9 of itself: 0.05 % at
-	// a million packets per second, 0.5 % at ten million.
-	Interval time.Duration
-	// Tolerance is burst times the interval: so many packets may come at once after
-	// a pause. A burst of 0 is 1, for else no packet would ever conform.
-	Tolerance time.Duration
-}
-
-// LimitKind says what a packet limit counts, and for which key.
-type LimitKind int
-
-const (
-	QueuePackets LimitKind = iota // all packets of one receive queue
-	SourceSyns                    // SYNs of one source: IPv4 /32, IPv6 /64
-)
-
-// String is the kind in the words of the configuration.
-func (k LimitKind) String() string {
-	switch k {
-	case QueuePackets:
-		return "queue packets"
-	case SourceSyns:
-		return "source syns"
-	}
-	return fmt.Sprintf("kind %d", int(k))
 }
 
 // Snapshot is the L7 plane of one generation, as it is sent to the workers.
@@ -102,7 +64,7 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 	}
 	p := &Policy{
 		Generation: generation,
-		Tables:     Tables{Deny: deny},
+		Tables:     Tables{Prefixes: deny, StaleAfter: 5 * time.Second},
 		Snapshot: Snapshot{
 			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, MinTLS: "1.3",
 		},
@@ -140,25 +102,25 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 func compileLimit(l config.PacketLimit) (PacketLimit, error) {
 	out := PacketLimit{Name: l.Name}
 	switch l.Key + " " + l.Count {
-	case QueuePackets.String():
-		out.Kind = QueuePackets
-	case SourceSyns.String():
-		out.Kind = SourceSyns
+	case "queue packets":
+		out.Key, out.Count = ByQueue, Packets
+	case "source syns":
+		out.Key, out.Count = BySource, SYNs
 	default:
 		return out, fmt.Errorf("no limit of %s by %s", l.Count, l.Key)
 	}
 	if l.Rate == 0 || l.Rate > uint64(time.Second) {
 		return out, fmt.Errorf("rate %d: 1 to 1,000,000,000 per second", l.Rate)
 	}
-	second := uint64(time.Second)
-	out.Interval = time.Duration((second + l.Rate/2) / l.Rate)
-	out.Tolerance = time.Duration(max(l.Burst, 1)) * out.Interval
+	second := uint64(time.Second) << 16
+	out.Cost = (second + l.Rate/2) / l.Rate
+	out.Tolerance = (max(l.Burst, 1) * out.Cost) >> 10
 	return out, nil
 }
 
 // normalise masks, turns IPv4-mapped prefixes into IPv4 ones, sorts, and leaves
 // out what another prefix contains.
-func normalise(in []netip.Prefix) ([]netip.Prefix, error) {
+func normalise(in []netip.Prefix) ([]PrefixRule, error) {
 	all := make([]netip.Prefix, 0, len(in))
 	for i, p := range in {
 		if !p.IsValid() {
@@ -174,12 +136,12 @@ func normalise(in []netip.Prefix) ([]netip.Prefix, error) {
 	})
 	// Two prefixes are apart or one contains the other; so in this order all that one
 	// contains follow it before anything else does.
-	out := all[:0]
+	var out []PrefixRule
 	for _, p := range all {
-		if n := len(out); n > 0 && out[n-1].Contains(p.Addr()) && out[n-1].Bits() <= p.Bits() {
+		if n := len(out); n > 0 && out[n-1].Prefix.Contains(p.Addr()) && out[n-1].Prefix.Bits() <= p.Bits() {
 			continue
 		}
-		out = append(out, p)
+		out = append(out, PrefixRule{p, Deny})
 	}
 	return out, nil
 }

@@ -19,41 +19,100 @@ type DrivenBucket struct {
 		_   structs.HostLayout
 		Val uint32
 	}
-	Unused uint32
-	Tat    uint64
+	Tag uint32
+	Tat [3]uint64
+}
+
+type DrivenControlState struct {
+	_        structs.HostLayout
+	Current  uint32
+	Fallback uint32
+	Deadline uint64
+}
+
+type DrivenDropSample struct {
+	_        structs.HostLayout
+	Time     uint64
+	Ordinal  uint64
+	Queue    uint32
+	Length   uint32
+	Outcome  uint16
+	Captured uint16
+	Unused   uint32
+	Head     [24]uint32
+}
+
+type DrivenExplanation struct {
+	_            structs.HostLayout
+	Over         uint64
+	Outcome      uint32
+	Verdict      uint32
+	Prefix       uint32
+	PrefixLength uint32
+	Stopped      uint32
+	_            [4]byte
+	Generation   uint64
+}
+
+type DrivenHandshake struct {
+	_   structs.HostLayout
+	Tag uint32
+	Ack uint32
 }
 
 type DrivenMoment struct {
-	_      structs.HostLayout
-	Now    uint64
+	_     structs.HostLayout
+	Clock struct {
+		_      structs.HostLayout
+		Now    uint64
+		Chance uint32
+		Unused uint32
+	}
 	Queue  uint32
 	Unused uint32
 }
 
-type DrivenPacketLimits struct {
+type DrivenOverCounts struct {
+	_       structs.HostLayout
+	Dropped struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DryRun struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+}
+
+type DrivenOwnFlow struct {
+	_    structs.HostLayout
+	Flow [2]uint64
+}
+
+type DrivenPinholeList struct {
+	_     structs.HostLayout
+	Count uint64
+	Entry [8]struct {
+		_        structs.HostLayout
+		High     uint64
+		Low      uint64
+		HighMask uint64
+		LowMask  uint64
+		Port     uint32
+		Unused   uint32
+	}
+}
+
+type DrivenQueueBucket struct {
 	_            structs.HostLayout
-	QueuePackets struct {
-		_         structs.HostLayout
-		Interval  uint64
-		Tolerance uint64
-	}
-	SourceSyns struct {
-		_         structs.HostLayout
-		Interval  uint64
-		Tolerance uint64
-	}
-}
-
-type DrivenPrefix4 struct {
-	_         structs.HostLayout
-	Prefixlen uint32
-	Addr      [4]uint8
-}
-
-type DrivenPrefix6 struct {
-	_         structs.HostLayout
-	Prefixlen uint32
-	Addr      [16]uint8
+	Tat          [3]uint64
+	Essential    uint64
+	Echo         uint64
+	Unclassified uint64
+	Admin        uint64
+	Unused       uint64
 }
 
 type DrivenQueueCounts struct {
@@ -118,6 +177,26 @@ type DrivenQueueCounts struct {
 		Packets uint64
 		Bytes   uint64
 	}
+	PassAdmin struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	PassOwnFlow struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	PassStaleVerdict struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	PassUnconfirmed struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
 	DropTruncated struct {
 		_       structs.HostLayout
 		Packets uint64
@@ -128,7 +207,67 @@ type DrivenQueueCounts struct {
 		Packets uint64
 		Bytes   uint64
 	}
+	DropTcpFlags struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropEssential struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropEcho struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropUnclassified struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
 	DropDeny struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropPortGuard struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropVerdictThin struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropVerdictSyns struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropVerdictNew struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropVerdictAll struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropSourceLimit struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropPrefixLimit struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropPortLimit struct {
 		_       structs.HostLayout
 		Packets uint64
 		Bytes   uint64
@@ -138,11 +277,21 @@ type DrivenQueueCounts struct {
 		Packets uint64
 		Bytes   uint64
 	}
-	DropSourceSyns struct {
+	DropInterfaceLimit struct {
 		_       structs.HostLayout
 		Packets uint64
 		Bytes   uint64
 	}
+}
+
+type DrivenSharedBucket struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Unused uint32
+	Tat    uint64
 }
 
 type DrivenSteerCounts struct {
@@ -152,25 +301,115 @@ type DrivenSteerCounts struct {
 	Refused  uint64
 }
 
+type DrivenTableEvents struct {
+	_             structs.HostLayout
+	VerifiedAdded uint64
+	VerifiedIdle  uint64
+	VerifiedLive  uint64
+	SourceBypass  uint64
+	PrefixBypass  uint64
+	HandshakeLost uint64
+}
+
+type DrivenVerdictRow struct {
+	_     structs.HostLayout
+	Entry [4]struct {
+		_          structs.HostLayout
+		Source     uint64
+		Expires    uint32
+		Step       uint8
+		Reason     uint8
+		Generation uint16
+	}
+}
+
+type DrivenVerifiedSet struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Unused uint32
+	Source [8]uint64
+	Seen   [8]uint64
+	Tat    [24]uint64
+}
+
+type DrivenWork struct {
+	_      structs.HostLayout
+	Packet struct {
+		_               structs.HostLayout
+		Source          [4]uint32
+		Destination     [4]uint32
+		Sequence        uint32
+		Acknowledgment  uint32
+		SourcePort      uint16
+		DestinationPort uint16
+		Family          uint8
+		Protocol        uint8
+		TcpFlags        uint8
+		Echo            uint8
+	}
+	Outcome uint32
+	Expired uint32
+	Request struct {
+		_     structs.HostLayout
+		Bytes uint64
+		Syns  uint64
+		Now   uint64
+		Slot  uint32
+		Row   uint32
+	}
+	Lengths     uint64
+	Explanation DrivenExplanation
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	DrivenMapCpuSlots      = "cpu_slots"
-	DrivenMapDeny4         = "deny4"
-	DrivenMapDeny6         = "deny6"
-	DrivenMapDenySizes     = "deny_sizes"
-	DrivenMapDrive         = "drive"
-	DrivenMapEgressCounts  = "egress_counts"
-	DrivenMapIngressCounts = "ingress_counts"
-	DrivenMapLimits        = "limits"
-	DrivenMapQueueBuckets  = "queue_buckets"
-	DrivenMapSourceSketch  = "source_sketch"
-	DrivenMapSteered       = "steered"
-	DrivenMapWorkers       = "workers"
-	DrivenProgXdpDriven    = "xdp_driven"
-	DrivenVarHashSeed      = "hash_seed"
-	DrivenVarQueueRows     = "queue_rows"
+	DrivenMapControl          = "control"
+	DrivenMapCpuCount         = "cpu_count"
+	DrivenMapCpuSlots         = "cpu_slots"
+	DrivenMapCpus             = "cpus"
+	DrivenMapDrive            = "drive"
+	DrivenMapDropSamples      = "drop_samples"
+	DrivenMapEgressCounts     = "egress_counts"
+	DrivenMapExplained        = "explained"
+	DrivenMapGenBuckets       = "gen_buckets"
+	DrivenMapGenPorts         = "gen_ports"
+	DrivenMapGenRows          = "gen_rows"
+	DrivenMapGenTables        = "gen_tables"
+	DrivenMapHandshakes       = "handshakes"
+	DrivenMapHeartbeat        = "heartbeat"
+	DrivenMapIngressCounts    = "ingress_counts"
+	DrivenMapLimitCounts      = "limit_counts"
+	DrivenMapOwnFlows         = "own_flows"
+	DrivenMapPinholes         = "pinholes"
+	DrivenMapPrefixSketch     = "prefix_sketch"
+	DrivenMapQueueBuckets     = "queue_buckets"
+	DrivenMapSampleCursor     = "sample_cursor"
+	DrivenMapScratch          = "scratch"
+	DrivenMapSharedBuckets    = "shared_buckets"
+	DrivenMapSharedCredits    = "shared_credits"
+	DrivenMapSourceSketch     = "source_sketch"
+	DrivenMapSteered          = "steered"
+	DrivenMapTableCounts      = "table_counts"
+	DrivenMapVerdicts         = "verdicts"
+	DrivenMapVerified         = "verified"
+	DrivenMapWorkers          = "workers"
+	DrivenProgSelectWorker    = "select_worker"
+	DrivenProgTcEgress        = "tc_egress"
+	DrivenProgTcIngress       = "tc_ingress"
+	DrivenProgXdpDriven       = "xdp_driven"
+	DrivenProgXdpExplain      = "xdp_explain"
+	DrivenProgXdpIngress      = "xdp_ingress"
+	DrivenVarFrags            = "frags"
+	DrivenVarHashSeed         = "hash_seed"
+	DrivenVarQueueRows        = "queue_rows"
+	DrivenVarTypePortRow      = "type_port_row"
+	DrivenVarTypePrefixBucket = "type_prefix_bucket"
+	DrivenVarTypeTables       = "type_tables"
 )
 
 // LoadDriven returns the embedded CollectionSpec for Driven.
@@ -215,24 +454,47 @@ type DrivenSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DrivenProgramSpecs struct {
-	XdpDriven *ebpf.ProgramSpec `ebpf:"xdp_driven"`
+	SelectWorker *ebpf.ProgramSpec `ebpf:"select_worker"`
+	TcEgress     *ebpf.ProgramSpec `ebpf:"tc_egress"`
+	TcIngress    *ebpf.ProgramSpec `ebpf:"tc_ingress"`
+	XdpDriven    *ebpf.ProgramSpec `ebpf:"xdp_driven"`
+	XdpExplain   *ebpf.ProgramSpec `ebpf:"xdp_explain"`
+	XdpIngress   *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
 }
 
 // DrivenMapSpecs contains maps before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DrivenMapSpecs struct {
+	Control       *ebpf.MapSpec `ebpf:"control"`
+	CpuCount      *ebpf.MapSpec `ebpf:"cpu_count"`
 	CpuSlots      *ebpf.MapSpec `ebpf:"cpu_slots"`
-	Deny4         *ebpf.MapSpec `ebpf:"deny4"`
-	Deny6         *ebpf.MapSpec `ebpf:"deny6"`
-	DenySizes     *ebpf.MapSpec `ebpf:"deny_sizes"`
+	Cpus          *ebpf.MapSpec `ebpf:"cpus"`
 	Drive         *ebpf.MapSpec `ebpf:"drive"`
+	DropSamples   *ebpf.MapSpec `ebpf:"drop_samples"`
 	EgressCounts  *ebpf.MapSpec `ebpf:"egress_counts"`
+	Explained     *ebpf.MapSpec `ebpf:"explained"`
+	GenBuckets    *ebpf.MapSpec `ebpf:"gen_buckets"`
+	GenPorts      *ebpf.MapSpec `ebpf:"gen_ports"`
+	GenRows       *ebpf.MapSpec `ebpf:"gen_rows"`
+	GenTables     *ebpf.MapSpec `ebpf:"gen_tables"`
+	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
+	Heartbeat     *ebpf.MapSpec `ebpf:"heartbeat"`
 	IngressCounts *ebpf.MapSpec `ebpf:"ingress_counts"`
-	Limits        *ebpf.MapSpec `ebpf:"limits"`
+	LimitCounts   *ebpf.MapSpec `ebpf:"limit_counts"`
+	OwnFlows      *ebpf.MapSpec `ebpf:"own_flows"`
+	Pinholes      *ebpf.MapSpec `ebpf:"pinholes"`
+	PrefixSketch  *ebpf.MapSpec `ebpf:"prefix_sketch"`
 	QueueBuckets  *ebpf.MapSpec `ebpf:"queue_buckets"`
+	SampleCursor  *ebpf.MapSpec `ebpf:"sample_cursor"`
+	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
+	SharedBuckets *ebpf.MapSpec `ebpf:"shared_buckets"`
+	SharedCredits *ebpf.MapSpec `ebpf:"shared_credits"`
 	SourceSketch  *ebpf.MapSpec `ebpf:"source_sketch"`
 	Steered       *ebpf.MapSpec `ebpf:"steered"`
+	TableCounts   *ebpf.MapSpec `ebpf:"table_counts"`
+	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
+	Verified      *ebpf.MapSpec `ebpf:"verified"`
 	Workers       *ebpf.MapSpec `ebpf:"workers"`
 }
 
@@ -240,8 +502,12 @@ type DrivenMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type DrivenVariableSpecs struct {
-	HashSeed  *ebpf.VariableSpec `ebpf:"hash_seed"`
-	QueueRows *ebpf.VariableSpec `ebpf:"queue_rows"`
+	Frags            *ebpf.VariableSpec `ebpf:"frags"`
+	HashSeed         *ebpf.VariableSpec `ebpf:"hash_seed"`
+	QueueRows        *ebpf.VariableSpec `ebpf:"queue_rows"`
+	TypePortRow      *ebpf.VariableSpec `ebpf:"type_port_row"`
+	TypePrefixBucket *ebpf.VariableSpec `ebpf:"type_prefix_bucket"`
+	TypeTables       *ebpf.VariableSpec `ebpf:"type_tables"`
 }
 
 // DrivenObjects contains all objects after they have been loaded into the kernel.
@@ -264,33 +530,69 @@ func (o *DrivenObjects) Close() error {
 //
 // It can be passed to LoadDrivenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DrivenMaps struct {
+	Control       *ebpf.Map `ebpf:"control"`
+	CpuCount      *ebpf.Map `ebpf:"cpu_count"`
 	CpuSlots      *ebpf.Map `ebpf:"cpu_slots"`
-	Deny4         *ebpf.Map `ebpf:"deny4"`
-	Deny6         *ebpf.Map `ebpf:"deny6"`
-	DenySizes     *ebpf.Map `ebpf:"deny_sizes"`
+	Cpus          *ebpf.Map `ebpf:"cpus"`
 	Drive         *ebpf.Map `ebpf:"drive"`
+	DropSamples   *ebpf.Map `ebpf:"drop_samples"`
 	EgressCounts  *ebpf.Map `ebpf:"egress_counts"`
+	Explained     *ebpf.Map `ebpf:"explained"`
+	GenBuckets    *ebpf.Map `ebpf:"gen_buckets"`
+	GenPorts      *ebpf.Map `ebpf:"gen_ports"`
+	GenRows       *ebpf.Map `ebpf:"gen_rows"`
+	GenTables     *ebpf.Map `ebpf:"gen_tables"`
+	Handshakes    *ebpf.Map `ebpf:"handshakes"`
+	Heartbeat     *ebpf.Map `ebpf:"heartbeat"`
 	IngressCounts *ebpf.Map `ebpf:"ingress_counts"`
-	Limits        *ebpf.Map `ebpf:"limits"`
+	LimitCounts   *ebpf.Map `ebpf:"limit_counts"`
+	OwnFlows      *ebpf.Map `ebpf:"own_flows"`
+	Pinholes      *ebpf.Map `ebpf:"pinholes"`
+	PrefixSketch  *ebpf.Map `ebpf:"prefix_sketch"`
 	QueueBuckets  *ebpf.Map `ebpf:"queue_buckets"`
+	SampleCursor  *ebpf.Map `ebpf:"sample_cursor"`
+	Scratch       *ebpf.Map `ebpf:"scratch"`
+	SharedBuckets *ebpf.Map `ebpf:"shared_buckets"`
+	SharedCredits *ebpf.Map `ebpf:"shared_credits"`
 	SourceSketch  *ebpf.Map `ebpf:"source_sketch"`
 	Steered       *ebpf.Map `ebpf:"steered"`
+	TableCounts   *ebpf.Map `ebpf:"table_counts"`
+	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Verified      *ebpf.Map `ebpf:"verified"`
 	Workers       *ebpf.Map `ebpf:"workers"`
 }
 
 func (m *DrivenMaps) Close() error {
 	return _DrivenClose(
+		m.Control,
+		m.CpuCount,
 		m.CpuSlots,
-		m.Deny4,
-		m.Deny6,
-		m.DenySizes,
+		m.Cpus,
 		m.Drive,
+		m.DropSamples,
 		m.EgressCounts,
+		m.Explained,
+		m.GenBuckets,
+		m.GenPorts,
+		m.GenRows,
+		m.GenTables,
+		m.Handshakes,
+		m.Heartbeat,
 		m.IngressCounts,
-		m.Limits,
+		m.LimitCounts,
+		m.OwnFlows,
+		m.Pinholes,
+		m.PrefixSketch,
 		m.QueueBuckets,
+		m.SampleCursor,
+		m.Scratch,
+		m.SharedBuckets,
+		m.SharedCredits,
 		m.SourceSketch,
 		m.Steered,
+		m.TableCounts,
+		m.Verdicts,
+		m.Verified,
 		m.Workers,
 	)
 }
@@ -299,20 +601,34 @@ func (m *DrivenMaps) Close() error {
 //
 // It can be passed to LoadDrivenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DrivenVariables struct {
-	HashSeed  *ebpf.Variable `ebpf:"hash_seed"`
-	QueueRows *ebpf.Variable `ebpf:"queue_rows"`
+	Frags            *ebpf.Variable `ebpf:"frags"`
+	HashSeed         *ebpf.Variable `ebpf:"hash_seed"`
+	QueueRows        *ebpf.Variable `ebpf:"queue_rows"`
+	TypePortRow      *ebpf.Variable `ebpf:"type_port_row"`
+	TypePrefixBucket *ebpf.Variable `ebpf:"type_prefix_bucket"`
+	TypeTables       *ebpf.Variable `ebpf:"type_tables"`
 }
 
 // DrivenPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to LoadDrivenObjects or ebpf.CollectionSpec.LoadAndAssign.
 type DrivenPrograms struct {
-	XdpDriven *ebpf.Program `ebpf:"xdp_driven"`
+	SelectWorker *ebpf.Program `ebpf:"select_worker"`
+	TcEgress     *ebpf.Program `ebpf:"tc_egress"`
+	TcIngress    *ebpf.Program `ebpf:"tc_ingress"`
+	XdpDriven    *ebpf.Program `ebpf:"xdp_driven"`
+	XdpExplain   *ebpf.Program `ebpf:"xdp_explain"`
+	XdpIngress   *ebpf.Program `ebpf:"xdp_ingress"`
 }
 
 func (p *DrivenPrograms) Close() error {
 	return _DrivenClose(
+		p.SelectWorker,
+		p.TcEgress,
+		p.TcIngress,
 		p.XdpDriven,
+		p.XdpExplain,
+		p.XdpIngress,
 	)
 }
 

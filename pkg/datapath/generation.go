@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/bpf"
+	"github.com/xgw-project/xgw/pkg/policy"
+)
+
+// noGeneration is the slot that holds none: all packets pass.
+const noGeneration = 2
+
+// ErrUnconfirmed: a change waits for its confirmation, or its deadline.
+var ErrUnconfirmed = errors.New("a change waits to be confirmed")
+
+// Apply makes the tables the generation that holds, at one moment for all packets:
+// each sees the old tables or the new ones. Buckets keep their state. With an error
+// everything is as it was.
+func (d *Datapath) Apply(t *policy.Tables) error { return d.ApplyUntil(t, 0) }
+
+// ApplyUntil is Apply, undone by the kernel plane itself unless Confirm comes within the
+// time; 0 needs no confirmation.
+func (d *Datapath) ApplyUntil(t *policy.Tables, confirm time.Duration) error {
+	if err := d.apply(t, confirm); err != nil {
+		return fmt.Errorf("apply tables to %s: %w", d.options.Interface, err)
+	}
+	return nil
+}
+
+func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
+	state, err := d.settle()
+	if err != nil {
+		return err
+	}
+	if state.Deadline != 0 {
+		return fmt.Errorf("%w: `xgw confirm %s`, or wait %s", ErrUnconfirmed, d.options.Interface,
+			time.Duration(state.Deadline-monotonic()).Round(time.Second))
+	}
+	live, err := d.liveTables(state.Current)
+	if err != nil {
+		return err
+	}
+	g, err := encode(t, live, d.seed, d.encoding)
+	if err != nil {
+		return err
+	}
+	idle := uint32(0)
+	if state.Current == 0 {
+		idle = 1
+	}
+	if err := d.fill(idle, g); err != nil {
+		return err
+	}
+	if err := d.options.step("flip"); err != nil {
+		return err
+	}
+	next := bpf.GatewayControlState{Current: idle, Fallback: state.Current}
+	if confirm > 0 {
+		next.Deadline = monotonic() + uint64(confirm)
+	}
+	// From here on packets see the new generation.
+	if err := d.objects.Control.Put(uint32(0), &next); err != nil {
+		return fmt.Errorf("flip generation: %w", err)
+	}
+	return d.settleShared(g, live)
+}
+
+// Confirm makes the last change stay. Without one that waits it does nothing.
+func (d *Datapath) Confirm() error {
+	state, err := d.settle()
+	if err != nil {
+		return fmt.Errorf("confirm %s: %w", d.options.Interface, err)
+	}
+	if state.Deadline == 0 {
+		return nil
+	}
+	state.Deadline = 0
+	if err := d.objects.Control.Put(uint32(0), &state); err != nil {
+		return fmt.Errorf("confirm %s: %w", d.options.Interface, err)
+	}
+	return nil
+}
+
+// settle reads the control word. A change whose deadline has passed is made undone in
+// it, too, as the program has treated it all along.
+func (d *Datapath) settle() (bpf.GatewayControlState, error) {
+	var s bpf.GatewayControlState
+	if err := d.objects.Control.Lookup(uint32(0), &s); err != nil {
+		return s, fmt.Errorf("read control: %w", err)
+	}
+	if s.Deadline == 0 || monotonic() <= s.Deadline {
+		return s, nil
+	}
+	if s.Fallback == noGeneration && d.expiredAttach(s) {
+		return s, nil
+	}
+	s = bpf.GatewayControlState{Current: s.Fallback, Fallback: s.Fallback}
+	if err := d.objects.Control.Put(uint32(0), &s); err != nil {
+		return s, fmt.Errorf("undo unconfirmed change: %w", err)
+	}
+	return s, nil
+}
+
+// expiredAttach tells whether it was the attach itself that was not confirmed: then the
+// program goes on to pass everything until it is detached.
+func (d *Datapath) expiredAttach(s bpf.GatewayControlState) bool { return s.Current == noGeneration }
+
+// AttachUntil sets the deadline of an attach: without Confirm by then, everything passes.
+func (d *Datapath) AttachUntil(confirm time.Duration) error {
+	s := bpf.GatewayControlState{Current: noGeneration, Fallback: noGeneration, Deadline: monotonic() + uint64(confirm)}
+	if err := d.objects.Control.Put(uint32(0), &s); err != nil {
+		return fmt.Errorf("set deadline of %s: %w", d.options.Interface, err)
+	}
+	return nil
+}
+
+func (d *Datapath) liveTables(slot uint32) (*bpf.GatewayTables, error) {
+	t := &bpf.GatewayTables{}
+	if slot == noGeneration {
+		return t, nil
+	}
+	var inner *ebpf.Map
+	if err := d.objects.GenTables.Lookup(slot, &inner); err != nil {
+		return nil, fmt.Errorf("open live tables: %w", err)
+	}
+	defer inner.Close()
+	if err := inner.Lookup(uint32(0), t); err != nil {
+		return nil, fmt.Errorf("read live tables: %w", err)
+	}
+	return t, nil
+}
+
+// fill makes new inner maps for the slot. Those that were there before may still be in
+// use by a packet that read the control word just now; they are never written, and the
+// kernel waits for such packets whenever an outer map's element is replaced.
+func (d *Datapath) fill(slot uint32, g *generation) error {
+	fills := []struct {
+		outer   *ebpf.Map
+		name    string
+		entries int
+		put     func(*ebpf.Map) error
+	}{
+		{d.objects.GenTables, "tables", 1, func(m *ebpf.Map) error { return m.Put(uint32(0), g.tables) }},
+		{d.objects.GenPorts, "ports", len(g.ports), func(m *ebpf.Map) error { return putSparse(d, m, g.ports) }},
+		{d.objects.GenRows, "prefix_rows", len(g.prefixes.Rows), func(m *ebpf.Map) error { return putSparse(d, m, g.prefixes.Rows) }},
+		{d.objects.GenBuckets, "prefix_buckets", len(g.prefixes.Buckets), func(m *ebpf.Map) error { return putSparse(d, m, g.prefixes.Buckets) }},
+	}
+	for _, f := range fills {
+		if err := d.options.step("fill " + f.name); err != nil {
+			return err
+		}
+		spec := d.inner[f.outer].Copy()
+		if d.encoding.fixed && uint32(f.entries) > spec.MaxEntries {
+			return fmt.Errorf("%s: %d entries, and before Linux 5.10 there is room for %d, chosen at attach", f.name, f.entries, spec.MaxEntries)
+		}
+		if !d.encoding.fixed {
+			spec.MaxEntries = uint32(f.entries)
+		}
+		m, err := ebpf.NewMap(spec)
+		if err != nil {
+			return fmt.Errorf("make %s of %d entries: %w", f.name, f.entries, err)
+		}
+		err = f.put(m)
+		if err == nil {
+			err = f.outer.Put(slot, m)
+		}
+		m.Close()
+		if err != nil {
+			return fmt.Errorf("fill %s: %w", f.name, err)
+		}
+	}
+	return nil
+}
+
+// batchSize keeps a batch's system call short, so that nothing else waits for it.
+const batchSize = 4096
+
+// putSparse writes the values of a new array that are not zero, in batches where the
+// kernel has these (Linux 5.6).
+func putSparse[V comparable](d *Datapath, m *ebpf.Map, values []V) error {
+	var zero V
+	keys := make([]uint32, 0, batchSize)
+	some := make([]V, 0, batchSize)
+	flush := func() error {
+		defer func() { keys, some = keys[:0], some[:0] }()
+		if len(keys) == 0 {
+			return nil
+		}
+		if !d.options.Old {
+			_, err := m.BatchUpdate(keys, some, nil)
+			if !errors.Is(err, ebpf.ErrNotSupported) {
+				return err
+			}
+		}
+		for i, k := range keys {
+			if err := m.Put(k, &some[i]); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for i, v := range values {
+		if v == zero {
+			continue
+		}
+		keys, some = append(keys, uint32(i)), append(some, v)
+		if len(keys) == batchSize {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
+}
+
+// settleShared starts the buckets of limits by port that are new in their slot.
+func (d *Datapath) settleShared(g *generation, live *bpf.GatewayTables) error {
+	for i := range g.tables.Port {
+		if g.tables.Port[i].Port == live.Port[i].Port {
+			continue
+		}
+		for count := range 3 {
+			slot := uint32(bpf.GatewayLimitSlotSLOT_PORT) + uint32(i*3+count)
+			if err := d.objects.SharedBuckets.Put(slot, &bpf.GatewaySharedBucket{}); err != nil {
+				return fmt.Errorf("clear bucket of a new limit: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// SetPinholes replaces who may always reach a port. They are no part of a generation, so
+// no rule can close them.
+func (d *Datapath) SetPinholes(holes []policy.Pinhole) error {
+	list, err := encodePinholes(holes)
+	if err == nil {
+		err = d.objects.Pinholes.Put(uint32(0), list)
+	}
+	if err != nil {
+		return fmt.Errorf("set pinholes of %s: %w", d.options.Interface, err)
+	}
+	return nil
+}
+
+// Beat tells the kernel plane that verdicts are tended.
+func (d *Datapath) Beat() error {
+	if err := d.objects.Heartbeat.Put(uint32(0), monotonic()); err != nil {
+		return fmt.Errorf("write heartbeat of %s: %w", d.options.Interface, err)
+	}
+	return nil
+}
+
+// State is which generation holds, and how long a change still waits for its
+// confirmation.
+type State struct {
+	Generation uint64        `json:"generation"` // 0: no tables, all packets pass
+	Waits      time.Duration `json:"waits,omitempty"`   // for Confirm; then it is undone
+	Expired    bool          `json:"expired,omitempty"` // the attach was not confirmed: all packets pass
+}
+
+// State reads it.
+func (d *Datapath) State() (State, error) {
+	c, err := d.settle()
+	if err != nil {
+		return State{}, fmt.Errorf("read state of %s: %w", d.options.Interface, err)
+	}
+	t, err := d.liveTables(c.Current)
+	if err != nil {
+		return State{}, fmt.Errorf("read state of %s: %w", d.options.Interface, err)
+	}
+	s := State{Generation: t.Generation}
+	if c.Deadline != 0 {
+		if now := monotonic(); now < c.Deadline {
+			s.Waits = time.Duration(c.Deadline - now)
+		} else {
+			s.Expired = true
+		}
+	}
+	return s, nil
+}
+
+func monotonic() uint64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
+	return uint64(ts.Nano())
+}
+
+// coarseTick is how far behind the coarse clock may be.
+func coarseTick() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return 10 * time.Millisecond // the longest there is
+	}
+	return time.Duration(ts.Nano())
+}
+
+// sortedPorts is for messages and tests: the ports that have limits.
+func sortedPorts(t *policy.Tables) []uint16 {
+	var out []uint16
+	for _, l := range t.Limits {
+		if l.Key == policy.ByPort {
+			out = append(out, l.Port)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
