@@ -53,6 +53,8 @@ type Counters struct {
 // outcome is a counter's name, as BTF has it, in two parts.
 type outcome struct{ verdict, reason string }
 
+func (o outcome) String() string { return o.verdict + "_" + o.reason }
+
 // counterReader reads the per-CPU tables into buffers that it keeps.
 type counterReader struct {
 	objects  *objects

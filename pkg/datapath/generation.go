@@ -261,7 +261,7 @@ func (d *Datapath) Beat() error {
 // State is which generation holds, and how long a change still waits for its
 // confirmation.
 type State struct {
-	Generation uint64        `json:"generation"` // 0: no tables, all packets pass
+	Generation uint64        `json:"generation"`        // 0: no tables, all packets pass
 	Waits      time.Duration `json:"waits,omitempty"`   // for Confirm; then it is undone
 	Expired    bool          `json:"expired,omitempty"` // the attach was not confirmed: all packets pass
 }

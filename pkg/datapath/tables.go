@@ -242,4 +242,3 @@ func highMask(bits int) uint64 {
 	bits = min(max(bits, 0), 64)
 	return ^(^uint64(0) >> bits)
 }
-

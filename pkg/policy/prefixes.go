@@ -3,7 +3,6 @@
 package policy
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -200,20 +199,74 @@ func AddressKey(a netip.Addr) uint64 {
 // AddressHash places a source in the kernel plane's tables.
 func AddressHash(a netip.Addr, seed uint64) uint32 { return uint32(mix(seed, AddressKey(a)) >> 32) }
 
-// Match returns the rule that decides for the address: the longest that contains it.
-func (t *Tables) Match(a netip.Addr) (PrefixRule, bool) {
+// LookUpPrefix finds the rule that decides for an address in a table that lies
+// elsewhere, as the kernel plane does. Its Action is 0 when there is none.
+func LookUpPrefix(a netip.Addr, heads [2]PrefixHead, seed uint64,
+	row func(uint32) (uint64, error), bucket func(uint32) (PrefixBucket, error),
+) (PrefixRule, error) {
 	a = a.Unmap()
-	best := slices.MaxFunc(append([]PrefixRule{{}}, containing(t.Prefixes, a)...), func(x, y PrefixRule) int {
-		return cmp.Compare(x.Prefix.Bits(), y.Prefix.Bits())
-	})
-	return best, best.Action != 0
-}
-
-func containing(rules []PrefixRule, a netip.Addr) (out []PrefixRule) {
-	for _, r := range rules {
-		if r.Prefix.Contains(a) {
-			out = append(out, r)
+	family, e := newPrefixEntry(PrefixRule{Prefix: netip.PrefixFrom(a, a.BitLen())})
+	h := heads[family]
+	place := uint32(e.low >> 16)
+	if family == 1 {
+		place = PrefixRows + uint32(mix(seed, e.high>>32)>>48)
+	}
+	r, err := row(place)
+	if err != nil {
+		return PrefixRule{}, fmt.Errorf("look up row of prefixes: %w", err)
+	}
+	for i, length := range h.Lengths {
+		if (r|h.Always)&(1<<i) == 0 || i >= MaxPrefixLengths {
+			continue
+		}
+		p, err := a.Prefix(int(length))
+		if err != nil {
+			return PrefixRule{}, err
+		}
+		rule, err := h.probe(p, seed, bucket)
+		if err != nil || rule.Action != 0 {
+			return rule, err
 		}
 	}
-	return out
+	if action := Action(r >> 56); action != 0 {
+		p, err := a.Prefix(int(r >> 48 & 0xff))
+		return PrefixRule{p, action}, err
+	}
+	return PrefixRule{}, nil
+}
+
+// probe looks for one prefix.
+func (h *PrefixHead) probe(p netip.Prefix, seed uint64, bucket func(uint32) (PrefixBucket, error)) (PrefixRule, error) {
+	family, e := newPrefixEntry(PrefixRule{Prefix: p})
+	hash := seed
+	if family == 1 {
+		hash = mix(hash, e.high)
+	}
+	hash = mix(mix(hash, e.low), uint64(e.length))
+	for step := range uint32(2) {
+		b, err := bucket(h.First + (uint32(hash>>32)+step)&h.Mask)
+		if err != nil {
+			return PrefixRule{}, fmt.Errorf("look up prefixes: %w", err)
+		}
+		for i, w := range b {
+			switch {
+			case family == 0 && w>>8 == e.low<<24|uint64(e.length):
+				return PrefixRule{p, Action(w)}, nil
+			case family == 1 && i%3 == 2 && b[i-2] == e.high && b[i-1] == e.low && w>>8 == uint64(e.length) && w != 0:
+				return PrefixRule{p, Action(w)}, nil
+			}
+		}
+	}
+	return PrefixRule{}, nil
+}
+
+// String is the action in the words of the configuration.
+func (a Action) String() string {
+	switch a {
+	case Deny:
+		return "deny"
+	case Allow:
+		return "allow"
+	}
+	return fmt.Sprintf("action %d", uint8(a))
 }

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/bpf"
+	"github.com/xgw-project/xgw/pkg/policy"
+)
+
+// Step is what a verdict does to packets of its source; each does what those before it do.
+type Step uint8
+
+// Steps.
+const (
+	ThinSYNs Step = Step(bpf.GatewayVerdictStepSTEP_THIN) // drop three SYNs of four
+	DropSYNs Step = Step(bpf.GatewayVerdictStepSTEP_SYNS) // drop all SYNs
+	DropNew  Step = Step(bpf.GatewayVerdictStepSTEP_NEW)  // drop all but established TCP
+	DropAll  Step = Step(bpf.GatewayVerdictStepSTEP_ALL)
+)
+
+// String is the step in the words of outcomes.
+func (s Step) String() string {
+	switch s {
+	case ThinSYNs:
+		return "thin"
+	case DropSYNs:
+		return "syns"
+	case DropNew:
+		return "new"
+	case DropAll:
+		return "all"
+	}
+	return fmt.Sprintf("step %d", uint8(s))
+}
+
+// Verdict is what is held against a source for a time.
+type Verdict struct {
+	Source     netip.Addr // IPv4, or any address of an IPv6 /64
+	Step       Step
+	Reason     uint8         // the caller's
+	TTL        time.Duration // 68 ms to 9 years; given and read in units of 67 ms
+	Generation uint16        // of the policy that asked for it
+}
+
+// ErrExempt: a rule that allows the source, or a pinhole, speaks against a verdict.
+var ErrExempt = errors.New("the source is exempt")
+
+const (
+	verdictTick = 26 // expires counts 2^26 ns
+	verdictRows = 16384
+)
+
+// SetVerdict holds the verdict against its source, in the place of one that is there. The
+// kernel plane ends it by itself when its time is over. When the source's row is full
+// of live verdicts, the one that ends first makes room, and is returned with true.
+//
+// Only one process may set verdicts.
+func (d *Datapath) SetVerdict(v Verdict) (Verdict, bool, error) {
+	if v.Step < ThinSYNs || v.Step > DropAll {
+		return Verdict{}, false, fmt.Errorf("set verdict on %s: no such step: %d", v.Source, v.Step)
+	}
+	now := monotonic() >> verdictTick
+	ticks := max(uint64(v.TTL)>>verdictTick, 1)
+	if v.TTL <= 0 || now+ticks > 1<<32-1 {
+		return Verdict{}, false, fmt.Errorf("set verdict on %s: for %s: 68ms to 9 years are possible", v.Source, v.TTL)
+	}
+	if err := d.exempt(v.Source); err != nil {
+		return Verdict{}, false, fmt.Errorf("set verdict on %s: %w", v.Source, err)
+	}
+	return d.changeVerdict(v.Source, &bpf.GatewayVerdict{
+		Source: policy.AddressKey(v.Source), Expires: uint32(now + ticks),
+		Step: uint8(v.Step), Reason: v.Reason, Generation: v.Generation,
+	})
+}
+
+// exempt finds what the tables that hold say for the source.
+func (d *Datapath) exempt(source netip.Addr) error {
+	var holes bpf.GatewayPinholeList
+	if err := d.objects.Pinholes.Lookup(uint32(0), &holes); err != nil {
+		return fmt.Errorf("read pinholes: %w", err)
+	}
+	key := policy.AddressKey(source)
+	for _, h := range holes.Entry[:min(holes.Count, maxPinholes)] {
+		// A verdict is on all of an IPv6 /64, so only the upper half is compared.
+		if source.Unmap().Is4() && h.HighMask == ^uint64(0) && key&h.LowMask == h.Low ||
+			!source.Unmap().Is4() && h.Low>>32 != 0xffff && key&h.HighMask == h.High {
+			return fmt.Errorf("%w: it is in a pinhole for administrators", ErrExempt)
+		}
+	}
+	rule, ok, err := d.matchLive(source)
+	if err != nil {
+		return err
+	}
+	if ok && rule.Action == policy.Allow {
+		return fmt.Errorf("%w: %s is allowed", ErrExempt, rule.Prefix)
+	}
+	return nil
+}
+
+// ClearVerdict ends what is held against the source, if anything is.
+func (d *Datapath) ClearVerdict(source netip.Addr) error {
+	_, _, err := d.changeVerdict(source, nil)
+	return err
+}
+
+// changeVerdict rewrites the source's row: one system call to read it, one to write it.
+func (d *Datapath) changeVerdict(source netip.Addr, v *bpf.GatewayVerdict) (Verdict, bool, error) {
+	place := policy.AddressHash(source, d.seed) & (verdictRows - 1)
+	key := policy.AddressKey(source)
+	var row bpf.GatewayVerdictRow
+	if err := d.objects.Verdicts.Lookup(place, &row); err != nil {
+		return Verdict{}, false, fmt.Errorf("read verdicts: %w", err)
+	}
+	now := uint32(monotonic() >> verdictTick)
+	victim := -1
+	for i := range row.Entry {
+		e := &row.Entry[i]
+		if e.Source == key || e.Expires <= now {
+			*e = bpf.GatewayVerdict{}
+		}
+		if victim < 0 || e.Expires < row.Entry[victim].Expires {
+			victim = i
+		}
+	}
+	var lost Verdict
+	full := v != nil && row.Entry[victim].Source != 0
+	if full {
+		lost = decodeVerdict(&row.Entry[victim], now)
+	}
+	if v != nil {
+		row.Entry[victim] = *v
+	}
+	if err := d.objects.Verdicts.Put(place, &row); err != nil {
+		return Verdict{}, false, fmt.Errorf("write verdicts: %w", err)
+	}
+	return lost, full, nil
+}
+
+// Verdicts lists those that hold now.
+func (d *Datapath) Verdicts() ([]Verdict, error) {
+	var out []Verdict
+	now := uint32(monotonic() >> verdictTick)
+	var row bpf.GatewayVerdictRow
+	for place := range uint32(verdictRows) {
+		if err := d.objects.Verdicts.Lookup(place, &row); err != nil {
+			return nil, fmt.Errorf("read verdicts of %s: %w", d.options.Interface, err)
+		}
+		for i := range row.Entry {
+			if e := &row.Entry[i]; e.Source != 0 && e.Expires > now {
+				out = append(out, decodeVerdict(e, now))
+			}
+		}
+	}
+	return out, nil
+}
+
+func decodeVerdict(e *bpf.GatewayVerdict, now uint32) Verdict {
+	return Verdict{
+		Source: keyAddress(e.Source), Step: Step(e.Step), Reason: e.Reason,
+		TTL: time.Duration(e.Expires-now) << verdictTick, Generation: e.Generation,
+	}
+}
+
+// keyAddress is the address, or the first one of the /64, that has the key.
+func keyAddress(key uint64) netip.Addr {
+	if key>>32 == 0xffff {
+		return netip.AddrFrom4([4]byte{byte(key >> 24), byte(key >> 16), byte(key >> 8), byte(key)})
+	}
+	var a [16]byte
+	for i := range 8 {
+		a[i] = byte(key >> (56 - 8*i))
+	}
+	return netip.AddrFrom16(a)
+}
