@@ -104,3 +104,22 @@ func (o OpenFiles) Lack(connections uint64) string {
 	return fmt.Sprintf("%d open files are allowed, %d connections may need %d: set LimitNOFILE=%d in the unit, or lower worker_connections",
 		o.Soft, connections, need, need)
 }
+
+// ReadMachine asks the running kernel; what it does not tell is left 0.
+func ReadMachine(root string) (Machine, error) {
+	k, err := ReadKernel()
+	if err != nil {
+		return Machine{}, err
+	}
+	m := Machine{Kernel: k.Release, PageSize: os.Getpagesize()}
+	// Such as 0-3: drivers reckon with every CPU that there can be.
+	if text, err := os.ReadFile(filepath.Join(root, "sys/devices/system/cpu/possible")); err == nil {
+		ranges := strings.FieldsFunc(strings.TrimSpace(string(text)), func(r rune) bool { return r == '-' || r == ',' })
+		if len(ranges) > 0 {
+			if last, err := strconv.Atoi(ranges[len(ranges)-1]); err == nil {
+				m.CPUs = last + 1
+			}
+		}
+	}
+	return m, nil
+}

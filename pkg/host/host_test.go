@@ -3,7 +3,6 @@
 package host
 
 import (
-	"errors"
 	"os"
 	"runtime"
 	"slices"
@@ -15,48 +14,39 @@ import (
 
 const machine = "testdata/machine"
 
-func TestReadInterface(t *testing.T) {
-	veth := Ethtool{Driver: "veth", Channels: Channels{Receive: 2, Transmit: 2, MostReceive: 4, MostTransmit: 4}}
-	tells := func(e Ethtool) func(string) (Ethtool, error) {
-		return func(string) (Ethtool, error) { return e, nil }
-	}
-	silent := func(string) (Ethtool, error) { return Ethtool{}, errors.New("operation not supported") }
+// What sysfs shows under a name is taken only when it is the same interface.
+func TestSysfs(t *testing.T) {
+	eth0 := Interface{Name: "eth0", Index: 2, MTU: 1500, ReceiveQueues: 8, TransmitQueues: 8}
 	for _, c := range []struct {
-		name string
-		ask  func(string) (Ethtool, error)
-		want Interface
+		what   string
+		change func(*Interface)
+		queues [2]int
+		driver string
+		vfs    int
 	}{
-		{"eth0", tells(veth), Interface{"eth0", "veth", 1500, 4, 2, veth.Channels}},
-		{"eth0", silent, Interface{"eth0", "ixgbe", 1500, 4, 2, Channels{}}},
-		{"bare", silent, Interface{"bare", "", 65536, 1, 0, Channels{}}},
+		{"the same", func(i *Interface) {}, [2]int{4, 2}, "ixgbe", 7},
+		{"the driver told its name", func(i *Interface) { i.Driver = "other" }, [2]int{4, 2}, "other", 7},
+		{"of another namespace", func(i *Interface) { i.Index = 9 }, [2]int{8, 8}, "", 0},
+		{"of another namespace, same index", func(i *Interface) { i.MTU = 9000 }, [2]int{8, 8}, "", 0},
+		{"unknown to sysfs", func(i *Interface) { i.Name = "eth7" }, [2]int{8, 8}, "", 0},
+		{"unreadable there", func(i *Interface) { i.Name = "broken" }, [2]int{8, 8}, "", 0},
+		{"no name", func(i *Interface) { i.Name = "../net/eth0" }, [2]int{8, 8}, "", 0},
 	} {
-		got, err := ReadInterface(machine, c.name, c.ask)
-		if err != nil || got != c.want {
-			t.Errorf("%s: %+v, %v, want %+v", c.name, got, err, c.want)
-		}
-	}
-	for _, name := range []string{"eth7", "", ".", "..", "../net/eth0", "eth0/"} {
-		if got, err := ReadInterface(machine, name, silent); !errors.Is(err, ErrNoInterface) || !strings.Contains(err.Error(), "ip link") {
-			t.Errorf("%q: %+v, %v, want ErrNoInterface with what to do", name, got, err)
-		}
-	}
-	for _, name := range []string{"broken", "unreadable"} {
-		if _, err := ReadInterface(machine, name, silent); err == nil || errors.Is(err, ErrNoInterface) {
-			t.Errorf("%s: %v, want an error that says what is wrong with it", name, err)
+		i := eth0
+		c.change(&i)
+		addSysfs(&i, machine)
+		if got := [2]int{i.ReceiveQueues, i.TransmitQueues}; got != c.queues || i.Driver != c.driver || i.Virtuals != c.vfs || (i.Speed == 10000) != (c.vfs > 0) {
+			t.Errorf("%s: queues %v, driver %q, %d virtual functions; want %v, %q, %d", c.what, got, i.Driver, i.Virtuals, c.queues, c.driver, c.vfs)
 		}
 	}
 }
 
-func TestReadInterfaceHere(t *testing.T) {
-	lo, err := ReadInterface("/", "lo", AskEthtool)
-	if errors.Is(err, os.ErrNotExist) || errors.Is(err, ErrNoInterface) {
-		t.Skip("no sysfs with a loopback interface here")
+func TestMachine(t *testing.T) {
+	if m, err := ReadMachine(machine); err != nil || m.CPUs != 12 || m.Kernel == "" || m.PageSize < 4096 {
+		t.Errorf("%+v, %v; want 12 CPUs", m, err)
 	}
-	if err != nil || lo.MTU < 1280 || lo.ReceiveQueues < 1 || lo.TransmitQueues < 1 {
-		t.Errorf("%+v, %v", lo, err)
-	}
-	if got := Driver("no-such-device"); got != "" {
-		t.Errorf("driver of nothing: %q", got)
+	if m, err := ReadMachine("testdata/nowhere"); err != nil || m.CPUs != 0 {
+		t.Errorf("%+v, %v; want no CPUs", m, err)
 	}
 }
 

@@ -4,61 +4,78 @@ package host
 
 import (
 	"errors"
-	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
+	"net/netip"
 )
 
 // ErrNoInterface: the network namespace has no interface of that name.
 var ErrNoInterface = errors.New("no such interface")
 
-// Interface is what the machine tells of a network interface.
+// Interface is what the machine tells of a network interface. A field that nobody
+// could tell is empty; it is never an error that a driver keeps silent.
 type Interface struct {
-	Name           string
-	Driver         string // "" for one that has none, as lo
-	MTU            int    // bytes
-	ReceiveQueues  int    // that the kernel has; a driver may use fewer, see Channels
-	TransmitQueues int
-	Channels       Channels
+	Name      string         `json:"name"`
+	Index     int            `json:"index"`
+	Kind      string         `json:"kind"`           // physical, loopback, or the kernel's word: veth, bond, vlan, bridge, tun, tap ...
+	Link      string         `json:"link,omitempty"` // what its frames begin with: ether, loopback, none ...
+	Up        bool           `json:"up"`
+	Carrier   bool           `json:"carrier"`
+	MTU       int            `json:"mtu"`             // bytes
+	Speed     int            `json:"speed,omitempty"` // Mbit/s
+	Duplex    string         `json:"duplex,omitempty"`
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+
+	Driver   string `json:"driver,omitempty"`
+	Version  string `json:"version,omitempty"` // of the driver; many say the kernel's
+	Bus      string `json:"bus,omitempty"`
+	Virtio   string `json:"virtio,omitempty"`   // features agreed with the hypervisor, a 0 or 1 for each bit
+	Virtuals int    `json:"virtuals,omitempty"` // SR-IOV functions that are made
+
+	ReceiveQueues  int      `json:"receive_queues"` // that the kernel has; a driver may use fewer, see Channels
+	TransmitQueues int      `json:"transmit_queues"`
+	Channels       Channels `json:"channels,omitzero"`
+	Rings          Rings    `json:"rings,omitzero"`
+	// Features by ethtool's long names, of those that bear on XDP.
+	Features map[string]Feature `json:"features,omitempty"`
+
+	Parent     string      `json:"parent,omitempty"` // of a VLAN device and its like
+	VLANs      []string    `json:"vlans,omitempty"`  // VLAN devices on this one
+	Master     *Master     `json:"master,omitempty"` // the bond or bridge it is a member of
+	BondMode   string      `json:"bond_mode,omitempty"`
+	HashPolicy string      `json:"hash_policy,omitempty"` // of a bond
+	Members    []Interface `json:"members,omitempty"`     // of a bond or bridge
+	Peer       *Peer       `json:"peer,omitempty"`        // of a veth
+
+	XDP         *Program     `json:"xdp,omitempty"`          // what is on the hook now
+	XDPFeatures *XDPFeatures `json:"xdp_features,omitempty"` // nil where the kernel cannot say
 }
 
-// ReadInterface reads sysfs, which shows the network namespace it was mounted in,
-// and asks the driver. root is / and ask is AskEthtool on a real machine. What
-// the driver does not tell is left empty. ErrNoInterface when there is none.
-func ReadInterface(root, name string, ask func(name string) (Ethtool, error)) (Interface, error) {
-	i := Interface{Name: name}
-	dir := filepath.Join(root, "sys/class/net", name)
-	if name == "" || name == "." || name == ".." || strings.ContainsRune(name, '/') {
-		return i, fmt.Errorf("read interface %q: %w: `ip link` lists them", name, ErrNoInterface)
-	}
-	mtu, err := readNumber(filepath.Join(dir, "mtu"))
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return i, fmt.Errorf("read interface %s: %w: `ip link` lists them", name, ErrNoInterface)
-	case err != nil:
-		return i, fmt.Errorf("read interface %s: %w", name, err)
-	}
-	i.MTU = mtu
-	queues, err := os.ReadDir(filepath.Join(dir, "queues"))
-	if err != nil {
-		return i, fmt.Errorf("read interface %s: %w", name, err)
-	}
-	for _, q := range queues {
-		switch {
-		case strings.HasPrefix(q.Name(), "rx-"):
-			i.ReceiveQueues++
-		case strings.HasPrefix(q.Name(), "tx-"):
-			i.TransmitQueues++
-		}
-	}
-	if e, err := ask(name); err == nil {
-		i.Driver, i.Channels = e.Driver, e.Channels
-	}
-	if i.Driver == "" { // virtual devices have a driver's name only in ethtool, others in both
-		if link, err := os.Readlink(filepath.Join(dir, "device/driver")); err == nil {
-			i.Driver = filepath.Base(link)
-		}
-	}
-	return i, nil
+// Master is what an interface is a member of.
+type Master struct {
+	Name string   `json:"name"`
+	Kind string   `json:"kind"`
+	XDP  *Program `json:"xdp,omitempty"`
 }
+
+// Peer is the other end of a veth, as far as it can be seen from this end.
+type Peer struct {
+	Name           string `json:"name,omitempty"`
+	Elsewhere      bool   `json:"elsewhere,omitempty"`       // in another network namespace
+	MTU            int    `json:"mtu,omitempty"`             // 0: not seen
+	TransmitQueues int    `json:"transmit_queues,omitempty"` // in use; 0: not seen
+}
+
+// Program is an XDP program on a hook. Its name is known to those who may ask.
+type Program struct {
+	ID   uint32 `json:"id"`
+	Name string `json:"name,omitempty"`
+	Mode string `json:"mode"` // native, generic or offload
+}
+
+// XDPFeatures are what the driver says it can do with XDP; from Linux 6.3 on.
+type XDPFeatures struct {
+	Native bool `json:"native"` // runs programs itself
+	Frags  bool `json:"frags"`  // packets of several buffers
+}
+
+// on tells whether a feature is on; one that was not told is not.
+func (i Interface) on(feature string) bool { return i.Features[feature].On }
