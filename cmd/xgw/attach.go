@@ -14,6 +14,7 @@ import (
 
 func attachCommand(e *env) *cobra.Command {
 	var mode string
+	var plan bool
 	cmd := &cobra.Command{
 		Use:   "attach INTERFACE",
 		Short: "Attach the kernel plane to a network interface",
@@ -22,11 +23,18 @@ attaches them. They count from then on, without any process, until detach.
 
 All packets pass until limits or denied prefixes are configured. Another owner's
 XDP program is never replaced. Native mode is what is attached unless --mode says
-otherwise; where the driver has none, nothing is attached and the reason is said.`,
+otherwise; where the driver has none, nothing is attached and the reason is said.
+
+With --plan nothing is changed: it says what would be attached and what stands in
+the way, each with the command that mends it. Exit status 0: it would attach.`,
 		Example: `  sudo xgw attach eth0
+  sudo xgw attach eth0 --plan --mode auto
   sudo xgw attach wlan0 --mode generic # slower, for drivers without native XDP`,
 		Args: exactly("INTERFACE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if plan {
+				return runPlan(e, args[0], mode)
+			}
 			m, err := datapath.ParseMode(mode)
 			if err != nil {
 				return usageError{err}
@@ -40,6 +48,7 @@ otherwise; where the driver has none, nothing is attached and the reason is said
 		},
 	}
 	cmd.Flags().StringVar(&mode, "mode", string(datapath.ModeNative), "native or generic")
+	cmd.Flags().BoolVar(&plan, "plan", false, "say what would be done, and do nothing; knows the modes tc and auto too")
 	jsonFlag(cmd, e)
 	return cmd
 }

@@ -32,11 +32,11 @@ const (
 
 // Flaps: what the first native attach does to the link.
 const (
-	flapNone    = "none: the link stays up"
-	flapQueues  = "short: the driver stops its queues and makes them anew; packets of that moment are lost"
-	flapPort    = "seconds: the driver resets the port and the link comes up again; 1 to 10 s have been reported"
+	flapNone    = "none, the link stays up"
+	flapQueues  = "short, the driver stops its queues and makes them anew; packets of that moment are lost"
+	flapPort    = "seconds, the driver resets the port and the link comes up again; 1 to 10 s have been reported"
 	flapBeneath = "none by itself; an accelerated function beneath it is reset for seconds"
-	flapUnknown = "not known for this driver: expect the link to go down for some seconds"
+	flapUnknown = "not known for this driver, expect the link to go down for some seconds"
 )
 
 // driver is what a driver in the kernel's own tree does with native XDP. Its facts

@@ -68,15 +68,18 @@ var oldest = version{5, 4}
 // finding says, and the attach will tell.
 func MakePlan(i Interface, m Machine, w Wanted) Plan {
 	p := planner{machine: m, kernel: parseVersion(m.Kernel), wanted: w}
-	native := p.native(i)
 	out := Plan{Interface: i.Name, Wanted: w.Mode, Mode: w.Mode, Facts: p.facts(i)}
-	tcInstead := fmt.Sprintf("xgw attach %s --mode tc", i.Name)
+	if common := p.common(i); blocked(common) { // no mode helps
+		out.Mode, out.Findings = "", sorted(common)
+		return out
+	}
+	native := p.native(i)
 	switch w.Mode {
 	case ModeAuto:
 		out.Mode = ModeNative
 		if blocked(native) && !blocked(p.owner(i, ModeNative)) {
 			out.Mode = ModeTC
-			p.add(Warns, "tc instead of native mode", "each packet costs the kernel an skb before it is dropped; what stands in the way of native is below", "")
+			p.add(Warns, "tc instead of native mode, for what is said next", "each packet costs the kernel an skb before it can be dropped", "")
 			for _, f := range native { // what would refuse native is now a reason, not an obstacle
 				if f.Severity == Blocks {
 					f.Severity = Warns
@@ -86,12 +89,7 @@ func MakePlan(i Interface, m Machine, w Wanted) Plan {
 		}
 	case ModeNative:
 		if blocked(native) && !blocked(p.tc(i)) {
-			out.Instead = tcInstead
-			for n, f := range native {
-				if f.Severity == Blocks && f.Mend == "" {
-					native[n].Mend = tcInstead // nothing mends it
-				}
-			}
+			out.Instead = mendByTC(i, native)
 		}
 	}
 	p.found = append(p.found, p.common(i)...)
@@ -106,15 +104,29 @@ func MakePlan(i Interface, m Machine, w Wanted) Plan {
 		p.found = append(p.found, p.tc(i)...)
 		out.Flap = flapNone
 	}
-	slices.SortStableFunc(p.found, func(a, b Finding) int { return rank(a.Severity) - rank(b.Severity) })
-	out.Findings = p.found
+	out.Findings = sorted(p.found)
 	if blocked(out.Findings) {
 		out.Mode, out.Flap = "", ""
 	}
-	if blocked(p.common(i)) {
-		out.Instead = ""
-	}
 	return out
+}
+
+// mendByTC makes tc mode the mend of what has none, and returns its command when
+// it is nobody's mend.
+func mendByTC(i Interface, native []Finding) string {
+	command := fmt.Sprintf("xgw attach %s --mode tc", i.Name)
+	instead := command
+	for n, f := range native {
+		if f.Severity == Blocks && f.Mend == "" {
+			native[n].Mend, instead = command, ""
+		}
+	}
+	return instead
+}
+
+func sorted(all []Finding) []Finding {
+	slices.SortStableFunc(all, func(a, b Finding) int { return rank(a.Severity) - rank(b.Severity) })
+	return all
 }
 
 func rank(s Severity) int { return slices.Index([]Severity{Blocks, Warns, Info}, s) }
@@ -160,7 +172,7 @@ func (p *planner) facts(i Interface) string {
 		words = append(words, fmt.Sprintf("%d Mbit/s", i.Speed))
 	}
 	if i.XDPFeatures != nil {
-		words = append(words, "its driver tells what it can")
+		words = append(words, "XDP features known")
 	}
 	return strings.Join(append(words, "Linux "+p.machine.Kernel), ", ")
 }
@@ -171,6 +183,8 @@ func queues(i Interface) string {
 		return fmt.Sprintf("%d of %d queue pairs", c.Combined, c.MostCombined)
 	case c.MostReceive > 0:
 		return fmt.Sprintf("%d of %d receive queues", c.Receive, c.MostReceive)
+	case i.ReceiveQueues == 1:
+		return "1 receive queue"
 	}
 	return fmt.Sprintf("%d receive queues", i.ReceiveQueues)
 }
@@ -207,7 +221,7 @@ func (p *planner) owner(i Interface, mode string) []Finding {
 	p = p.fresh()
 	if m := i.Master; m != nil && m.XDP != nil && mode != ModeTC {
 		p.add(Blocks, fmt.Sprintf("%s %s, which it is a member of, has an XDP program", m.Kind, m.Name),
-			fmt.Sprintf("%s; the kernel refuses another below it", m.XDP), "ip link show dev "+m.Name)
+			fmt.Sprintf("%s; the kernel refuses another below it", m.XDP), m.XDP.offCommand(m.Name))
 	}
 	x := i.XDP
 	if x == nil {
@@ -229,7 +243,7 @@ func (p *planner) owner(i Interface, mode string) []Finding {
 		p.add(severity, "Cilium's program is on the hook"+and, x.String(), "cilium config set bpf-lb-acceleration disabled")
 	default:
 		p.add(severity, "another owner's XDP program is on the hook"+and, fmt.Sprintf("%s; `bpftool prog show id %d` and `bpftool link` say whose", x, x.ID),
-			fmt.Sprintf("ip link set dev %s %s off", i.Name, map[string]string{"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"}[x.Mode]))
+			x.offCommand(i.Name))
 	}
 	return p.found
 }
@@ -240,6 +254,12 @@ func (x Program) String() string {
 		name = "its name is for root to ask"
 	}
 	return fmt.Sprintf("program %d, %s, %s mode", x.ID, name, x.Mode)
+}
+
+// offCommand takes the program off, unless a BPF link holds it there.
+func (x Program) offCommand(name string) string {
+	hook := map[string]string{"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"}[x.Mode]
+	return fmt.Sprintf("ip link set dev %s %s off", name, hook)
 }
 
 // generic finds what generic mode meets: it runs on every device, at a price.
@@ -267,7 +287,7 @@ func (p *planner) tc(i Interface) []Finding {
 
 // above says so when packets arrive at another device first.
 func (p *planner) above(i Interface) {
-	if i.Parent != "" {
+	if i.Parent != "" && p.wanted.Mode != ModeAuto { // there the reason against native says it
 		p.add(Warns, fmt.Sprintf("a %s device: its packets arrive at %s first", i.Kind, i.Parent), "attached there, native mode may be had, for all that arrives there", "xgw attach "+i.Parent)
 	}
 }

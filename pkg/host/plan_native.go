@@ -131,7 +131,7 @@ func (p *planner) mtu(i Interface) {
 		if mtu > ordinary {
 			p.add(Info, "packets that do not fit one page run the program as generic mode does", fmt.Sprintf("MTU %d", mtu), "")
 		}
-	case mtu <= ordinary || d.native == (version{}):
+	case mtu <= ordinary:
 	case d.mtu == 0 || p.machine.PageSize != 4096:
 		p.add(Info, fmt.Sprintf("whether %s takes MTU %d with XDP is not known", i.Driver, mtu), "the attach will tell", "")
 	case mtu <= d.mtu:
