@@ -206,10 +206,10 @@ func (p *planner) common(i Interface) []Finding {
 		p.add(Info, "the interface is down", "what is attached counts once it is up", fmt.Sprintf("ip link set dev %s up", i.Name))
 	}
 	if m := i.Master; m != nil {
-		switch {
-		case m.Kind == "bond":
+		switch m.Kind {
+		case "bond":
 			p.add(Warns, fmt.Sprintf("a member of bond %s: only what arrives over this member is seen", m.Name), "", "xgw attach "+m.Name)
-		case m.Kind == "bridge":
+		case "bridge":
 			p.add(Info, fmt.Sprintf("a port of bridge %s: what it forwards is counted and limited too", m.Name), "the hook is before the bridge", "")
 		}
 	}
