@@ -62,6 +62,8 @@ type Peer struct {
 	Elsewhere      bool   `json:"elsewhere,omitempty"`       // in another network namespace
 	MTU            int    `json:"mtu,omitempty"`             // 0: not seen
 	TransmitQueues int    `json:"transmit_queues,omitempty"` // in use; 0: not seen
+
+	made int // transmit queues there can be
 }
 
 // Program is an XDP program on a hook. Its name is known to those who may ask.

@@ -48,6 +48,9 @@ func describe(l netlink.Link, all []netlink.Link) Interface {
 	}
 	if l.Type() == "veth" {
 		i.Peer = describePeer(a, all)
+		if i.Peer != nil && i.Channels == (Channels{}) {
+			i.Peer.TransmitQueues = i.Peer.made // before Linux 5.13 a veth uses all that it was made with
+		}
 	}
 	return i
 }
@@ -123,13 +126,13 @@ func describePeer(a *netlink.LinkAttrs, all []netlink.Link) *Peer {
 	if a.NetNsID >= 0 {
 		p := &Peer{Elsewhere: true}
 		if b, err := linkElsewhere(a.ParentIndex, a.NetNsID); err == nil {
-			p.Name, p.MTU = b.Name, b.MTU
+			p.Name, p.MTU, p.made = b.Name, b.MTU, b.NumTxQueues
 		}
 		return p
 	}
 	for _, other := range all {
 		if b := other.Attrs(); b.Index == a.ParentIndex {
-			p := &Peer{Name: b.Name, MTU: b.MTU}
+			p := &Peer{Name: b.Name, MTU: b.MTU, made: b.NumTxQueues}
 			if e, err := AskEthtool(b.Name); err == nil {
 				p.TransmitQueues = e.Channels.Transmit
 			}

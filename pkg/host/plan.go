@@ -220,32 +220,40 @@ func (p *planner) common(i Interface) []Finding {
 func (p *planner) owner(i Interface, mode string) []Finding {
 	p = p.fresh()
 	if m := i.Master; m != nil && m.XDP != nil && mode != ModeTC {
+		_, mend := m.XDP.owner(m.Name)
 		p.add(Blocks, fmt.Sprintf("%s %s, which it is a member of, has an XDP program", m.Kind, m.Name),
-			fmt.Sprintf("%s; the kernel refuses another below it", m.XDP), m.XDP.offCommand(m.Name))
+			fmt.Sprintf("%s; the kernel refuses another below it", m.XDP), mend)
 	}
 	x := i.XDP
 	if x == nil {
 		return p.found
 	}
-	severity, and := Blocks, "; xgw never replaces one"
-	if mode == ModeTC {
-		severity, and = Warns, "; it runs first, and what it drops or redirects is not seen by tc"
-	}
-	switch {
-	case x.ID == p.wanted.Own:
+	if x.ID == p.wanted.Own {
 		p.add(Blocks, "xgw is attached already", x.String(), "xgw status "+i.Name)
-	case x.Name == "xdp_dispatcher":
-		p.add(severity, "libxdp's dispatcher is on the hook"+and, x.String()+"; `xdp-loader status "+i.Name+"` lists its programs",
-			fmt.Sprintf("xdp-loader unload %s --all", i.Name))
-	case x.Name == "xdp_ingress":
-		p.add(severity, "a program named as xgw's is on the hook, not of this instance"+and, x.String(), fmt.Sprintf("xgw --instance NAME detach %s", i.Name))
-	case strings.HasPrefix(x.Name, "cil_"):
-		p.add(severity, "Cilium's program is on the hook"+and, x.String(), "cilium config set bpf-lb-acceleration disabled")
-	default:
-		p.add(severity, "another owner's XDP program is on the hook"+and, fmt.Sprintf("%s; `bpftool prog show id %d` and `bpftool link` say whose", x, x.ID),
-			x.offCommand(i.Name))
+		return p.found
+	}
+	who, mend := x.owner(i.Name)
+	evidence := fmt.Sprintf("%s; `bpftool prog show id %d` and `bpftool link` say more", x, x.ID)
+	if mode == ModeTC {
+		p.add(Warns, who+" is on the XDP hook; it runs first, and what it drops or redirects is not seen by tc", evidence, mend)
+	} else {
+		p.add(Blocks, who+" is on the hook; xgw never replaces one", evidence, mend)
 	}
 	return p.found
+}
+
+// owner is whose the program seems to be, by its name, and how it is taken off.
+func (x Program) owner(name string) (who, off string) {
+	switch {
+	case x.Name == "xdp_dispatcher":
+		return "libxdp's dispatcher", fmt.Sprintf("xdp-loader status %s; xdp-loader unload %s --all", name, name)
+	case x.Name == "xdp_ingress":
+		return "a program named as xgw's, not of this instance,", "xgw --instance NAME detach " + name
+	case strings.HasPrefix(x.Name, "cil_"):
+		return "Cilium's program", "cilium config set bpf-lb-acceleration disabled"
+	}
+	hook := map[string]string{"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"}[x.Mode]
+	return "another owner's XDP program", fmt.Sprintf("ip link set dev %s %s off", name, hook)
 }
 
 func (x Program) String() string {
@@ -254,12 +262,6 @@ func (x Program) String() string {
 		name = "its name is for root to ask"
 	}
 	return fmt.Sprintf("program %d, %s, %s mode", x.ID, name, x.Mode)
-}
-
-// offCommand takes the program off, unless a BPF link holds it there.
-func (x Program) offCommand(name string) string {
-	hook := map[string]string{"native": "xdpdrv", "generic": "xdpgeneric", "offload": "xdpoffload"}[x.Mode]
-	return fmt.Sprintf("ip link set dev %s %s off", name, hook)
 }
 
 // generic finds what generic mode meets: it runs on every device, at a price.
