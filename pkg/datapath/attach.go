@@ -15,27 +15,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Mode is how XDP runs on an interface.
+// Mode is how the ingress program runs on an interface.
 type Mode string
 
 const (
-	// ModeNative runs in the driver, before the kernel makes an skb.
+	// ModeNative runs XDP in the driver, before the kernel makes an skb.
 	ModeNative Mode = "native"
-	// ModeGeneric runs after it: works anywhere, costs as much as tc, and sees
+	// ModeGeneric runs XDP after it: works anywhere, costs as much as tc, and sees
 	// packets that GRO has merged as one.
 	ModeGeneric Mode = "generic"
+	// ModeTC runs at tc ingress: works anywhere, and beside another owner's XDP program.
+	ModeTC Mode = "tc"
+	// ModeAuto is native where the driver can, else tc; never generic.
+	ModeAuto Mode = "auto"
 )
 
 // ParseMode reads a mode's name.
 func ParseMode(s string) (Mode, error) {
 	switch m := Mode(s); m {
-	case ModeNative, ModeGeneric:
+	case ModeNative, ModeGeneric, ModeTC, ModeAuto:
 		return m, nil
 	}
-	return "", fmt.Errorf("unknown mode %q: it is native or generic", s)
+	return "", fmt.Errorf("unknown mode %q: it is native, generic, tc or auto", s)
 }
 
-// Status is what the kernel says of an interface's XDP hook.
+// Status is what the kernel says of an interface's hook.
 type Status struct {
 	Interface string `json:"interface"`
 	Directory string `json:"directory"`
@@ -48,35 +52,55 @@ type Status struct {
 
 // Attach puts the programs on the interface's hooks: all of them or, with an
 // error, none. ErrForeign when the XDP hook has an owner, ErrNoNative when the
-// driver refuses native mode; a slower mode is taken only when asked for.
+// driver refuses native mode; a slower mode is taken only when asked for, and auto is
+// asking for tc. Status tells what was got.
 func (d *Datapath) Attach(mode Mode) (err error) {
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("attach %s: %w", d.options.Interface, err)
 		}
 	}()
-	if err := d.refuseForeign(); err != nil {
-		return err
+	if mode != ModeTC {
+		if err := d.refuseForeign(); err != nil {
+			return err
+		}
 	}
-	if err := d.options.step("attach xdp"); err != nil {
-		return err
-	}
-	if err := d.attachXDP(mode); err != nil {
+	if err := d.attachIngress(mode); err != nil {
 		return err
 	}
 	if err := d.options.step("attach egress"); err != nil {
-		return errors.Join(err, d.detachXDP())
+		return errors.Join(err, d.detachIngress())
 	}
-	if err := d.attachEgress(); err != nil {
-		return errors.Join(err, d.detachXDP())
+	if err := d.attachTC(&tcEgress); err != nil {
+		return errors.Join(err, d.detachIngress())
 	}
 	return nil
 }
 
+func (d *Datapath) attachIngress(mode Mode) error {
+	if err := d.options.step("attach ingress"); err != nil {
+		return err
+	}
+	switch mode {
+	case ModeTC:
+		return d.attachTC(&tcIngress)
+	case ModeAuto:
+		err := d.attachXDP(ModeNative)
+		if errors.Is(err, ErrNoNative) {
+			return d.attachTC(&tcIngress)
+		}
+		return err
+	default:
+		return d.attachXDP(mode)
+	}
+}
+
+func (d *Datapath) detachIngress() error { return errors.Join(d.detachXDP(), d.detachTC(&tcIngress)) }
+
 // Detach takes the programs off the interface and removes their pins, with all
 // counts. It does so also for pins that are stale. What others attached stays.
 func (d *Datapath) Detach() error {
-	err := errors.Join(d.detachXDP(), d.detachEgress())
+	err := errors.Join(d.detachIngress(), d.detachTC(&tcEgress))
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", d.options.Interface, err)
 	}
@@ -93,9 +117,11 @@ func Detach(o Options) error {
 	if _, err := os.Stat(d.dir); err != nil {
 		return fmt.Errorf("detach %s: %w", o.Interface, ErrNotAttached)
 	}
-	// The program may be missing when the pins are broken; then nothing of ours
-	// can be told to be on the hook, and links go with their pins.
-	d.objects.XdpIngress, _ = ebpf.LoadPinnedProgram(filepath.Join(d.dir, "xdp_ingress"), nil)
+	// Programs may be missing when the pins are broken; then nothing of ours can be
+	// told to be on the hook, and links go with their pins.
+	for name, place := range d.objects.programs() {
+		*place, _ = ebpf.LoadPinnedProgram(filepath.Join(d.dir, name), nil)
+	}
 	defer d.Close()
 	return d.Detach()
 }
@@ -103,6 +129,10 @@ func Detach(o Options) error {
 // Status reads the hook; it is never an error, an unreadable one is not attached.
 func (d *Datapath) Status() Status {
 	s := Status{Interface: d.options.Interface, Directory: d.dir, Queues: d.queues}
+	if id, hook := d.runsTC(&tcIngress); id != 0 {
+		s.Program, s.Hook, s.Mode, s.Attached = id, hook, ModeTC, true
+		return s
+	}
 	x := d.hook()
 	if x == nil {
 		return s
@@ -134,15 +164,11 @@ func modeOf(x *netlink.LinkXdp) Mode {
 }
 
 func (d *Datapath) ownsXDP(x *netlink.LinkXdp) bool {
-	if x == nil || d.objects.XdpIngress == nil {
+	if x == nil {
 		return false
 	}
-	info, err := d.objects.XdpIngress.Info()
-	if err != nil {
-		return false
-	}
-	id, ok := info.ID()
-	return ok && uint32(id) == x.ProgId
+	id, ok := programID(d.objects.XdpIngress)
+	return ok && id == x.ProgId
 }
 
 func (d *Datapath) refuseForeign() error {
@@ -160,7 +186,12 @@ func (d *Datapath) refuseForeign() error {
 		}
 		p.Close()
 	}
-	return fmt.Errorf("%w (id %d, %s): detach it first, its owner knows how", ErrForeign, x.ProgId, name)
+	mend := "detach it first, its owner knows how, or use --mode tc"
+	if name == "xdp_dispatcher" {
+		mend = "it is libxdp's dispatcher: `xdp-loader status " + d.options.Interface + "` names the programs it holds, " +
+			"`xdp-loader unload " + d.options.Interface + " --all` takes them off; or use --mode tc, beside it"
+	}
+	return fmt.Errorf("%w (id %d, %s): %s", ErrForeign, x.ProgId, name, mend)
 }
 
 func (d *Datapath) attachXDP(mode Mode) error {
@@ -216,10 +247,10 @@ func (d *Datapath) attachError(mode Mode, err error) error {
 	}
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
-		return fmt.Errorf("%w: the driver of this %s device has none: choose the slower `--mode generic`: %w",
+		return fmt.Errorf("%w: the driver of this %s device has none: use `--mode tc`, or the slower `--mode generic`: %w",
 			ErrNoNative, d.link.Type(), err)
 	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ERANGE):
-		return fmt.Errorf("%w: the driver refused; MTU is %d, try `ip link set %s mtu 1500`, `ethtool -K %s lro off`, or the slower `--mode generic`: %w",
+		return fmt.Errorf("%w: the driver refused; MTU is %d, try `ip link set %s mtu 1500`, `ethtool -K %s lro off`, `--mode tc`, or the slower `--mode generic`: %w",
 			ErrNoNative, attrs.MTU, attrs.Name, attrs.Name, err)
 	}
 	return fmt.Errorf("attach XDP in native mode: %w", err)

@@ -191,6 +191,8 @@ func TestAttachCountsAndDetach(t *testing.T) {
 		{"native by netlink", ModeNative, true, "netlink"},
 		{"generic", ModeGeneric, false, ""},
 		{"generic by netlink", ModeGeneric, true, "netlink"},
+		{"tc", ModeTC, false, ""},
+		{"tc by netlink", ModeTC, true, "netlink"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			w := newWire(t, 2)
@@ -347,7 +349,7 @@ func TestForeignFilterStays(t *testing.T) {
 	w := newWire(t, 1)
 	w.options.Netlink = true
 	d := w.mustAttach(t, ModeNative)
-	other := d.filter(d.objects.TcEgress.FD())
+	other := d.filter(&tcEgress, d.objects.TcEgress.FD())
 	other.Name, other.Priority = "someone else", 1
 	if err := netlink.FilterAdd(other); err != nil {
 		t.Fatal(err)

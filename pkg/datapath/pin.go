@@ -17,8 +17,7 @@ const defaultBPFFS = "/sys/fs/bpf"
 
 // Names in the directory that are not BPF objects of the collection.
 const (
-	pinXDPLink    = "xdp_link"
-	pinEgressLink = "tc_egress_link"
+	pinXDPLink = "xdp_link"
 	// A directory whose presence says that the clsact qdisc was made by us; the
 	// BPF file system holds no plain files.
 	markClsact = "made_clsact"
