@@ -105,6 +105,14 @@ struct {
 	__type(value, struct table_events);
 } table_counts SEC(".maps");
 
+/* 0 -> hash_seed, for those who place what the programs look up. datapath alone. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} seed SEC(".maps");
+
 /* 0 -> which generation holds. datapath writes; xdp_ingress reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

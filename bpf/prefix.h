@@ -87,23 +87,34 @@ static __always_inline __u32 probe(void *buckets, const struct prefix_head *head
 }
 
 /*
- * Looks for each length that is set, the longest first. A function of its own, one
- * flat loop, and what it finds goes to memory: all to keep the verifier's walk short.
+ * Looks for each length that is set in the packet in hand, the longest first. A global
+ * function, so that it is verified by itself and once (Linux 5.6); therefore it takes
+ * numbers only, and leaves what it finds in scratch.
  */
-static __noinline void walk_prefixes(void *buckets, const struct prefix_head *head, struct work *w)
+__noinline int walk_prefixes(__u32 slot)
 {
-	const struct packet *p = &w->packet;
-	struct explanation *e = &w->explanation;
-	__u64 high = address_key(p->source, p->family), low = low_key(p->source, p->family);
-	bool six = head->family == 6;
+	__u32 zero = 0;
+	struct work *w = bpf_map_lookup_elem(&scratch, &zero);
+	void *tables = bpf_map_lookup_elem(&gen_tables, &slot);
+	void *buckets = bpf_map_lookup_elem(&gen_buckets, &slot);
+	struct tables *t = tables ? bpf_map_lookup_elem(tables, &zero) : NULL;
+	const struct prefix_head *head;
+	__u64 high, low;
+	bool six;
 
+	if (!w || !t || !buckets)
+		return 0; /* cannot be: a generation has all of its tables */
+	six = w->packet.family == 6;
+	head = &t->prefixes[six];
+	high = address_key(w->packet.source, w->packet.family);
+	low = low_key(w->packet.source, w->packet.family);
 	for (int i = 0; i < MAX_PREFIX_LENGTHS; i++) {
 		__u64 length, beyond, want_high = 0, want_low, last = 1;
 		__u64 lengths = UNKNOWN(w->lengths);
 		__u32 place, action;
 
 		if (!lengths)
-			return;
+			return 0;
 		length = head->lengths[lowest_bit(lengths) & 31];
 		UNKNOWN(w->lengths) = lengths & (lengths - 1);
 		if (six) {
@@ -120,11 +131,12 @@ static __noinline void walk_prefixes(void *buckets, const struct prefix_head *he
 			action = probe(buckets, head, place + 1, six, want_high, want_low, length,
 				       &last);
 		if (action) {
-			e->prefix = action;
-			e->prefix_length = length;
-			return;
+			w->explanation.prefix = action;
+			w->explanation.prefix_length = length;
+			return 0;
 		}
 	}
+	return 0;
 }
 
 static __always_inline void match_prefix(const struct tables *t, struct work *w)
@@ -135,10 +147,9 @@ static __always_inline void match_prefix(const struct tables *t, struct work *w)
 	__u64 six = same(p->family, 6), high = address_key(p->source, p->family), *row;
 	const struct prefix_head *head = &t->prefixes[six & 1];
 	void *rows = bpf_map_lookup_elem(&gen_rows, &slot);
-	void *buckets = bpf_map_lookup_elem(&gen_buckets, &slot);
 	__u32 place = (__u32)high >> 16;
 
-	if (!rows || !buckets)
+	if (!rows)
 		return; /* cannot be: a generation has all of its tables */
 	if (six)
 		place = PREFIX_ROWS + (__u32)(mix(hash_seed, high >> 32) >> 48);
@@ -149,7 +160,7 @@ static __always_inline void match_prefix(const struct tables *t, struct work *w)
 	e->prefix_length = *row >> 48 & 0xff;
 	UNKNOWN(w->lengths) = (*row | head->always) & ROW_LENGTHS;
 	if (UNKNOWN(w->lengths))
-		walk_prefixes(buckets, head, w);
+		walk_prefixes(slot);
 }
 
 #endif

@@ -354,6 +354,7 @@ const (
 	GatewayMapQueueBuckets     = "queue_buckets"
 	GatewayMapSampleCursor     = "sample_cursor"
 	GatewayMapScratch          = "scratch"
+	GatewayMapSeed             = "seed"
 	GatewayMapSharedBuckets    = "shared_buckets"
 	GatewayMapSharedCredits    = "shared_credits"
 	GatewayMapSourceSketch     = "source_sketch"
@@ -449,6 +450,7 @@ type GatewayMapSpecs struct {
 	QueueBuckets  *ebpf.MapSpec `ebpf:"queue_buckets"`
 	SampleCursor  *ebpf.MapSpec `ebpf:"sample_cursor"`
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
+	Seed          *ebpf.MapSpec `ebpf:"seed"`
 	SharedBuckets *ebpf.MapSpec `ebpf:"shared_buckets"`
 	SharedCredits *ebpf.MapSpec `ebpf:"shared_credits"`
 	SourceSketch  *ebpf.MapSpec `ebpf:"source_sketch"`
@@ -512,6 +514,7 @@ type GatewayMaps struct {
 	QueueBuckets  *ebpf.Map `ebpf:"queue_buckets"`
 	SampleCursor  *ebpf.Map `ebpf:"sample_cursor"`
 	Scratch       *ebpf.Map `ebpf:"scratch"`
+	Seed          *ebpf.Map `ebpf:"seed"`
 	SharedBuckets *ebpf.Map `ebpf:"shared_buckets"`
 	SharedCredits *ebpf.Map `ebpf:"shared_credits"`
 	SourceSketch  *ebpf.Map `ebpf:"source_sketch"`
@@ -545,6 +548,7 @@ func (m *GatewayMaps) Close() error {
 		m.QueueBuckets,
 		m.SampleCursor,
 		m.Scratch,
+		m.Seed,
 		m.SharedBuckets,
 		m.SharedCredits,
 		m.SourceSketch,

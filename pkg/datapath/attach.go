@@ -83,16 +83,23 @@ func (d *Datapath) attachIngress(mode Mode) error {
 	}
 	switch mode {
 	case ModeTC:
-		return d.attachTC(&tcIngress)
+		return d.attachTCIngress()
 	case ModeAuto:
 		err := d.attachXDP(ModeNative)
 		if errors.Is(err, ErrNoNative) {
-			return d.attachTC(&tcIngress)
+			return d.attachTCIngress()
 		}
 		return err
 	default:
 		return d.attachXDP(mode)
 	}
+}
+
+func (d *Datapath) attachTCIngress() error {
+	if err := d.needTCIngress(); err != nil {
+		return err
+	}
+	return d.attachTC(&tcIngress)
 }
 
 func (d *Datapath) detachIngress() error { return errors.Join(d.detachXDP(), d.detachTC(&tcIngress)) }

@@ -62,14 +62,19 @@ func (o *Options) step(name string) error {
 	return o.fault(name)
 }
 
-// objects are what is pinned for one interface. The tags are the names in the BPF
-// object, and in the directory but for facts.
+// objects are what is pinned for one interface.
 type objects struct {
+	loaded
+	TcIngress *ebpf.Program // in tc mode only: needTCIngress
+}
+
+// loaded is what every interface has. The tags are the names in the BPF object and in
+// the directory.
+type loaded struct {
 	XdpIngress *ebpf.Program `ebpf:"xdp_ingress"`
-	TcIngress  *ebpf.Program `ebpf:"tc_ingress"`
 	TcEgress   *ebpf.Program `ebpf:"tc_egress"`
 
-	Facts         *ebpf.Map `ebpf:".rodata"`
+	Seed          *ebpf.Map `ebpf:"seed"`
 	IngressCounts *ebpf.Map `ebpf:"ingress_counts"`
 	EgressCounts  *ebpf.Map `ebpf:"egress_counts"`
 	LimitCounts   *ebpf.Map `ebpf:"limit_counts"`
@@ -99,8 +104,7 @@ type objects struct {
 // maps lists the places of the maps under the names they are pinned by.
 func (o *objects) maps() map[string]**ebpf.Map {
 	return map[string]**ebpf.Map{
-		"facts":                     &o.Facts, // dots are refused in the BPF file system
-		bpf.GatewayMapIngressCounts: &o.IngressCounts, bpf.GatewayMapEgressCounts: &o.EgressCounts,
+		bpf.GatewayMapSeed: &o.Seed, bpf.GatewayMapIngressCounts: &o.IngressCounts, bpf.GatewayMapEgressCounts: &o.EgressCounts,
 		bpf.GatewayMapLimitCounts: &o.LimitCounts, bpf.GatewayMapTableCounts: &o.TableCounts,
 		bpf.GatewayMapControl: &o.Control, bpf.GatewayMapHeartbeat: &o.Heartbeat,
 		bpf.GatewayMapGenTables: &o.GenTables, bpf.GatewayMapGenPorts: &o.GenPorts,
@@ -124,7 +128,9 @@ func (o *objects) programs() map[string]**ebpf.Program {
 func (o *objects) pinned() map[string]pinner {
 	all := map[string]pinner{}
 	for name, p := range o.programs() {
-		all[name] = *p
+		if *p != nil {
+			all[name] = *p
+		}
 	}
 	for name, m := range o.maps() {
 		all[name] = *m
@@ -218,7 +224,7 @@ func (d *Datapath) load() error {
 	if err := d.fit(spec); err != nil {
 		return err
 	}
-	if err := spec.LoadAndAssign(&d.objects, nil); err != nil {
+	if err := spec.LoadAndAssign(&d.objects.loaded, nil); err != nil {
 		return loadError(err)
 	}
 	if err := d.ready(spec); err != nil {
@@ -237,8 +243,8 @@ func (d *Datapath) ready(spec *ebpf.CollectionSpec) error {
 	if d.encoding, err = newEncoding(&d.options); err != nil {
 		return err
 	}
-	if d.seed, err = readSeed(spec, d.objects.Facts); err != nil {
-		return err
+	if err := d.objects.Seed.Lookup(uint32(0), &d.seed); err != nil {
+		return fmt.Errorf("read seed: %w", err)
 	}
 	d.inner = innerSpecs(spec, &d.objects)
 	return nil
@@ -282,6 +288,9 @@ func (d *Datapath) open() error {
 		return err
 	}
 	d.queues = int(d.objects.IngressCounts.MaxEntries()) - 1
+	if err := d.checkLayout(spec); err != nil {
+		return err
+	}
 	if err := fitInner(spec, d.options.Old); err != nil {
 		return err
 	}

@@ -48,8 +48,8 @@ func (d *Datapath) explain(frame []byte, times int) (*Explanation, error) {
 		return nil, err
 	}
 	// Places in the live tables depend on the seed that they were filled with.
-	if err := spec.Variables[bpf.GatewayVarHashSeed].Set(d.seed); err != nil {
-		return nil, fmt.Errorf("set hash_seed: %w", err)
+	if err := setSeed(spec, d.seed); err != nil {
+		return nil, err
 	}
 	var o struct {
 		Program   *ebpf.Program `ebpf:"xdp_explain"`

@@ -70,7 +70,7 @@ func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
 	if err := d.objects.Control.Put(uint32(0), &next); err != nil {
 		return fmt.Errorf("flip generation: %w", err)
 	}
-	return d.settleShared(g, live)
+	return errors.Join(d.settleShared(g, live), d.spread(t.Spread))
 }
 
 // Confirm makes the last change stay. Without one that waits it does nothing.

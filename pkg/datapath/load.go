@@ -3,10 +3,12 @@
 package datapath
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -56,9 +58,15 @@ func resize(spec *ebpf.CollectionSpec, queues int) error {
 	if err := spec.Variables[bpf.GatewayVarQueueRows].Set(uint32(queues)); err != nil {
 		return fmt.Errorf("set queue_rows: %w", err)
 	}
-	if err := spec.Variables[bpf.GatewayVarHashSeed].Set(rand.Uint64()); err != nil {
+	return setSeed(spec, rand.Uint64())
+}
+
+// setSeed gives it to the programs, and to those who open their maps later.
+func setSeed(spec *ebpf.CollectionSpec, seed uint64) error {
+	if err := spec.Variables[bpf.GatewayVarHashSeed].Set(seed); err != nil {
 		return fmt.Errorf("set hash_seed: %w", err)
 	}
+	spec.Maps[bpf.GatewayMapSeed].Contents = []ebpf.MapKV{{Key: uint32(0), Value: seed}}
 	return nil
 }
 
@@ -149,15 +157,26 @@ func newEncoding(o *Options) (encoding, error) {
 	return e, nil
 }
 
-// readSeed reads the seed that the programs were loaded with.
-func readSeed(spec *ebpf.CollectionSpec, facts *ebpf.Map) (uint64, error) {
-	v := spec.Variables[bpf.GatewayVarHashSeed]
-	value := make([]byte, facts.ValueSize())
-	if err := facts.Lookup(uint32(0), value); err != nil {
-		return 0, fmt.Errorf("read facts: %w", err)
+// onlineCPUs lists the CPUs that run.
+func onlineCPUs() ([]int, error) {
+	text, err := os.ReadFile("/sys/devices/system/cpu/online")
+	if err != nil {
+		return nil, fmt.Errorf("list CPUs: %w", err)
 	}
-	if int(v.Offset)+8 > len(value) {
-		return 0, errors.Join(ErrLayout, errors.New("facts are too short"))
+	var cpus []int
+	for part := range strings.SplitSeq(strings.TrimSpace(string(text)), ",") {
+		first, last, isRange := strings.Cut(part, "-")
+		if !isRange {
+			last = first
+		}
+		from, err1 := strconv.Atoi(first)
+		to, err2 := strconv.Atoi(last)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, fmt.Errorf("list CPUs: %w", err)
+		}
+		for cpu := from; cpu <= to; cpu++ {
+			cpus = append(cpus, cpu)
+		}
 	}
-	return binary.NativeEndian.Uint64(value[v.Offset:]), nil
+	return cpus, nil
 }

@@ -71,9 +71,6 @@ func newDrivenPlaneWith(t testing.TB, queues int, tables *policy.Tables, o Optio
 	}
 	t.Cleanup(c.Close)
 	for name, place := range d.objects.maps() {
-		if name == "facts" {
-			name = ".rodata"
-		}
 		*place = c.Maps[name]
 	}
 	if err := d.ready(spec); err != nil {

@@ -103,6 +103,9 @@ func (d *Datapath) pin() (err error) {
 func (d *Datapath) loadPins() error {
 	for name, p := range d.objects.programs() {
 		prog, err := ebpf.LoadPinnedProgram(filepath.Join(d.dir, name), nil)
+		if name == tcIngress.name && errors.Is(err, os.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return fmt.Errorf("open pinned %s: %w: %w: `xgw detach %s`, then attach again", name, err, ErrLayout, d.options.Interface)
 		}

@@ -390,6 +390,7 @@ const (
 	DrivenMapQueueBuckets     = "queue_buckets"
 	DrivenMapSampleCursor     = "sample_cursor"
 	DrivenMapScratch          = "scratch"
+	DrivenMapSeed             = "seed"
 	DrivenMapSharedBuckets    = "shared_buckets"
 	DrivenMapSharedCredits    = "shared_credits"
 	DrivenMapSourceSketch     = "source_sketch"
@@ -488,6 +489,7 @@ type DrivenMapSpecs struct {
 	QueueBuckets  *ebpf.MapSpec `ebpf:"queue_buckets"`
 	SampleCursor  *ebpf.MapSpec `ebpf:"sample_cursor"`
 	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
+	Seed          *ebpf.MapSpec `ebpf:"seed"`
 	SharedBuckets *ebpf.MapSpec `ebpf:"shared_buckets"`
 	SharedCredits *ebpf.MapSpec `ebpf:"shared_credits"`
 	SourceSketch  *ebpf.MapSpec `ebpf:"source_sketch"`
@@ -552,6 +554,7 @@ type DrivenMaps struct {
 	QueueBuckets  *ebpf.Map `ebpf:"queue_buckets"`
 	SampleCursor  *ebpf.Map `ebpf:"sample_cursor"`
 	Scratch       *ebpf.Map `ebpf:"scratch"`
+	Seed          *ebpf.Map `ebpf:"seed"`
 	SharedBuckets *ebpf.Map `ebpf:"shared_buckets"`
 	SharedCredits *ebpf.Map `ebpf:"shared_credits"`
 	SourceSketch  *ebpf.Map `ebpf:"source_sketch"`
@@ -586,6 +589,7 @@ func (m *DrivenMaps) Close() error {
 		m.QueueBuckets,
 		m.SampleCursor,
 		m.Scratch,
+		m.Seed,
 		m.SharedBuckets,
 		m.SharedCredits,
 		m.SourceSketch,

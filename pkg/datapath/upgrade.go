@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package datapath
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+
+	"github.com/xgw-project/xgw/pkg/bpf"
+)
+
+// loadPrograms loads programs of this version onto the maps that are there.
+func (d *Datapath) loadPrograms(names ...string) (map[string]*ebpf.Program, error) {
+	spec, err := bpf.LoadGateway()
+	if err != nil {
+		return nil, err
+	}
+	if err := d.fit(spec); err != nil {
+		return nil, err
+	}
+	if err := setSeed(spec, d.seed); err != nil {
+		return nil, err
+	}
+	wanted := map[string]bool{}
+	for _, name := range names {
+		wanted[name] = true
+	}
+	for name := range spec.Programs {
+		if !wanted[name] {
+			delete(spec.Programs, name)
+		}
+	}
+	present := map[string]*ebpf.Map{}
+	for name, m := range d.objects.maps() {
+		present[name] = *m
+	}
+	for _, name := range []string{bpf.GatewayMapWorkers, bpf.GatewayMapCpuSlots, bpf.GatewayMapSteered, bpf.GatewayMapExplained} {
+		delete(spec.Maps, name)
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: present})
+	if err != nil {
+		return nil, loadError(err)
+	}
+	defer c.Close()
+	loaded := map[string]*ebpf.Program{}
+	for _, name := range names {
+		loaded[name] = c.DetachProgram(name)
+	}
+	return loaded, nil
+}
+
+// needTCIngress loads and pins the ingress program of tc, which few interfaces need.
+func (d *Datapath) needTCIngress() error {
+	if d.objects.TcIngress != nil {
+		return nil
+	}
+	loaded, err := d.loadPrograms(tcIngress.name)
+	if err != nil {
+		return err
+	}
+	p := loaded[tcIngress.name]
+	err = d.options.step("pin tc_ingress")
+	if err == nil {
+		err = p.Pin(filepath.Join(d.dir, tcIngress.name))
+	}
+	if err != nil {
+		p.Close()
+		return fmt.Errorf("pin tc_ingress: %w", err)
+	}
+	d.objects.TcIngress = p
+	return nil
+}
+
+// Upgrade puts this version's programs in the place of those that run on the interface,
+// under the live link: not one packet goes by unseen, and counters, tables and buckets
+// stay. With an error everything is as it was. ErrLayout when the maps of the version that
+// made them have another layout.
+func (d *Datapath) Upgrade() error {
+	if err := d.upgrade(); err != nil {
+		return fmt.Errorf("upgrade %s: %w", d.options.Interface, err)
+	}
+	return nil
+}
+
+func (d *Datapath) upgrade() error {
+	status := d.Status()
+	if !status.Attached {
+		return fmt.Errorf("%w: `xgw attach %s` attaches this version", ErrNotAttached, d.options.Interface)
+	}
+	names := []string{"xdp_ingress", tcEgress.name}
+	if d.objects.TcIngress != nil {
+		names = append(names, tcIngress.name)
+	}
+	if err := d.options.step("load new programs"); err != nil {
+		return err
+	}
+	loaded, err := d.loadPrograms(names...)
+	if err != nil {
+		return err
+	}
+	var done []string
+	for _, name := range names {
+		err := d.options.step("replace " + name)
+		if err == nil {
+			err = d.replace(name, loaded[name], status.Mode)
+		}
+		if err != nil {
+			for _, back := range done {
+				err = errors.Join(err, d.replace(back, *d.objects.programs()[back], status.Mode))
+			}
+			closeAll(loaded)
+			return fmt.Errorf("replace %s: %w", name, err)
+		}
+		done = append(done, name)
+	}
+	// From here on the new programs run. Pins that could not be moved name the old ones,
+	// which Open would take for a foreign program's, so they are put back as well.
+	if err := d.repin(names, loaded); err != nil {
+		for _, back := range names {
+			err = errors.Join(err, d.replace(back, *d.objects.programs()[back], status.Mode))
+		}
+		closeAll(loaded)
+		return err
+	}
+	for _, name := range names {
+		place := d.objects.programs()[name]
+		(*place).Close()
+		*place = loaded[name]
+	}
+	return nil
+}
+
+func closeAll(programs map[string]*ebpf.Program) {
+	for _, p := range programs {
+		p.Close()
+	}
+}
+
+// repin pins all programs under other names and then renames them over the old ones.
+func (d *Datapath) repin(names []string, loaded map[string]*ebpf.Program) (err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		for _, name := range names {
+			_ = os.Remove(filepath.Join(d.dir, name+"-new"))
+		}
+	}()
+	for _, name := range names {
+		temp := filepath.Join(d.dir, name+"-new")
+		if err := os.Remove(temp); err != nil && !os.IsNotExist(err) {
+			return fmt.Errorf("remove left-over %s: %w", temp, err)
+		}
+		if err := d.options.step("pin new " + name); err != nil {
+			return err
+		}
+		if err := loaded[name].Pin(temp); err != nil {
+			return fmt.Errorf("pin new %s: %w", name, err)
+		}
+	}
+	for _, name := range names {
+		if err := os.Rename(filepath.Join(d.dir, name+"-new"), filepath.Join(d.dir, name)); err != nil {
+			return fmt.Errorf("rename new pin of %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// replace puts the program in the place of what runs under its name.
+func (d *Datapath) replace(name string, p *ebpf.Program, mode Mode) error {
+	if name == "xdp_ingress" {
+		if mode == ModeTC {
+			return nil // loaded, but on no hook
+		}
+		return d.replaceXDP(p, mode)
+	}
+	h := &tcEgress
+	if name == tcIngress.name {
+		if mode != ModeTC {
+			return nil
+		}
+		h = &tcIngress
+	}
+	if l, err := link.LoadPinnedLink(h.pin(d), nil); err == nil {
+		defer l.Close()
+		return l.Update(p)
+	}
+	if err := netlink.FilterReplace(d.filter(h, p.FD())); err != nil {
+		return fmt.Errorf("replace filter: %w", err)
+	}
+	return nil
+}
+
+func (d *Datapath) replaceXDP(p *ebpf.Program, mode Mode) error {
+	if l, err := link.LoadPinnedLink(filepath.Join(d.dir, pinXDPLink), nil); err == nil {
+		defer l.Close()
+		return l.Update(p)
+	}
+	flags := nl.XDP_FLAGS_DRV_MODE
+	if mode == ModeGeneric {
+		flags = nl.XDP_FLAGS_SKB_MODE
+	}
+	if err := netlink.LinkSetXdpFdWithFlags(d.link, p.FD(), flags); err != nil {
+		return fmt.Errorf("replace XDP program: %w", err)
+	}
+	return nil
+}
+
+// checkLayout compares the maps that are there with those that this version would make.
+func (d *Datapath) checkLayout(spec *ebpf.CollectionSpec) error {
+	for name, place := range d.objects.maps() {
+		want, got := spec.Maps[name], *place
+		if got.Type() != want.Type || got.KeySize() != want.KeySize || want.ValueSize != 0 && got.ValueSize() != want.ValueSize {
+			return fmt.Errorf("%s: %w: `xgw detach %s`, then attach again", name, ErrLayout, d.options.Interface)
+		}
+	}
+	return nil
+}
