@@ -144,3 +144,71 @@ func outcomeCounts(row *bpf.GatewayQueueCounts) []bpf.GatewayCount {
 	const n = unsafe.Sizeof(*row) / unsafe.Sizeof(bpf.GatewayCount{})
 	return unsafe.Slice((*bpf.GatewayCount)(unsafe.Pointer(row)), n)
 }
+
+// LimitCount is how many packets were over a limit since the datapath was created.
+type LimitCount struct {
+	Name         string `json:"name"` // of the limit in the tables that hold, or "port guard"
+	Dropped      uint64 `json:"dropped"`
+	DroppedBytes uint64 `json:"dropped_bytes"`
+	// DryRun: would have been dropped.
+	DryRun      uint64 `json:"dry_run"`
+	DryRunBytes uint64 `json:"dry_run_bytes"`
+}
+
+// LimitCounts lists the limits that some packet was over.
+func (d *Datapath) LimitCounts() ([]LimitCount, error) {
+	state, err := d.settle()
+	if err != nil {
+		return nil, fmt.Errorf("read limits of %s: %w", d.options.Interface, err)
+	}
+	live, err := d.liveTables(state.Current)
+	if err != nil {
+		return nil, fmt.Errorf("read limits of %s: %w", d.options.Interface, err)
+	}
+	perCPU := make([]bpf.GatewayOverCounts, len(d.reader.perCPU))
+	var out []LimitCount
+	for slot := range int(bpf.GatewayLimitSlotSLOT_COUNT) {
+		if err := d.objects.LimitCounts.Lookup(uint32(slot), perCPU); err != nil {
+			return nil, fmt.Errorf("read limits of %s: %w", d.options.Interface, err)
+		}
+		c := LimitCount{Name: limitName(live, slot)}
+		for i := range perCPU {
+			c.Dropped += perCPU[i].Dropped.Packets
+			c.DroppedBytes += perCPU[i].Dropped.Bytes
+			c.DryRun += perCPU[i].DryRun.Packets
+			c.DryRunBytes += perCPU[i].DryRun.Bytes
+		}
+		if c.Dropped+c.DryRun > 0 {
+			out = append(out, c)
+		}
+	}
+	return out, nil
+}
+
+// TableCounts is what the tables of fixed size had to do since the datapath was created.
+type TableCounts struct {
+	VerifiedAdded uint64 `json:"verified_added"` // sources that completed a handshake
+	VerifiedIdle  uint64 `json:"verified_idle"`  // of these, given up after 5 minutes of silence
+	VerifiedLive  uint64 `json:"verified_live"`  // and before that, for others
+	SourceBypass  uint64 `json:"source_bypass"`  // strangers not judged, their buckets being full of others
+	PrefixBypass  uint64 `json:"prefix_bypass"`  // likewise prefixes
+	HandshakeLost uint64 `json:"handshake_lost"` // handshakes that could not be followed
+}
+
+// TableCounts reads them.
+func (d *Datapath) TableCounts() (TableCounts, error) {
+	perCPU := make([]bpf.GatewayTableEvents, len(d.reader.perCPU))
+	var c TableCounts
+	if err := d.objects.TableCounts.Lookup(uint32(0), perCPU); err != nil {
+		return c, fmt.Errorf("read table counts of %s: %w", d.options.Interface, err)
+	}
+	for i := range perCPU {
+		c.VerifiedAdded += perCPU[i].VerifiedAdded
+		c.VerifiedIdle += perCPU[i].VerifiedIdle
+		c.VerifiedLive += perCPU[i].VerifiedLive
+		c.SourceBypass += perCPU[i].SourceBypass
+		c.PrefixBypass += perCPU[i].PrefixBypass
+		c.HandshakeLost += perCPU[i].HandshakeLost
+	}
+	return c, nil
+}
