@@ -335,7 +335,7 @@ func (d *demo) report(before *interfaceStatus, sent int) error {
 	writeStatus(d.env, *after)
 	dropped := uint64(0)
 	for _, c := range after.Counts {
-		if c.Reason == "source_syns" {
+		if c.Reason == "source_limit" {
 			dropped += c.Packets
 		}
 	}
@@ -346,7 +346,7 @@ func (d *demo) report(before *interfaceStatus, sent int) error {
 	return d.showMetrics()
 }
 
-var interesting = regexp.MustCompile(`^xgw_(packets_total\{.*ingress.*(source_syns|"tcp").*|requests_total\{.*route="hello".*|tls_handshakes_total\{.*(full|resumed).*|worker_info.*|steered.*)`)
+var interesting = regexp.MustCompile(`^xgw_(packets_total\{.*ingress.*(source_limit|"tcp").*|requests_total\{.*route="hello".*|tls_handshakes_total\{.*(full|resumed).*|worker_info.*|steered.*)`)
 
 func (d *demo) showMetrics() error {
 	client := &http.Client{Transport: &http.Transport{DialContext: d.lab.DialFrom(lab.Gateway), DisableKeepAlives: true}, Timeout: 5 * time.Second}

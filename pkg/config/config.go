@@ -16,8 +16,14 @@ type Config struct {
 	Path         string // the file it was read from
 	Instance     string // filled by the caller
 	Interfaces   []Interface
+	Allow        []netip.Prefix // packets from these meet no deny rule and no verdict
 	Deny         []netip.Prefix // packets from these are dropped in the kernel plane
+	PortGuard    PortGuard
+	Admin        []Pinhole
 	PacketLimits []PacketLimit
+	Budgets      Budgets
+	Verdicts     Verdicts
+	Spread       bool // flows over CPUs, where there are more of these than queues
 	Listeners    []Listener
 	Telemetry    Telemetry
 	Workers      int    // 0: one for each allowed core
@@ -36,16 +42,42 @@ type Config struct {
 // Interface is a network interface of the kernel plane.
 type Interface struct {
 	Name string
-	Mode string // native or generic
+	Mode string // native, generic, tc or auto
+}
+
+// PortGuard lists the ports that new flows may go to, beside those of the gateway.
+type PortGuard struct {
+	Mode     string // off, count or enforce
+	TCP, UDP []uint16
+}
+
+// Pinhole is who may always reach a TCP port.
+type Pinhole struct {
+	Source netip.Prefix
+	Port   uint16
 }
 
 // PacketLimit limits packets in the kernel plane.
 type PacketLimit struct {
-	Name  string
-	Key   string // source or queue
-	Count string // syns or packets
-	Rate  uint64 // per second
-	Burst uint64 // packets; absent in the file: those of one second
+	Name   string
+	Key    string // source, prefix, port, queue or interface
+	Count  string // syns, packets or bytes
+	Port   uint16 // of the key port
+	Rate   uint64 // per second
+	Burst  uint64 // absent in the file: those of one second
+	DryRun bool   // told, not held
+}
+
+// Budgets are packets per second of each receive queue that no limit is for; 0 is none.
+type Budgets struct {
+	Essential    uint64 // ARP, neighbour discovery, DHCP, packet-too-big
+	Echo         uint64 // ICMP echo requests
+	Unclassified uint64 // later fragments, deep VLAN tags and headers, what is not IP
+}
+
+// Verdicts are what the gateway holds against clients in the kernel plane.
+type Verdicts struct {
+	StaleAfter time.Duration // of silence of the supervisor: they are ignored
 }
 
 // Listener is an address that workers serve.

@@ -10,13 +10,26 @@
 //
 //	key                            default         value
 //	interfaces[].name              required        the name of a network interface
-//	interfaces[].mode              native          native or generic
+//	interfaces[].mode              auto            auto or native or generic or tc
+//	allow[]                        none            a prefix or an address
 //	deny[]                         none            a prefix or an address
+//	port_guard.mode                count           off or count or enforce
+//	port_guard.tcp[]               none            a port or a range of them
+//	port_guard.udp[]               none            a port or a range of them
+//	admin[].source                 required        a prefix or an address
+//	admin[].port                   22              a port, 1 to 65535
+//	budgets.essential              10000           off or a whole number from 1 to 100000000
+//	budgets.echo                   1000            off or a whole number from 1 to 100000000
+//	budgets.unclassified           1000            off or a whole number from 1 to 100000000
+//	verdicts.stale_after           5s              a time with its unit from 1s to 1h
+//	spread                         off             auto or off
 //	packet_limits[].name           required        a name: 1 to 63 letters, digits and any of -_./@+
-//	packet_limits[].key            required        source or queue
-//	packet_limits[].count          required        syns or packets
-//	packet_limits[].rate           required        a whole number from 1 to 100000000
-//	packet_limits[].burst          none            a whole number from 1 to 1000000000; without it, the rate
+//	packet_limits[].key            required        source or prefix or port or queue or interface
+//	packet_limits[].count          required        syns or packets or bytes
+//	packet_limits[].port           none            a port, 1 to 65535
+//	packet_limits[].rate           required        a whole number from 1 to 100000000000, with k, m or g for thousands
+//	packet_limits[].burst          none            a whole number from 1 to 100000000000, with k, m or g for thousands; without it, the rate
+//	packet_limits[].dry_run        false           true or false
 //	listeners[].address            :443            HOST:PORT, or :PORT for every address
 //	listeners[].certificate        none            the path of a file
 //	listeners[].key                none            the path of a file

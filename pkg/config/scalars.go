@@ -270,6 +270,57 @@ func prefixes(dst *[]netip.Prefix) func() reader {
 	}
 }
 
+// port is a port number.
+func port(dst *uint16) scalar {
+	var n uint64
+	number := whole(&n, 1, 65535)
+	return scalar{want: "a port, 1 to 65535", set: func(s string) error {
+		if number.set(s) != nil {
+			return errWant
+		}
+		*dst = uint16(n)
+		return nil
+	}}
+}
+
+// ports adds ports, or a range such as 8000-8010, to a list.
+func ports(dst *[]uint16) func() reader {
+	return func() reader {
+		return scalar{want: "a port or a range of them", example: "443 or 8000-8010", set: func(s string) error {
+			low, high, isRange := strings.Cut(s, "-")
+			var from, to uint16
+			if !isRange {
+				high = low
+			}
+			if port(&from).set(low) != nil || port(&to).set(high) != nil || from > to {
+				return errWant
+			}
+			for p := int(from); p <= int(to); p++ {
+				*dst = append(*dst, uint16(p))
+			}
+			return nil
+		}}
+	}
+}
+
+// amount is a number per second, of bytes with k, m or g for the powers of 1000.
+func amount(dst *uint64) scalar {
+	return scalar{want: "a whole number from 1 to 100000000000, with k, m or g for thousands", set: func(s string) error {
+		factor := uint64(1)
+		for i, suffix := range []string{"k", "m", "g"} {
+			if cut, ok := strings.CutSuffix(s, suffix); ok {
+				s, factor = cut, []uint64{1e3, 1e6, 1e9}[i]
+			}
+		}
+		var n uint64
+		if whole(&n, 1, maxByteRate/factor).set(s) != nil {
+			return errWant
+		}
+		*dst = n * factor
+		return nil
+	}}
+}
+
 // urlPath is the beginning of a path.
 func urlPath(dst *string) scalar {
 	return text(dst, "the beginning of a path", "/v1", func(s string) bool {

@@ -3,6 +3,7 @@
 package config
 
 import (
+	"net/netip"
 	"time"
 )
 
@@ -10,7 +11,19 @@ import (
 func gateway(c *Config) mapping {
 	return mapping{check: across, rows: []row{
 		{"interfaces", none, list{example: "name: eth0", item: func() reader { return interfaceRow(c) }}},
+		{"allow", none, list{example: "198.51.100.0/24", item: prefixes(&c.Allow)}},
 		{"deny", none, list{example: "192.0.2.0/24", item: prefixes(&c.Deny)}},
+		{"port_guard", none, portGuard(&c.PortGuard)},
+		{"admin", none, list{example: "source: 192.0.2.7", most: 8, item: func() reader { return pinhole(c) }}},
+		{"budgets", none, mapping{rows: []row{
+			{"essential", "10000", budget(&c.Budgets.Essential)},
+			{"echo", "1000", budget(&c.Budgets.Echo)},
+			{"unclassified", "1000", budget(&c.Budgets.Unclassified)},
+		}}},
+		{"verdicts", none, mapping{rows: []row{
+			{"stale_after", "5s", duration(&c.Verdicts.StaleAfter, time.Second, time.Hour)},
+		}}},
+		{"spread", "off", spread(&c.Spread)},
 		{"packet_limits", none, list{example: "name: syns", item: func() reader { return packetLimit(c) }}},
 		{"listeners", none, list{example: "address: :443", least: 1, most: 1, one: true, item: func() reader { return listener(c) }}},
 		{"telemetry", none, mapping{rows: []row{
@@ -43,7 +56,7 @@ func interfaceRow(c *Config) mapping {
 	return mapping{
 		rows: []row{
 			{"name", required, device(&i.Name)},
-			{"mode", "native", oneOf(&i.Mode, "native", "generic")},
+			{"mode", "auto", oneOf(&i.Mode, "auto", "native", "generic", "tc")},
 		},
 		check: func(f *found) {
 			for _, other := range c.Interfaces {
@@ -56,40 +69,110 @@ func interfaceRow(c *Config) mapping {
 	}
 }
 
-// maxRate is above what any queue carries, and where rounding an interval to whole
-// nanoseconds still keeps the rate within 5 %.
-const maxRate = 100_000_000
+func portGuard(g *PortGuard) mapping {
+	return mapping{rows: []row{
+		{"mode", "count", oneOf(&g.Mode, "off", "count", "enforce")},
+		{"tcp", none, list{example: "22", item: ports(&g.TCP)}},
+		{"udp", none, list{example: "53", item: ports(&g.UDP)}},
+	}}
+}
+
+func pinhole(c *Config) mapping {
+	h := &Pinhole{}
+	var sources []netip.Prefix
+	return mapping{
+		rows: []row{
+			{"source", required, prefixes(&sources)()},
+			{"port", "22", port(&h.Port)},
+		},
+		check: func(*found) {
+			if len(sources) == 1 {
+				h.Source = sources[0]
+				c.Admin = append(c.Admin, *h)
+			}
+		},
+	}
+}
+
+// budget: 0 stands for off.
+func budget(dst *uint64) scalar {
+	number := whole(dst, 1, maxRate)
+	return scalar{want: "off or " + number.want, set: func(s string) error {
+		if s == "off" {
+			*dst = 0
+			return nil
+		}
+		return number.set(s)
+	}}
+}
+
+func spread(dst *bool) scalar {
+	return scalar{want: "auto or off", set: func(s string) error {
+		*dst = s == "auto"
+		if s != "auto" && s != "off" {
+			return errWant
+		}
+		return nil
+	}}
+}
+
+// maxRate is above what any queue carries, maxByteRate above what any interface does.
+const (
+	maxRate     = 100_000_000
+	maxByteRate = 100_000_000_000
+)
 
 func packetLimit(c *Config) mapping {
 	l := &PacketLimit{}
-	burst := whole(&l.Burst, 1, 10*maxRate)
+	rate, burst := amount(&l.Rate), amount(&l.Burst)
 	burst.want += "; without it, the rate"
 	return mapping{
 		rows: []row{
 			{"name", required, label(&l.Name)},
-			{"key", required, oneOf(&l.Key, "source", "queue")},
-			{"count", required, oneOf(&l.Count, "syns", "packets")},
-			{"rate", required, whole(&l.Rate, 1, maxRate)},
+			{"key", required, oneOf(&l.Key, "source", "prefix", "port", "queue", "interface")},
+			{"count", required, oneOf(&l.Count, "syns", "packets", "bytes")},
+			{"port", none, port(&l.Port)},
+			{"rate", required, rate},
 			{"burst", none, burst},
+			{"dry_run", "false", boolean(&l.DryRun)},
 		},
-		check: func(f *found) {
-			if l.Burst == 0 {
-				l.Burst = l.Rate
-			}
-			if l.Key != "" && l.Count != "" && (l.Key == "source") != (l.Count == "syns") {
-				f.fail("count", "no limit of %s by %s: there are syns by source, and packets by queue", l.Count, l.Key)
-			}
-			for _, other := range c.PacketLimits {
-				switch {
-				case l.Key != "" && other.Key == l.Key:
-					f.fail("key", "limit %s has this key already: one limit for each", other.Name)
-				case l.Name != "" && other.Name == l.Name:
-					f.fail("name", "another limit is called %s", l.Name)
-				}
-			}
-			c.PacketLimits = append(c.PacketLimits, *l)
-		},
+		check: func(f *found) { checkLimit(f, c, l) },
 	}
+}
+
+func checkLimit(f *found, c *Config, l *PacketLimit) {
+	if l.Burst == 0 {
+		l.Burst = l.Rate
+	}
+	switch {
+	case f.faulty["name"] || f.faulty["key"] || f.faulty["count"] || f.faulty["rate"]:
+	case len(l.Name) > 15:
+		f.fail("name", "%s: the kernel plane keeps 15 letters", l.Name)
+	case l.Key == "port" && l.Port == 0 && !f.faulty["port"]:
+		f.fail("key", "a limit by port needs its port, such as `port: 443`")
+	case l.Key != "port" && l.Port != 0:
+		f.fail("port", "only a limit with `key: port` has one")
+	case l.Count != "bytes" && l.Rate > maxRate:
+		f.fail("rate", "%d: %s are counted up to %d per second", l.Rate, l.Count, maxRate)
+	case l.Rate > 0 && l.Burst/l.Rate > 86400:
+		f.fail("burst", "%d: it lasts longer than a day at this rate", l.Burst)
+	}
+	ports := map[uint16]bool{}
+	for _, other := range c.PacketLimits {
+		if other.Key == "port" {
+			ports[other.Port] = true
+		}
+		switch {
+		case l.Key != "" && l.Count != "" && other.Key == l.Key && other.Count == l.Count && other.Port == l.Port:
+			f.fail("key", "limit %s has this key and count already: one limit for each", other.Name)
+		case l.Name != "" && other.Name == l.Name:
+			f.fail("name", "another limit is called %s", l.Name)
+		}
+	}
+	if l.Key == "port" && len(ports) == 16 && !ports[l.Port] {
+		f.fail("port", "16 ports have limits already: there is no room for more")
+	}
+	c.PacketLimits = append(c.PacketLimits, *l)
 }
 
 func listener(c *Config) mapping {

@@ -19,7 +19,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/config"
-	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/ledger"
 	"github.com/xgw-project/xgw/pkg/logging"
@@ -65,7 +64,7 @@ type supervisor struct {
 	policy    *policy.Policy
 	cores     []int
 	zone      *zone.Zone
-	datapaths []*datapath.Datapath
+	planes    []*plane
 	listeners []*listener
 	telemetry net.Listener
 	accessLog *logging.File
@@ -142,6 +141,9 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer) {
 	defer signal.Stop(reopen)
 	for ctx.Err() == nil {
 		s.zone.Beat(monotonic())
+		for _, pl := range s.planes {
+			pl.tend()
+		}
 		select {
 		case <-ctx.Done():
 		case <-beat.C:
@@ -246,22 +248,11 @@ func (s *supervisor) makeZone() error {
 }
 
 func (s *supervisor) adopt(ic config.Interface) error {
-	mode, err := datapath.ParseMode(ic.Mode)
-	if err != nil {
-		return err
+	pl, err := newPlane(ic, s.config.Instance, s.policy, s.log)
+	if pl != nil {
+		s.planes = append(s.planes, pl)
 	}
-	d, err := adopt(datapath.Options{Interface: ic.Name, Instance: s.config.Instance}, mode)
-	if err != nil {
-		return err
-	}
-	s.datapaths = append(s.datapaths, d)
-	status := d.Status()
-	if status.Mode != mode {
-		return fmt.Errorf("interface %s is attached in %s mode, the configuration says %s: `xgw detach %s` first, or change the configuration",
-			ic.Name, status.Mode, mode, ic.Name)
-	}
-	s.log.Info("kernel plane attached", "interface", ic.Name, "mode", status.Mode, "hook", status.Hook, "queues", status.Queues, "until_stop", d.Transient())
-	return d.Apply(&s.policy.Tables)
+	return err
 }
 
 // workerCores says which core each worker gets; -1 for none of its own.
@@ -312,9 +303,10 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 		return nil, err
 	}
 	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost}
-	for _, d := range s.datapaths {
+	for _, pl := range s.planes {
+		name := pl.options.Interface
 		src.Interfaces = append(src.Interfaces, ledger.Interface{
-			Name: d.Interface(), Driver: host.Driver(d.Interface()), Status: d.Status, Counters: d.Counters,
+			Name: name, Driver: host.Driver(name), Status: pl.status, Counters: pl.counters,
 		})
 	}
 	for _, l := range s.listeners {
@@ -346,11 +338,8 @@ func (s *supervisor) close() error {
 	for _, l := range s.listeners {
 		l.close()
 	}
-	for _, d := range s.datapaths {
-		if d.Transient() {
-			errs = append(errs, d.Detach())
-		}
-		errs = append(errs, d.Close())
+	for _, pl := range s.planes {
+		errs = append(errs, pl.close())
 	}
 	if s.telemetry != nil {
 		s.telemetry.Close()

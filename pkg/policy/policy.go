@@ -6,9 +6,7 @@
 package policy
 
 import (
-	"cmp"
 	"fmt"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -58,16 +56,25 @@ type Upstream struct {
 // Compile makes the policy of a configuration that config.Parse accepted. It shares
 // no memory with it.
 func Compile(c *config.Config, generation uint64) (*Policy, error) {
-	deny, err := normalise(c.Deny)
+	prefixes, err := compilePrefixes(c)
 	if err != nil {
 		return nil, err
 	}
 	p := &Policy{
 		Generation: generation,
-		Tables:     Tables{Prefixes: deny, StaleAfter: 5 * time.Second},
+		Tables: Tables{
+			Prefixes: prefixes, PortGuard: compileGuard(c), Spread: c.Spread, StaleAfter: c.Verdicts.StaleAfter,
+			Budgets: Budgets{
+				Essential: compileBudget(c.Budgets.Essential), Echo: compileBudget(c.Budgets.Echo),
+				Unclassified: compileBudget(c.Budgets.Unclassified),
+			},
+		},
 		Snapshot: Snapshot{
 			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, MinTLS: "1.3",
 		},
+	}
+	for _, h := range c.Admin {
+		p.Pinholes = append(p.Pinholes, Pinhole{Source: unmap(h.Source), Port: h.Port})
 	}
 	for _, l := range c.Listeners {
 		if l.MinVersion != "" {
@@ -97,51 +104,4 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		p.Snapshot.Routes = append(p.Snapshot.Routes, Route{Name: r.Name, Host: r.Host, PathPrefix: r.Path, Upstream: to})
 	}
 	return p, nil
-}
-
-func compileLimit(l config.PacketLimit) (PacketLimit, error) {
-	out := PacketLimit{Name: l.Name}
-	switch l.Key + " " + l.Count {
-	case "queue packets":
-		out.Key, out.Count = ByQueue, Packets
-	case "source syns":
-		out.Key, out.Count = BySource, SYNs
-	default:
-		return out, fmt.Errorf("no limit of %s by %s", l.Count, l.Key)
-	}
-	if l.Rate == 0 || l.Rate > uint64(time.Second) {
-		return out, fmt.Errorf("rate %d: 1 to 1,000,000,000 per second", l.Rate)
-	}
-	second := uint64(time.Second) << 16
-	out.Cost = (second + l.Rate/2) / l.Rate
-	out.Tolerance = (max(l.Burst, 1) * out.Cost) >> 10
-	return out, nil
-}
-
-// normalise masks, turns IPv4-mapped prefixes into IPv4 ones, sorts, and leaves
-// out what another prefix contains.
-func normalise(in []netip.Prefix) ([]PrefixRule, error) {
-	all := make([]netip.Prefix, 0, len(in))
-	for i, p := range in {
-		if !p.IsValid() {
-			return nil, fmt.Errorf("compile deny prefix %d: it is no prefix", i)
-		}
-		if p.Addr().Is4In6() && p.Bits() >= 96 {
-			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
-		}
-		all = append(all, p.Masked())
-	}
-	slices.SortFunc(all, func(a, b netip.Prefix) int {
-		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
-	})
-	// Two prefixes are apart or one contains the other; so in this order all that one
-	// contains follow it before anything else does.
-	var out []PrefixRule
-	for _, p := range all {
-		if n := len(out); n > 0 && out[n-1].Prefix.Contains(p.Addr()) && out[n-1].Prefix.Bits() <= p.Bits() {
-			continue
-		}
-		out = append(out, PrefixRule{p, Deny})
-	}
-	return out, nil
 }

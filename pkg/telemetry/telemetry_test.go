@@ -157,7 +157,7 @@ func fill(z *zone.Zone) ledger.Sources {
 			},
 			Counters: func(dst *datapath.Counters) error {
 				dst.Ingress = append(dst.Ingress[:0],
-					datapath.QueueCount{Queue: 1, Verdict: "drop", Reason: "source_syns", Packets: 12, Bytes: 720},
+					datapath.QueueCount{Queue: 1, Verdict: "drop", Reason: "source_limit", Packets: 12, Bytes: 720},
 					datapath.QueueCount{Queue: datapath.Other, Verdict: "pass", Reason: "tcp"})
 				dst.Egress = append(dst.Egress[:0],
 					datapath.QueueCount{Queue: datapath.All, Verdict: "pass", Reason: "tcp", Packets: 8, Bytes: 900})
@@ -176,8 +176,8 @@ func TestExactValues(t *testing.T) {
 	z := mustZone(t, 2, 16)
 	series := scrape(t, mustServe(t, fill(z)))
 	want(t, series,
-		`xgw_packets_total{direction="ingress",interface="eth0",queue="1",reason="source_syns",verdict="drop"} 12`,
-		`xgw_packet_bytes_total{direction="ingress",interface="eth0",queue="1",reason="source_syns",verdict="drop"} 720`,
+		`xgw_packets_total{direction="ingress",interface="eth0",queue="1",reason="source_limit",verdict="drop"} 12`,
+		`xgw_packet_bytes_total{direction="ingress",interface="eth0",queue="1",reason="source_limit",verdict="drop"} 720`,
 		`xgw_packets_total{direction="ingress",interface="eth0",queue="other",reason="tcp",verdict="pass"} 0`,
 		`xgw_packets_total{direction="egress",interface="eth0",queue="all",reason="tcp",verdict="pass"} 8`,
 		`xgw_interface_info{driver="ixgbe",hook="link",interface="eth0",mode="native",program_id="42"} 1`,

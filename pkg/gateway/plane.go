@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/policy"
+)
+
+// plane is the kernel plane of one interface for as long as the gateway runs, through
+// whatever becomes of the device. Its methods are safe for concurrent use.
+type plane struct {
+	options datapath.Options
+	mode    datapath.Mode
+	policy  *policy.Policy
+	log     *slog.Logger
+
+	mu        sync.Mutex
+	d         *datapath.Datapath
+	index     int    // of the device that d is attached to
+	said      string // the last trouble, said once
+	transient bool
+}
+
+// newPlane adopts what is attached, or attaches, and puts the policy in force.
+func newPlane(ic config.Interface, instance string, p *policy.Policy, log *slog.Logger) (*plane, error) {
+	mode, err := datapath.ParseMode(ic.Mode)
+	if err != nil {
+		return nil, err
+	}
+	pl := &plane{options: datapath.Options{Interface: ic.Name, Instance: instance}, mode: mode, policy: p, log: log}
+	if pl.d, err = adopt(pl.options, mode); err != nil {
+		return nil, err
+	}
+	pl.transient = pl.d.Transient()
+	if err := pl.enforce(); err != nil {
+		return pl, err
+	}
+	s := pl.d.Status()
+	log.Info("kernel plane attached", "interface", ic.Name, "mode", s.Mode, "hook", s.Hook, "queues", s.Queues, "until_stop", pl.transient)
+	return pl, nil
+}
+
+// enforce checks the mode and applies the policy to what pl.d is.
+func (pl *plane) enforce() error {
+	name := pl.options.Interface
+	got := pl.d.Status().Mode
+	if got != pl.mode && (pl.mode != datapath.ModeAuto || got == datapath.ModeGeneric) {
+		return fmt.Errorf("interface %s is attached in %s mode, the configuration says %s: `xgw detach %s` first, or change the configuration",
+			name, got, pl.mode, name)
+	}
+	if got == datapath.ModeTC && pl.mode == datapath.ModeAuto {
+		pl.log.Warn("no native XDP here: attached at tc, which costs more for each packet", "interface", name,
+			"why", fmt.Sprintf("`xgw attach --plan %s` says", name))
+	}
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	pl.index = link.Index
+	if err := pl.d.SetPinholes(pl.policy.Pinholes); err != nil {
+		return err
+	}
+	if err := pl.d.Apply(&pl.policy.Tables); err != nil {
+		return err
+	}
+	return pl.d.Beat()
+}
+
+// tend says that verdicts are tended, and attaches anew to a device that was made anew.
+func (pl *plane) tend() {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	err := pl.d.Beat()
+	link, linkErr := net.InterfaceByName(pl.options.Interface)
+	switch {
+	case linkErr != nil:
+		err = fmt.Errorf("interface %s is gone: the kernel plane waits for it: %w", pl.options.Interface, linkErr)
+	case link.Index != pl.index:
+		if err = pl.reattach(); err == nil {
+			pl.log.Info("device was made anew: kernel plane attached again", "interface", pl.options.Interface, "mode", pl.d.Status().Mode)
+		}
+	case !pl.d.Status().Attached:
+		err = fmt.Errorf("interface %s no longer runs the kernel plane: somebody took it off: `xgw attach %s` puts it on, then start the gateway again",
+			pl.options.Interface, pl.options.Interface)
+	}
+	said := ""
+	if err != nil {
+		said = err.Error()
+	}
+	if said != "" && said != pl.said {
+		pl.log.Error("kernel plane", "error", err)
+	}
+	pl.said = said
+}
+
+// reattach replaces what is left of the old device. Counters begin anew.
+func (pl *plane) reattach() error {
+	if err := datapath.Detach(pl.options); err != nil && !errors.Is(err, datapath.ErrNotAttached) {
+		return err
+	}
+	d, err := Attach(pl.options, pl.mode)
+	if err != nil {
+		return err
+	}
+	if pl.transient {
+		if err := d.MarkTransient(); err != nil {
+			return errors.Join(err, d.Detach(), d.Close())
+		}
+	}
+	old := pl.d
+	pl.d = d
+	return errors.Join(pl.enforce(), old.Close())
+}
+
+func (pl *plane) status() datapath.Status {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.Status()
+}
+
+func (pl *plane) counters(dst *datapath.Counters) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.Counters(dst)
+}
+
+// close takes off what was attached for the time the gateway runs.
+func (pl *plane) close() error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	var err error
+	if pl.d.Transient() {
+		err = pl.d.Detach()
+	}
+	return errors.Join(err, pl.d.Close())
+}
