@@ -4,7 +4,9 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,21 +17,26 @@ import (
 func attachCommand(e *env) *cobra.Command {
 	var mode string
 	var plan bool
+	var confirm time.Duration
 	cmd := &cobra.Command{
 		Use:   "attach INTERFACE",
 		Short: "Attach the kernel plane to a network interface",
 		Long: `Loads the programs, pins them with their maps under /sys/fs/bpf/xgw/INTERFACE and
 attaches them. They count from then on, without any process, until detach.
 
-All packets pass until limits or denied prefixes are configured. Another owner's
-XDP program is never replaced. Native mode is what is attached unless --mode says
-otherwise; where the driver has none, nothing is attached and the reason is said.
+All packets but malformed ones pass until xgw run gives it rules and limits. Another
+owner's XDP program is never replaced. Mode auto is native where the driver can, else tc,
+and says which; generic is taken only when asked for.
 
-With --plan nothing is changed: it says what would be attached and what stands in
-the way, each with the command that mends it. Exit status 0: it would attach.`,
-		Example: `  sudo xgw attach eth0
-  sudo xgw attach eth0 --plan --mode auto
-  sudo xgw attach wlan0 --mode generic # slower, for drivers without native XDP`,
+With --confirm the attach undoes itself unless xgw confirm comes in time: from then on
+everything passes, whatever becomes of this terminal.
+
+With --plan nothing is changed: it says which mode would be got, what stands in the way
+or deserves a look, with the command that mends it, and whether the link may be down for
+a while. It fails when the attach would be refused.`,
+		Example: `  sudo xgw attach eth0 --plan
+  sudo xgw attach eth0 --confirm 60s
+  sudo xgw attach wlan0 --mode generic # slower, and blind to merged packets`,
 		Args: exactly("INTERFACE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if plan {
@@ -39,18 +46,91 @@ the way, each with the command that mends it. Exit status 0: it would attach.`,
 			if err != nil {
 				return usageError{err}
 			}
-			d, err := gateway.Attach(datapath.Options{Interface: args[0], Instance: e.instance}, m)
+			if confirm < 0 || confirm > 24*time.Hour {
+				return usageError{fmt.Errorf("--confirm %s: at most a day is possible, such as 60s", confirm)}
+			}
+			return attach(e, args[0], m, confirm)
+		},
+	}
+	cmd.Flags().StringVar(&mode, "mode", string(datapath.ModeAuto), "native, generic, tc or auto")
+	cmd.Flags().BoolVar(&plan, "plan", false, "say what would happen, and change nothing")
+	cmd.Flags().DurationVar(&confirm, "confirm", 0, "undo it unless xgw confirm comes within this time")
+	jsonFlag(cmd, e)
+	return cmd
+}
+
+func attach(e *env, name string, mode datapath.Mode, confirm time.Duration) error {
+	d, err := gateway.Attach(datapath.Options{Interface: name, Instance: e.instance}, mode)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	if confirm > 0 {
+		if err := d.AttachUntil(confirm); err != nil {
+			return errors.Join(err, d.Detach())
+		}
+	}
+	s := d.Status()
+	if err := printStatus(e, []datapath.Status{s}); err != nil || e.json {
+		return err
+	}
+	if mode == datapath.ModeAuto && s.Mode == datapath.ModeTC {
+		fmt.Fprintf(e.out, "  no native XDP here, so it is at tc, which costs more for each packet: `xgw attach --plan %s` says why\n", name)
+	}
+	if confirm > 0 {
+		fmt.Fprintf(e.out, "  undone in %s unless `xgw confirm %s` comes\n", confirm, name)
+	}
+	return nil
+}
+
+func confirmCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:     "confirm INTERFACE",
+		Short:   "Keep what was attached or changed with --confirm",
+		Long:    "Ends the time after which the kernel plane would undo the last attach or change. Without one that waits it does nothing.",
+		Example: "  sudo xgw confirm eth0",
+		Args:    exactly("INTERFACE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			d, err := datapath.Open(datapath.Options{Interface: args[0], Instance: e.instance})
 			if err != nil {
 				return err
 			}
 			defer d.Close()
+			if s, err := d.State(); err != nil {
+				return err
+			} else if s.Expired {
+				return fmt.Errorf("confirm %s: too late, the attach is undone and everything passes: `xgw detach %s`, then attach again", args[0], args[0])
+			}
+			if err := d.Confirm(); err != nil {
+				return err
+			}
+			fmt.Fprintf(e.out, "%s: confirmed\n", args[0])
+			return nil
+		},
+	}
+}
+
+func upgradeCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:   "upgrade INTERFACE",
+		Short: "Put this version's programs in the place of those attached",
+		Long: `Replaces the programs under the live link: no packet goes by unseen, and counters,
+tables and limits' state stay. If anything fails, the old programs run on. When the maps
+of the attached version have another layout, nothing is changed and that is said.`,
+		Example: "  sudo xgw upgrade eth0",
+		Args:    exactly("INTERFACE"),
+		RunE: func(_ *cobra.Command, args []string) error {
+			d, err := datapath.Open(datapath.Options{Interface: args[0], Instance: e.instance})
+			if err != nil {
+				return err
+			}
+			defer d.Close()
+			if err := d.Upgrade(); err != nil {
+				return err
+			}
 			return printStatus(e, []datapath.Status{d.Status()})
 		},
 	}
-	cmd.Flags().StringVar(&mode, "mode", string(datapath.ModeNative), "native or generic")
-	cmd.Flags().BoolVar(&plan, "plan", false, "say what would be done, and do nothing; knows the modes tc and auto too")
-	jsonFlag(cmd, e)
-	return cmd
 }
 
 func detachCommand(e *env) *cobra.Command {

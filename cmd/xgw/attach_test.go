@@ -17,6 +17,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/xgw-project/xgw/pkg/lab"
 )
 
@@ -61,11 +63,19 @@ func TestAttachByHand(t *testing.T) {
 
 	// As many packets as the interface itself received, and the SYNs among them as
 	// were sent: IPv6 may add a multicast report of its own.
-	before, err := l.Counters(lab.Gateway, lab.EdgeInterface)
-	if err != nil {
-		t.Fatal(err)
+	var before *netlink.LinkStatistics
+	var counted, tcp uint64
+	for {
+		var err error
+		if before, err = l.Counters(lab.Gateway, lab.EdgeInterface); err != nil {
+			t.Fatal(err)
+		}
+		counted, tcp = ingress(t, l, instance), ingress(t, l, instance, "tcp")
+		// Both readings are of one moment when nothing came in between.
+		if again, err := l.Counters(lab.Gateway, lab.EdgeInterface); err == nil && again.RxPackets == before.RxPackets {
+			break
+		}
 	}
-	counted, tcp := ingress(t, l, instance), ingress(t, l, instance, "tcp")
 	sent, err := l.Flood(context.Background(), lab.Flood{
 		Sources: netip.MustParsePrefix("10.66.0.0/24"), Target: netip.AddrPortFrom(lab.GatewayAddr, 443), Count: 3000, Rate: 20000,
 	})

@@ -30,7 +30,7 @@ func TestStatusAndMessageOfFaults(t *testing.T) {
 		{[]string{"attach"}, 2, "xgw attach eth0"},
 		{[]string{"attach", "a", "b"}, 2, "not 2 arguments"},
 		{[]string{"attach", "--mod", "x"}, 2, "--help"},
-		{[]string{"attach", "x", "--mode", "fast"}, 2, "native or generic"},
+		{[]string{"attach", "x", "--mode", "fast"}, 2, "native, generic, tc or auto"},
 		{[]string{"run", "-c", bad}, 2, bad + `:3:`},
 		{[]string{"run", "-c", bad}, 2, `did you mean "upstream"?`},
 		{[]string{"run", "-c", filepath.Join(dir, "none.yaml")}, 2, "no such file"},

@@ -102,7 +102,11 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 	root.AddCommand(
 		attachCommand(e),
 		detachCommand(e),
+		confirmCommand(e),
+		upgradeCommand(e),
 		statusCommand(e),
+		explainCommand(e),
+		dropsCommand(e),
 		runCommand(e),
 		demoCommand(e),
 		versionCommand(e),

@@ -28,7 +28,7 @@ func runPlan(e *env, name, mode string) error {
 	if err != nil {
 		return err
 	}
-	p := host.MakePlan(i, m, host.Wanted{Mode: mode, Own: ownProgram(i, e.instance)})
+	p := host.MakePlan(i, m, host.Wanted{Mode: mode, Frags: true, Own: ownProgram(i, e.instance)})
 	p.Pinholes = host.Pinholes("/", os.Getenv("SSH_CONNECTION"))
 	if e.json {
 		err = json.NewEncoder(e.out).Encode(p)

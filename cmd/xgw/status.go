@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,8 +16,11 @@ import (
 // interfaceStatus is what `xgw status --json` prints for each interface.
 type interfaceStatus struct {
 	datapath.Status
+	datapath.State
 	Error  string                `json:"error,omitempty"`
 	Counts []datapath.QueueCount `json:"counts,omitempty"` // outcomes that have counted something
+	Limits []datapath.LimitCount `json:"limits,omitempty"` // those that some packet was over
+	Tables datapath.TableCounts  `json:"tables"`
 }
 
 func statusCommand(e *env) *cobra.Command {
@@ -75,7 +79,17 @@ func readStatus(o datapath.Options) (interfaceStatus, error) {
 	defer d.Close()
 	s.Status = d.Status()
 	var c datapath.Counters
-	if err := d.Counters(&c); err != nil {
+	err = d.Counters(&c)
+	if err == nil {
+		s.State, err = d.State()
+	}
+	if err == nil {
+		s.Limits, err = d.LimitCounts()
+	}
+	if err == nil {
+		s.Tables, err = d.TableCounts()
+	}
+	if err != nil {
 		s.Error = err.Error()
 		return s, err
 	}
@@ -92,11 +106,20 @@ func writeStatus(e *env, s interfaceStatus) {
 		fmt.Fprintf(e.out, "%s: %s\n", s.Interface, s.Error)
 		return
 	}
-	fmt.Fprintf(e.out, "%s: %s mode by %s, program %d, pins in %s\n", s.Interface, s.Mode, s.Hook, s.Program, s.Directory)
+	fmt.Fprintf(e.out, "%s: %s mode by %s, program %d, generation %d, pins in %s\n", s.Interface, s.Mode, s.Hook, s.Program, s.Generation, s.Directory)
+	switch {
+	case s.Expired:
+		fmt.Fprintf(e.out, "  not confirmed in time: everything passes: `xgw detach %s`, then attach again\n", s.Interface)
+	case s.Waits > 0:
+		fmt.Fprintf(e.out, "  undone in %s unless `xgw confirm %s` comes\n", s.Waits.Round(time.Second), s.Interface)
+	}
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "  QUEUE\tVERDICT\tREASON\tPACKETS\tBYTES")
 	for _, c := range s.Counts {
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%d\t%d\n", c.QueueName(), c.Verdict, c.Reason, c.Packets, c.Bytes)
+	}
+	for _, l := range s.Limits {
+		fmt.Fprintf(w, "  \tlimit\t%s\t%d dropped\t%d in dry run\n", l.Name, l.Dropped, l.DryRun)
 	}
 	w.Flush()
 }
