@@ -17,8 +17,6 @@ import (
 
 	"github.com/vishvananda/netlink"
 
-	"github.com/vishvananda/netlink"
-
 	"github.com/xgw-project/xgw/pkg/lab"
 )
 
