@@ -98,7 +98,7 @@ type loaded struct {
 	DropSamples   *ebpf.Map `ebpf:"drop_samples"`
 	SampleCursor  *ebpf.Map `ebpf:"sample_cursor"`
 	Cpus          *ebpf.Map `ebpf:"cpus"`
-	CpuCount      *ebpf.Map `ebpf:"cpu_count"`
+	CPUCount      *ebpf.Map `ebpf:"cpu_count"`
 }
 
 // maps lists the places of the maps under the names they are pinned by.
@@ -115,7 +115,7 @@ func (o *objects) maps() map[string]**ebpf.Map {
 		bpf.GatewayMapHandshakes: &o.Handshakes, bpf.GatewayMapOwnFlows: &o.OwnFlows,
 		bpf.GatewayMapVerdicts: &o.Verdicts, bpf.GatewayMapPinholes: &o.Pinholes,
 		bpf.GatewayMapDropSamples: &o.DropSamples, bpf.GatewayMapSampleCursor: &o.SampleCursor,
-		bpf.GatewayMapCpus: &o.Cpus, bpf.GatewayMapCpuCount: &o.CpuCount,
+		bpf.GatewayMapCpus: &o.Cpus, bpf.GatewayMapCpuCount: &o.CPUCount,
 	}
 }
 

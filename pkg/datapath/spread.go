@@ -30,7 +30,7 @@ func (d *Datapath) spread(wanted bool) error {
 		}
 		count = uint32(len(cpus))
 	}
-	if err := d.objects.CpuCount.Put(uint32(0), count); err != nil {
+	if err := d.objects.CPUCount.Put(uint32(0), count); err != nil {
 		return fmt.Errorf("spread flows: %w", err)
 	}
 	return nil

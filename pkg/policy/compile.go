@@ -162,7 +162,7 @@ func normalise(all []PrefixRule, explicit int) ([]PrefixRule, error) {
 			list[i].PrefixRule = list[i-1].PrefixRule
 			continue
 		}
-		for n := len(enclosing); n > 0 && !(enclosing[n-1].Prefix.Bits() <= r.Prefix.Bits() && enclosing[n-1].Prefix.Contains(r.Prefix.Addr())); n-- {
+		for n := len(enclosing); n > 0 && !encloses(enclosing[n-1].Prefix, r.Prefix); n-- {
 			enclosing = enclosing[:n-1]
 		}
 		if n := len(enclosing); n > 0 && enclosing[n-1].Action == r.Action {
@@ -172,4 +172,8 @@ func normalise(all []PrefixRule, explicit int) ([]PrefixRule, error) {
 		out = append(out, r.PrefixRule)
 	}
 	return out, nil
+}
+
+func encloses(outer, inner netip.Prefix) bool {
+	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
 }
