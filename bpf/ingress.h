@@ -153,7 +153,7 @@ static __always_inline enum outcome decide(const struct frame *f, __u32 queue,
 	e->prefix = e->over = e->generation = 0;
 	e->verdict = STEP_NONE;
 	w->request.row = count_row(queue);
-	w->request.bytes = f->length;
+	w->request.bytes = f->length + f->tags * sizeof(struct vlan_tag);
 	choose_generation(w, clock);
 	UNKNOWN(w->outcome) = classify(f->data, f->end, f->length, f->tags, p);
 	inner = bpf_map_lookup_elem(&gen_tables, &w->request.slot);
@@ -180,7 +180,7 @@ static __always_inline enum outcome receive(const struct frame *f, __u32 queue, 
 	__u64 ordinal;
 
 	UNKNOWN(w->outcome) = decide(f, queue, clock, w);
-	ordinal = count_ingress(w->request.row, UNKNOWN(w->outcome), packets, f->length);
+	ordinal = count_ingress(w->request.row, UNKNOWN(w->outcome), packets, w->request.bytes);
 	if (UNKNOWN(w->outcome) >= OUTCOME_FIRST_DROP)
 		sample_drop(f->data, f->end, f->length, w->request.row, UNKNOWN(w->outcome),
 			    ordinal, clock);
