@@ -7,6 +7,7 @@
 #define XGW_CONFIG_H
 
 #include <linux/bpf.h>
+#include <bpf/bpf_helpers.h> /* first: linux/stddef.h has another __always_inline, which is a hint */
 
 /* Receive queues with a row of their own in ingress_counts; see count_row(). */
 const volatile __u32 queue_rows = 1;
