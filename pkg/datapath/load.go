@@ -117,12 +117,12 @@ func fitInner(spec *ebpf.CollectionSpec, old bool) error {
 			}
 			inner.Key, inner.Value = &btf.Int{Name: "slot", Size: 4}, s
 		}
-		if !fixed {
-			inner.Flags |= innerMapFlag
-		}
 	}
-	if fixed {
-		spec.Maps[bpf.GatewayMapGenBuckets].InnerMap.MaxEntries = fixedBuckets
+	// Only where sizes differ: of such an array the kernel cannot inline the lookup.
+	if buckets := spec.Maps[bpf.GatewayMapGenBuckets].InnerMap; fixed {
+		buckets.MaxEntries = fixedBuckets
+	} else {
+		buckets.Flags |= innerMapFlag
 	}
 	return nil
 }
