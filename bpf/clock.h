@@ -20,12 +20,22 @@ static __always_inline __u64 clock_now(const struct clock *c)
 }
 
 /*
- * A tick behind at most, and half as dear. Before Linux 5.11 the loader puts the
- * exact clock in its place.
+ * A tick behind at most: the clock is read by the first packet of each tick on this CPU.
+ * The kernel makes the ticks' count a load from memory, where even its own coarse clock is
+ * some calls. Before Linux 5.5 the loader puts the exact clock in the count's place, so
+ * that each packet reads it.
  */
-static __always_inline __u64 clock_coarse(const struct clock *c)
+static __always_inline __u64 clock_coarse(const struct clock *c, struct work *w)
 {
-	return c->now ? c->now : bpf_ktime_get_coarse_ns();
+	__u64 tick = bpf_jiffies64();
+
+	if (c->now)
+		return c->now;
+	if (w->tick != tick) {
+		w->tick = tick;
+		w->tick_time = bpf_ktime_get_ns();
+	}
+	return w->tick_time;
 }
 
 static __always_inline __u32 clock_chance(const struct clock *c)

@@ -69,7 +69,7 @@ static __always_inline enum outcome apply_limits(const struct tables *t, struct 
 
 	if (!(t->features & (r->syns ? FEATURE_LIMITS : FEATURE_ESTABLISHED)))
 		return o;
-	r->now = t->features & FEATURE_COARSE ? clock_coarse(clock) : clock_now(clock);
+	r->now = t->features & FEATURE_COARSE ? clock_coarse(clock, w) : clock_now(clock);
 	if (own && (t->features & FEATURE_SOURCE) && over_source_limit(t, p, r, over))
 		return OUTCOME_drop_source_limit;
 	if (own && (t->features & FEATURE_PREFIX) && over_prefix_limit(t, p, r, over))

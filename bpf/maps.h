@@ -65,7 +65,9 @@ struct work {
 	__u32 outcome; /* as far as is known */
 	__u32 expired; /* the generation that holds is the fallback */
 	struct request request;
-	__u64 lengths; /* of prefixes yet to look for */
+	__u64 lengths;	 /* of prefixes yet to look for */
+	__u64 tick;	 /* the latest that this CPU saw, see clock_coarse() */
+	__u64 tick_time; /* ns, somewhere in it */
 	struct explanation explanation;
 };
 

@@ -172,7 +172,7 @@ enum feature {
 	FEATURE_PREFIX = 1 << 5,
 	FEATURE_PORT = 1 << 6,
 	FEATURE_INTERFACE = 1 << 7,
-	FEATURE_COARSE = 1 << 8,       /* every burst lasts longer than ticks of the coarse clock */
+	FEATURE_COARSE = 1 << 8,       /* every burst lasts longer than ticks */
 	FEATURE_LIMITS = 1 << 9,       /* some limit at all */
 	FEATURE_ESTABLISHED = 1 << 10, /* some limit counts packets or bytes */
 };

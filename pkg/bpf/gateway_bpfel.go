@@ -326,6 +326,8 @@ type GatewayWork struct {
 		Row   uint32
 	}
 	Lengths     uint64
+	Tick        uint64
+	TickTime    uint64
 	Explanation GatewayExplanation
 }
 

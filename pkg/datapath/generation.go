@@ -293,8 +293,8 @@ func monotonic() uint64 {
 	return uint64(ts.Nano())
 }
 
-// coarseTick is how far behind the coarse clock may be.
-func coarseTick() time.Duration {
+// tick is how far behind the coarse clock may be: the kernel's own is by as much.
+func tick() time.Duration {
 	var ts unix.Timespec
 	if err := unix.ClockGetres(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
 		return 10 * time.Millisecond // the longest there is

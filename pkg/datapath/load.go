@@ -73,7 +73,7 @@ func setSeed(spec *ebpf.CollectionSpec, seed uint64) error {
 // standIn replaces calls of helpers that are newer than the kernel. On Linux 5.4 code
 // that is never reached is checked as well, so a switch in the program is not enough.
 func standIn(spec *ebpf.CollectionSpec, old bool) {
-	coarse := !old && features.HaveProgramHelper(ebpf.XDP, asm.FnKtimeGetCoarseNs) == nil
+	ticks := !old && features.HaveProgramHelper(ebpf.XDP, asm.FnJiffies64) == nil
 	length := !old && features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil
 	for _, p := range spec.Programs {
 		for i := range p.Instructions {
@@ -82,8 +82,8 @@ func standIn(spec *ebpf.CollectionSpec, old bool) {
 				continue
 			}
 			switch asm.BuiltinFunc(ins.Constant) {
-			case asm.FnKtimeGetCoarseNs:
-				if !coarse {
+			case asm.FnJiffies64:
+				if !ticks {
 					ins.Constant = int64(asm.FnKtimeGetNs)
 				}
 			case asm.FnXdpGetBuffLen:
@@ -151,8 +151,8 @@ func newEncoding(o *Options) (encoding, error) {
 		return encoding{}, fmt.Errorf("count possible CPUs: %w", err)
 	}
 	e := encoding{cpus: cpus, fixed: o.Old || !haveInnerSizes()}
-	if !o.Old && features.HaveProgramHelper(ebpf.XDP, asm.FnKtimeGetCoarseNs) == nil {
-		e.tick = coarseTick()
+	if !o.Old && features.HaveProgramHelper(ebpf.XDP, asm.FnJiffies64) == nil {
+		e.tick = tick()
 	}
 	return e, nil
 }

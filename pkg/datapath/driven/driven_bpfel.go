@@ -361,6 +361,8 @@ type DrivenWork struct {
 		Row   uint32
 	}
 	Lengths     uint64
+	Tick        uint64
+	TickTime    uint64
 	Explanation DrivenExplanation
 }
 
