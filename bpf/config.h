@@ -33,6 +33,7 @@ const volatile __u32 frags = 0;
 #define ROW_LENGTHS ((1ULL << MAX_PREFIX_LENGTHS) - 1)
 #define MAX_PORT_LIMITS 16
 #define MAX_PINHOLES 8
+#define SHORT_FRAME 128		       /* bytes; what is shorter lies in one buffer */
 #define DROP_SAMPLES 128	       /* kept by each CPU */
 #define SAMPLE_EVERY 64		       /* drops of one CPU, queue and outcome; a power of two */
 #define SAMPLE_HEAD 96		       /* bytes of a dropped frame, a multiple of 4 */

@@ -17,9 +17,16 @@
 #include "steer.h"
 #include <linux/pkt_cls.h>
 
+/*
+ * A frame in several buffers fills the first one, so a short one has no other: most
+ * packets of a flood are spared the call. (Drivers that split frames after the headers
+ * refuse XDP while they do.)
+ */
 static __always_inline __u64 frame_length(struct xdp_md *ctx)
 {
-	return frags ? bpf_xdp_get_buff_len(ctx) : ctx->data_end - ctx->data;
+	__u64 first = ctx->data_end - ctx->data;
+
+	return frags && first >= SHORT_FRAME ? bpf_xdp_get_buff_len(ctx) : first;
 }
 
 SEC("xdp")
