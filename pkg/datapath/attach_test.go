@@ -194,6 +194,9 @@ func TestAttachCountsAndDetach(t *testing.T) {
 		{"tc", ModeTC, false, ""},
 		{"tc by netlink", ModeTC, true, "netlink"},
 	} {
+		if testing.Short() && row.name == "generic by netlink" {
+			continue
+		}
 		t.Run(row.name, func(t *testing.T) {
 			w := newWire(t, 2)
 			w.options.Netlink = row.netlink
@@ -417,6 +420,9 @@ func TestAttachIsAllOrNothing(t *testing.T) {
 
 func TestDeviceMadeAnew(t *testing.T) {
 	for _, byNetlink := range []bool{false, true} {
+		if testing.Short() && byNetlink {
+			break
+		}
 		w := newWire(t, 1)
 		w.options.Netlink = byNetlink
 		w.mustAttach(t, ModeNative).Close()
