@@ -62,23 +62,31 @@ static __always_inline enum outcome apply_budgets(const struct tables *t, const 
 static __always_inline enum outcome apply_limits(const struct tables *t, struct work *w,
 						 enum outcome o, const struct clock *clock)
 {
-	bool own = w->explanation.prefix != ACTION_ALLOW;
 	struct request *r = &w->request;
-	__u64 *over = &w->explanation.over;
-	struct packet *p = &w->packet;
+	__u32 source = 0, prefix = 0, counts;
 
-	if (!(t->features & (r->syns ? FEATURE_LIMITS : FEATURE_ESTABLISHED)))
+	r->counts = r->syns ? COUNTS : COUNTS & ~(1U << COUNT_SYNS);
+	if (!(t->active & r->counts * EACH_KEY))
 		return o;
 	r->now = t->features & FEATURE_COARSE ? clock_coarse(clock, w) : clock_now(clock);
-	if (own && (t->features & FEATURE_SOURCE) && over_source_limit(t, p, r, over))
+	if (UNKNOWN(w->explanation.prefix) != ACTION_ALLOW) {
+		source = asked(t, r, SLOT_SOURCE);
+		prefix = asked(t, r, SLOT_PREFIX);
+	}
+	if (source | prefix)
+		find_verified(w);
+	if (source && over_source_limit(t, w, source))
 		return OUTCOME_drop_source_limit;
-	if (own && (t->features & FEATURE_PREFIX) && over_prefix_limit(t, p, r, over))
+	if (prefix && over_prefix_limit(t, w, prefix))
 		return OUTCOME_drop_prefix_limit;
-	if (o <= OUTCOME_pass_udp && (t->features & FEATURE_PORT) && over_port_limit(t, p, r, over))
+	counts = asked(t, r, SLOT_PORT);
+	if (o <= OUTCOME_pass_udp && counts && over_port_limit(t, w, counts))
 		return OUTCOME_drop_port_limit;
-	if ((t->features & FEATURE_QUEUE) && over_queue_limit(t, p, r, over))
+	counts = asked(t, r, SLOT_QUEUE);
+	if (counts && over_queue_limit(t, w, counts))
 		return OUTCOME_drop_queue_limit;
-	if ((t->features & FEATURE_INTERFACE) && over_interface_limit(t, p, r, over))
+	counts = asked(t, r, SLOT_INTERFACE);
+	if (counts && over_shared_limit(t->interface, w, counts))
 		return OUTCOME_drop_interface_limit;
 	return o;
 }

@@ -11,9 +11,6 @@
  * what a narrow limit stops never draws on a wide one, and one loud source cannot
  * use up the queue of all others.
  *
- * Each key is a function of its own: what comes back from it is one bit, so the
- * verifier walks the rest only once.
- *
  * In the buckets that many sources share, strangers may use three quarters of the
  * burst; the last quarter is for sources that completed a handshake. Under a flood
  * of strangers these are served first, and the limit still holds.
@@ -23,40 +20,22 @@
 
 #include "verified.h"
 
-/* What one packet asks of a bucket. */
-struct charge {
-	__u64 amount[COUNT_KINDS]; /* 2^-6 ns; 0: nothing of this count */
-	__u64 tolerance[COUNT_KINDS];
-	__u64 reserve[COUNT_KINDS]; /* of the tolerance */
-	__u64 any;		    /* not 0: some amount is not */
-	__u32 dry;		    /* counts, as bits, that are told but not held */
-};
+#define COUNTS ((1U << COUNT_KINDS) - 1)
 
-static __always_inline __u64 charge_of(__u64 cost, __u32 count, const struct request *r)
+/* What a key's limits count of this packet, as bits. */
+static __always_inline __u32 asked(const struct tables *t, const struct request *r,
+				   enum limit_slot first)
 {
-	__u64 units = count == COUNT_SYNS ? r->syns : count == COUNT_BYTES ? r->bytes : 1;
-
-	return (cost * units) >> 10;
+	return t->active >> first & r->counts;
 }
 
-static __always_inline void fill_charge(struct charge *c, const struct limit *limits,
-					const struct request *r)
+/* One packet's, in 2^-6 ns. */
+static __always_inline __u64 amount_of(const struct limit *l, __u32 count, const struct request *r)
 {
-	c->any = 0;
-	c->dry = 0;
-	for (int i = 0; i < COUNT_KINDS; i++) {
-		c->amount[i] = charge_of(limits[i].cost, i, r);
-		c->tolerance[i] = limits[i].tolerance;
-		c->reserve[i] = limits[i].reserve;
-		c->any |= c->amount[i];
-		c->dry |= limits[i].dry_run << i;
-	}
+	return (count == COUNT_BYTES ? l->cost * r->bytes : l->cost) >> 10;
 }
 
-/*
- * How far ahead of now an arrival time would be after the amount; in arithmetic, as
- * all that is asked of each count: see same().
- */
+/* How far ahead of now an arrival time would be after the amount. */
 static __always_inline __u64 due(__u64 tat, __u64 amount, __u64 now)
 {
 	__s64 ahead = tat - now;
@@ -75,48 +54,51 @@ static __always_inline bool conform(__u64 *tat, __u64 amount, __u64 tolerance, _
 	return true;
 }
 
-/*
- * Charges all counts or, when one that is held is over, none. Returns the counts
- * that are over, as bits. held_back: ~0 keeps the reserve from the packet.
- */
-static __always_inline __u32 charge(__u64 *tat, const struct charge *c, __u64 now, __u64 held_back)
+/* Of the counts that are over, is there one that is held? */
+static __always_inline bool is_held(const struct limit *limits, __u32 over)
 {
-	__u64 ahead[COUNT_KINDS], moves[COUNT_KINDS];
+	__u32 held = 0;
+
+	for (int i = 0; i < COUNT_KINDS; i++)
+		held |= over >> i & (limits[i].dry_run ^ 1);
+	return held & 1;
+}
+
+/*
+ * Charges all counts that are asked for or, when one that is held is over, none. Returns
+ * those that are over, as bits. held_back: ~0 keeps the reserve from the packet.
+ *
+ * There is no lock. What is charged to a bucket that is in use is added atomically, so
+ * none of it is lost; but CPUs that look at the same moment may all find room where there
+ * is room for one, and of those that find the bucket empty one charge may stay. So a
+ * bucket may let one packet a CPU more through than its burst.
+ */
+static __always_inline __u32 charge(__u64 *tat, const struct limit *limits, __u32 counts,
+				    const struct request *r, __u64 held_back)
+{
+	__u64 now = r->now << 6;
 	__u32 over = 0;
 
 	for (int i = 0; i < COUNT_KINDS; i++) {
-		__u64 amount = c->amount[i], asked = (0 - amount) >> 63;
-		__u64 beyond;
+		const struct limit *l = &limits[i];
 
-		ahead[i] = due(tat[i], amount, now);
-		beyond = asked & above(ahead[i], c->tolerance[i] - (c->reserve[i] & held_back));
-		moves[i] = asked & ~beyond;
-		over |= beyond << i;
+		if (counts & 1U << i)
+			over |= above(due(tat[i], amount_of(l, i, r), now),
+				      l->tolerance - (l->reserve & held_back))
+				<< i;
 	}
-	if (over & ~c->dry)
+	if (over && is_held(limits, over))
 		return over;
-	for (int i = 0; i < COUNT_KINDS; i++)
-		tat[i] += (now + ahead[i] - tat[i]) & (0 - moves[i]);
+	counts &= ~over;
+	for (int i = 0; i < COUNT_KINDS; i++) {
+		if (!(counts & 1U << i))
+			continue;
+		if (tat[i] > now)
+			__sync_fetch_and_add(&tat[i], amount_of(&limits[i], i, r));
+		else
+			tat[i] = now + amount_of(&limits[i], i, r);
+	}
 	return over;
-}
-
-/* The exact entry of a source: false when it has none. */
-static __always_inline bool take_verified(__u64 source, const struct charge *c, __u64 ns,
-					  __u32 *over)
-{
-	struct verified_set *set = verified_set(source);
-	__u64 way = set ? verified_way(set, source) : 0;
-	__u64 *tat;
-
-	if (!set || !way)
-		return false;
-	way = (way - 1) & (VERIFIED_WAYS - 1);
-	tat = &set->tat[way * COUNT_KINDS];
-	bpf_spin_lock(&set->lock);
-	*over = charge(tat, c, ns << 6, 0);
-	set->seen[way] = ns;
-	bpf_spin_unlock(&set->lock);
-	return true;
 }
 
 /*
@@ -131,8 +113,8 @@ static __always_inline bool take_verified(__u64 source, const struct charge *c, 
  * and wider limits decide.
  */
 static __always_inline __u32 take_sketch(void *sketch, __u32 size, __u64 key,
-					 const struct charge *c, __u64 now, __u64 held_back,
-					 bool *crowded)
+					 const struct limit *limits, __u32 counts,
+					 const struct request *r, __u64 held_back, bool *crowded)
 {
 	__u64 hash = mix(mix(hash_seed, key), hash_seed);
 	__u32 tag = hash >> 40 | 1, all = ~0U;
@@ -144,12 +126,10 @@ static __always_inline __u32 take_sketch(void *sketch, __u32 size, __u64 key,
 
 		if (!b)
 			return 0; /* cannot be; and a limit never fails closed */
-		bpf_spin_lock(&b->lock);
-		over = charge(b->tat, c, now, held_back);
+		over = charge(b->tat, limits, counts, r, held_back);
 		mine |= same(b->tag, tag);
-		/* Charged, so it is this key's now. */
-		b->tag ^= (b->tag ^ tag) & (0 - same(over & ~c->dry, 0));
-		bpf_spin_unlock(&b->lock);
+		if (!over || !is_held(limits, over))
+			b->tag = tag; /* charged, so it is this key's now */
 		all &= over;
 		hash >>= 20;
 	}
@@ -173,153 +153,129 @@ static __always_inline void count_limit(__u32 slot, bool dry, __u64 bytes)
 }
 
 /* Counts the limits of one key that are over; whether one of them holds. */
-static __always_inline bool settle(__u32 over, const struct charge *c, __u32 first, __u64 bytes,
-				   __u64 *slots)
+static __noinline bool settle(const struct limit *limits, __u32 over, __u32 first, struct work *w)
 {
-	if (!over)
-		return false;
 	for (int i = 0; i < COUNT_KINDS; i++)
 		if (over & 1U << i)
-			count_limit(first + i, c->dry & 1U << i, bytes);
-	*slots |= (__u64)over << first;
-	return over & ~c->dry;
+			count_limit(first + i, limits[i].dry_run, w->request.bytes);
+	w->explanation.over |= (__u64)over << first;
+	return is_held(limits, over);
 }
 
-static __noinline bool over_source_limit(const struct tables *t, const struct packet *p,
-					 const struct request *r, __u64 *slots)
+static __always_inline bool over_source_limit(const struct tables *t, struct work *w, __u32 counts)
 {
-	__u64 source = source_key(p);
-	struct charge c;
+	const struct request *r = &w->request;
+	__u64 source = source_key(&w->packet), way = UNKNOWN(w->way);
+	struct verified_set *set = verified_set(source);
 	bool crowded = false;
-	__u32 over = 0;
-
-	fill_charge(&c, t->source, r);
-	if (!c.any)
-		return false;
-	if (!take_verified(source, &c, r->now, &over))
-		over = take_sketch(&source_sketch, SOURCE_ROW, source, &c, r->now << 6, 0,
-				   &crowded);
-	if (crowded) {
-		struct table_events *counts = counts_of_tables();
-
-		if (counts)
-			counts->source_bypass++;
-	}
-	return settle(over, &c, SLOT_SOURCE, r->bytes, slots);
-}
-
-static __noinline bool over_prefix_limit(const struct tables *t, const struct packet *p,
-					 const struct request *r, __u64 *slots)
-{
-	bool crowded = false;
-	struct charge c;
 	__u32 over;
 
-	fill_charge(&c, t->prefix, r);
-	if (!c.any)
-		return false;
-	over = take_sketch(&prefix_sketch, PREFIX_ROW, prefix_key(p), &c, r->now << 6,
-			   is_verified(p) ? 0 : ~0ULL, &crowded);
-	if (crowded) {
-		struct table_events *counts = counts_of_tables();
+	if (set && way) {
+		way = (way - 1) & (VERIFIED_WAYS - 1);
+		over = charge(&set->tat[way * COUNT_KINDS], t->source, counts, r, 0);
+		set->seen[way] = r->now;
+	} else {
+		over = take_sketch(&source_sketch, SOURCE_ROW, source, t->source, counts, r, 0,
+				   &crowded);
+		if (crowded) {
+			struct table_events *events = counts_of_tables();
 
-		if (counts)
-			counts->prefix_bypass++;
+			if (events)
+				events->source_bypass++;
+		}
 	}
-	return settle(over, &c, SLOT_PREFIX, r->bytes, slots);
+	return over && settle(t->source, over, SLOT_SOURCE, w);
+}
+
+static __always_inline bool over_prefix_limit(const struct tables *t, struct work *w, __u32 counts)
+{
+	bool crowded = false;
+	__u32 over = take_sketch(&prefix_sketch, PREFIX_ROW, prefix_key(&w->packet), t->prefix,
+				 counts, &w->request, UNKNOWN(w->way) ? 0 : ~0ULL, &crowded);
+
+	if (crowded) {
+		struct table_events *events = counts_of_tables();
+
+		if (events)
+			events->prefix_bypass++;
+	}
+	return over && settle(t->prefix, over, SLOT_PREFIX, w);
 }
 
 /* The queue's own CPU is the only one here, but in generic and tc mode: see queue_bucket. */
-static __noinline bool over_queue_limit(const struct tables *t, const struct packet *p,
-					const struct request *r, __u64 *slots)
+static __always_inline bool over_queue_limit(const struct tables *t, struct work *w, __u32 counts)
 {
-	struct queue_bucket *b;
-	struct charge c;
+	struct queue_bucket *b = bpf_map_lookup_elem(&queue_buckets, &w->request.row);
 	__u32 over;
 
-	fill_charge(&c, t->queue, r);
-	if (!c.any)
-		return false;
-	b = bpf_map_lookup_elem(&queue_buckets, &r->row);
 	if (!b)
 		return false; /* cannot be: there is a bucket for each row */
-	over = charge(b->tat, &c, r->now << 6, ~0ULL);
-	if ((over & ~c.dry) && is_verified(p))
-		over = charge(b->tat, &c, r->now << 6, 0);
-	return settle(over, &c, SLOT_QUEUE, r->bytes, slots);
+	over = charge(b->tat, t->queue, counts, &w->request, ~0ULL);
+	if (over && is_held(t->queue, over) && is_verified(&w->packet))
+		over = charge(b->tat, t->queue, counts, &w->request, 0);
+	return over && settle(t->queue, over, SLOT_QUEUE, w);
 }
 
-/* Draws on a bucket that all CPUs share; each takes a batch and lives on it. */
-static __always_inline bool over_shared_limit(const struct limit *l, __u32 slot, __u64 amount,
-					      const struct packet *p, __u64 now)
+/* Draws on a bucket that all CPUs share, for a batch of packets; whether that fails. */
+static __noinline bool draw(const struct limit *l, __u64 amount, struct work *w)
 {
-	__u64 *credit = bpf_map_lookup_elem(&shared_credits, &slot), wanted;
-	struct shared_bucket *b;
-	__u64 tolerance = l->tolerance;
+	__u32 slot = l->slot;
+	__u64 *credit = bpf_map_lookup_elem(&shared_credits, &slot);
+	struct shared_bucket *b = bpf_map_lookup_elem(&shared_buckets, &slot);
+	__u64 now = w->request.now << 6, tolerance = l->tolerance;
+	__u64 wanted = amount > l->batch ? amount : l->batch;
 	bool conforms;
 
-	if (!credit)
+	if (!b || !credit)
 		return false;
-	if (*credit >= amount) {
-		*credit -= amount;
-		return false;
-	}
-	b = bpf_map_lookup_elem(&shared_buckets, &slot);
-	if (!b)
-		return false;
-	wanted = amount > l->batch ? amount : l->batch;
-	if (l->reserve && !is_verified(p))
+	if (l->reserve && !is_verified(&w->packet))
 		tolerance -= l->reserve;
 	bpf_spin_lock(&b->lock);
-	conforms = conform(&b->tat, wanted, tolerance, now << 6);
+	conforms = conform(&b->tat, wanted, tolerance, now);
 	if (!conforms) {
 		wanted = amount;
-		conforms = conform(&b->tat, wanted, tolerance, now << 6);
+		conforms = conform(&b->tat, wanted, tolerance, now);
 	}
 	bpf_spin_unlock(&b->lock);
-	if (conforms)
+	if (conforms) {
 		*credit += wanted - amount;
-	return !conforms;
-}
-
-/* One limit on a shared bucket; whether it stops the packet. */
-static __noinline bool over_one(const struct limit *l, __u32 count, const struct packet *p,
-				const struct request *r, __u64 *slots)
-{
-	__u64 amount = charge_of(l->cost, count, r);
-	__u32 slot = l->slot;
-
-	if (!amount || !over_shared_limit(l, slot, amount, p, r->now))
 		return false;
-	count_limit(slot, l->dry_run, r->bytes);
-	*slots |= 1ULL << (slot & 63);
+	}
+	count_limit(slot, l->dry_run, w->request.bytes);
+	w->explanation.over |= 1ULL << (slot & 63);
 	return !l->dry_run;
 }
 
-static __noinline bool over_interface_limit(const struct tables *t, const struct packet *p,
-					    const struct request *r, __u64 *slots)
+/* Limits on buckets that all CPUs share; each takes a batch and lives on it. */
+static __always_inline bool over_shared_limit(const struct limit *limits, struct work *w,
+					      __u32 counts)
 {
-	for (__u32 i = 0; i < COUNT_KINDS; i++)
-		if (over_one(&t->interface[i], i, p, r, slots))
+	for (int i = 0; i < COUNT_KINDS; i++) {
+		const struct limit *l = &limits[i];
+		__u64 amount = amount_of(l, i, &w->request), *credit;
+		__u32 slot = l->slot;
+
+		if (!(counts & 1U << i) || !amount)
+			continue;
+		credit = bpf_map_lookup_elem(&shared_credits, &slot);
+		if (credit && *credit >= amount)
+			*credit -= amount;
+		else if (draw(l, amount, w))
 			return true;
+	}
 	return false;
 }
 
-static __noinline bool over_port_limit(const struct tables *t, const struct packet *p,
-				       const struct request *r, __u64 *slots)
+static __always_inline bool over_port_limit(const struct tables *t, struct work *w, __u32 counts)
 {
-	__u32 port = bpf_ntohs(p->destination_port), place = port >> 6;
-	void *rows = bpf_map_lookup_elem(&gen_ports, &r->slot);
+	__u32 port = bpf_ntohs(w->packet.destination_port), place = port >> 6;
+	void *rows = bpf_map_lookup_elem(&gen_ports, &w->request.slot);
 	struct port_row *row = rows ? bpf_map_lookup_elem(rows, &place) : NULL;
 	__u32 found = row ? row->limit[port & 63] : 0;
 
 	if (!found)
 		return false;
-	for (__u32 i = 0; i < COUNT_KINDS; i++)
-		if (over_one(&t->port[(found - 1) & (MAX_PORT_LIMITS - 1)].limit[i], i, p, r,
-			     slots))
-			return true;
-	return false;
+	return over_shared_limit(t->port[(found - 1) & (MAX_PORT_LIMITS - 1)].limit, w, counts);
 }
 
 /* One of a queue's budgets; a packet over it is dropped. */

@@ -13,7 +13,7 @@
 
 /* State of one source or prefix in the sketch. Times are arrival times, in 2^-6 ns. */
 struct bucket {
-	struct bpf_spin_lock lock;
+	__u32 unused;
 	__u32 tag; /* of the last source that was charged here */
 	__u64 tat[COUNT_KINDS];
 };
@@ -53,10 +53,11 @@ struct handshake {
 /* What one packet asks of all limits. */
 struct request {
 	__u64 bytes;
-	__u64 syns; /* 0 or 1 */
-	__u64 now;  /* ns */
-	__u32 slot; /* of the generation */
-	__u32 row;  /* of the queue */
+	__u64 syns;   /* 0 or 1 */
+	__u64 counts; /* that the packet is of, as bits: a SYN of all, others not of SYNs */
+	__u64 now;    /* ns */
+	__u32 slot;   /* of the generation */
+	__u32 row;    /* of the queue */
 };
 
 /* What is known of the packet in hand. */
@@ -66,6 +67,7 @@ struct work {
 	__u32 expired; /* the generation that holds is the fallback */
 	struct request request;
 	__u64 lengths;	 /* of prefixes yet to look for */
+	__u64 way;	 /* one more than the place of the source among the verified, or 0 */
 	__u64 tick;	 /* the latest that this CPU saw, see clock_coarse() */
 	__u64 tick_time; /* ns, somewhere in it */
 	struct explanation explanation;

@@ -111,6 +111,11 @@ enum limit_slot {
 	SLOT_COUNT = 61,
 };
 
+/* A key's bits in tables.active, at each key's place. */
+#define EACH_KEY                                                                           \
+	(1U << SLOT_QUEUE | 1U << SLOT_SOURCE | 1U << SLOT_PREFIX | 1U << SLOT_INTERFACE | \
+	 1U << SLOT_PORT)
+
 /*
  * A limit as a generic cell rate. cost is that of one packet or byte, in 2^-16 ns:
  * 10^9 * 2^16 / rate; 0 means "no limit". tolerance is what may be owed, in 2^-6 ns:
@@ -167,14 +172,7 @@ enum feature {
 	FEATURE_PREFIXES = 1 << 0,
 	FEATURE_GUARD = 1 << 1,
 	FEATURE_BUDGETS = 1 << 2,
-	FEATURE_QUEUE = 1 << 3,
-	FEATURE_SOURCE = 1 << 4,
-	FEATURE_PREFIX = 1 << 5,
-	FEATURE_PORT = 1 << 6,
-	FEATURE_INTERFACE = 1 << 7,
-	FEATURE_COARSE = 1 << 8,       /* every burst lasts longer than ticks */
-	FEATURE_LIMITS = 1 << 9,       /* some limit at all */
-	FEATURE_ESTABLISHED = 1 << 10, /* some limit counts packets or bytes */
+	FEATURE_COARSE = 1 << 3, /* every burst lasts longer than ticks */
 };
 
 /* One generation: all rules and limits that are not in gen_rows, gen_buckets, gen_ports. */
@@ -182,6 +180,8 @@ struct tables {
 	__u64 generation;
 	enum feature features; /* several of them */
 	enum guard_mode guard;
+	__u32 active; /* limits that there are, as bits of enum limit_slot; all ports share theirs */
+	__u32 unused;
 	__u64 stale_after;	 /* ns: an older heartbeat makes verdicts void */
 	struct budget essential; /* budgets are those of one receive queue */
 	struct budget echo;

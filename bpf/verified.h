@@ -39,6 +39,15 @@ static __always_inline __u64 verified_way(const struct verified_set *set, __u64 
 	return source ? way : 0;
 }
 
+/* Notes the place of the packet's source. Through memory, and so the walk is one. */
+static __always_inline void find_verified(struct work *w)
+{
+	__u64 source = source_key(&w->packet);
+	struct verified_set *set = verified_set(source);
+
+	UNKNOWN(w->way) = set ? verified_way(set, source) : 0;
+}
+
 static __always_inline bool is_verified(const struct packet *p)
 {
 	__u64 source = source_key(p);

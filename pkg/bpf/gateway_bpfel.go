@@ -14,13 +14,10 @@ import (
 )
 
 type GatewayBucket struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Tag uint32
-	Tat [3]uint64
+	_      structs.HostLayout
+	Unused uint32
+	Tag    uint32
+	Tat    [3]uint64
 }
 
 type GatewayBudget struct {
@@ -69,17 +66,10 @@ type GatewayExplanation struct {
 type GatewayFeature uint32
 
 const (
-	GatewayFeatureFEATURE_PREFIXES    GatewayFeature = 1
-	GatewayFeatureFEATURE_GUARD       GatewayFeature = 2
-	GatewayFeatureFEATURE_BUDGETS     GatewayFeature = 4
-	GatewayFeatureFEATURE_QUEUE       GatewayFeature = 8
-	GatewayFeatureFEATURE_SOURCE      GatewayFeature = 16
-	GatewayFeatureFEATURE_PREFIX      GatewayFeature = 32
-	GatewayFeatureFEATURE_PORT        GatewayFeature = 64
-	GatewayFeatureFEATURE_INTERFACE   GatewayFeature = 128
-	GatewayFeatureFEATURE_COARSE      GatewayFeature = 256
-	GatewayFeatureFEATURE_LIMITS      GatewayFeature = 512
-	GatewayFeatureFEATURE_ESTABLISHED GatewayFeature = 1024
+	GatewayFeatureFEATURE_PREFIXES GatewayFeature = 1
+	GatewayFeatureFEATURE_GUARD    GatewayFeature = 2
+	GatewayFeatureFEATURE_BUDGETS  GatewayFeature = 4
+	GatewayFeatureFEATURE_COARSE   GatewayFeature = 8
 )
 
 type GatewayGuardMode uint32
@@ -247,6 +237,8 @@ type GatewayTables struct {
 	Generation   uint64
 	Features     GatewayFeature
 	Guard        GatewayGuardMode
+	Active       uint32
+	Unused       uint32
 	StaleAfter   uint64
 	Essential    GatewayBudget
 	Echo         GatewayBudget
@@ -318,14 +310,16 @@ type GatewayWork struct {
 	Outcome uint32
 	Expired uint32
 	Request struct {
-		_     structs.HostLayout
-		Bytes uint64
-		Syns  uint64
-		Now   uint64
-		Slot  uint32
-		Row   uint32
+		_      structs.HostLayout
+		Bytes  uint64
+		Syns   uint64
+		Counts uint64
+		Now    uint64
+		Slot   uint32
+		Row    uint32
 	}
 	Lengths     uint64
+	Way         uint64
 	Tick        uint64
 	TickTime    uint64
 	Explanation GatewayExplanation

@@ -151,23 +151,18 @@ func (g *generation) encodeLimit(l policy.PacketLimit, e encoding) error {
 	switch l.Key {
 	case policy.ByQueue:
 		place, slot = &t.Queue[count], int(bpf.GatewayLimitSlotSLOT_QUEUE)
-		t.Features |= bpf.GatewayFeatureFEATURE_QUEUE
 	case policy.BySource:
 		place, slot, shared = &t.Source[count], int(bpf.GatewayLimitSlotSLOT_SOURCE), false
-		t.Features |= bpf.GatewayFeatureFEATURE_SOURCE
 	case policy.ByPrefix:
 		place, slot = &t.Prefix[count], int(bpf.GatewayLimitSlotSLOT_PREFIX)
-		t.Features |= bpf.GatewayFeatureFEATURE_PREFIX
 	case policy.ByInterface:
 		place, slot = &t.Interface[count], int(bpf.GatewayLimitSlotSLOT_INTERFACE)
-		t.Features |= bpf.GatewayFeatureFEATURE_INTERFACE
 	case policy.ByPort:
 		i := int(g.ports[l.Port/64].Limit[l.Port%64]) - 1
 		if i < 0 {
 			return errors.New("its port has no place")
 		}
 		place, slot = &t.Port[i].Limit[count], int(bpf.GatewayLimitSlotSLOT_PORT)+3*i
-		t.Features |= bpf.GatewayFeatureFEATURE_PORT
 	default:
 		return fmt.Errorf("key %d has no place in the kernel plane", l.Key)
 	}
@@ -187,10 +182,7 @@ func (g *generation) encodeLimit(l policy.PacketLimit, e encoding) error {
 	if l.Key == policy.ByPort || l.Key == policy.ByInterface {
 		place.Batch = e.batchOf(l)
 	}
-	t.Features |= bpf.GatewayFeatureFEATURE_LIMITS
-	if l.Count != policy.SYNs {
-		t.Features |= bpf.GatewayFeatureFEATURE_ESTABLISHED
-	}
+	t.Active |= 1 << (min(slot, int(bpf.GatewayLimitSlotSLOT_PORT)) + count)
 	return nil
 }
 

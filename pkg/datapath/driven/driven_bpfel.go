@@ -14,13 +14,10 @@ import (
 )
 
 type DrivenBucket struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Tag uint32
-	Tat [3]uint64
+	_      structs.HostLayout
+	Unused uint32
+	Tag    uint32
+	Tat    [3]uint64
 }
 
 type DrivenControlState struct {
@@ -353,14 +350,16 @@ type DrivenWork struct {
 	Outcome uint32
 	Expired uint32
 	Request struct {
-		_     structs.HostLayout
-		Bytes uint64
-		Syns  uint64
-		Now   uint64
-		Slot  uint32
-		Row   uint32
+		_      structs.HostLayout
+		Bytes  uint64
+		Syns   uint64
+		Counts uint64
+		Now    uint64
+		Slot   uint32
+		Row    uint32
 	}
 	Lengths     uint64
+	Way         uint64
 	Tick        uint64
 	TickTime    uint64
 	Explanation DrivenExplanation
