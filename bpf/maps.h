@@ -66,6 +66,8 @@ struct work {
 	__u32 outcome; /* as far as is known */
 	__u32 expired; /* the generation that holds is the fallback */
 	struct request request;
+	__u32 fallback; /* action of the shortest prefixes, which rows have themselves */
+	__u32 unused;
 	__u64 lengths;	 /* of prefixes yet to look for */
 	__u64 way;	 /* one more than the place of the source among the verified, or 0 */
 	__u64 tick;	 /* the latest that this CPU saw, see clock_coarse() */

@@ -318,6 +318,8 @@ type GatewayWork struct {
 		Slot   uint32
 		Row    uint32
 	}
+	Fallback    uint32
+	Unused      uint32
 	Lengths     uint64
 	Way         uint64
 	Tick        uint64

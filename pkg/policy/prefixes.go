@@ -119,7 +119,8 @@ func lengthsOf(entries []prefixEntry) []uint8 {
 	return out
 }
 
-// mark sets the bit of each prefix's length in its row.
+// mark sets the bit of each prefix's length in its row, and those of the octets that
+// follow the row's own bits, as far as they lie in the prefix.
 func (t *PrefixTable) mark(h *PrefixHead, entries []prefixEntry, seed uint64) {
 	var bit [129]uint64
 	for i, length := range h.Lengths {
@@ -128,13 +129,24 @@ func (t *PrefixTable) mark(h *PrefixHead, entries []prefixEntry, seed uint64) {
 	for _, e := range entries {
 		switch {
 		case h.Family == 4:
-			t.Rows[e.low>>16] |= bit[e.length]
+			t.Rows[e.low>>16] |= bit[e.length] | octets(uint8(e.low>>8), int(e.length)-16)
 		case e.length < 32:
 			h.Always |= bit[e.length]
 		default:
-			t.Rows[PrefixRows+mix(seed, e.high>>32)>>48] |= bit[e.length]
+			t.Rows[PrefixRows+mix(seed, e.high>>32)>>48] |= bit[e.length] | octets(uint8(e.high>>24), int(e.length)-32)
 		}
 	}
+}
+
+// octets are the bits of a row's octets that a prefix covers, of which it has so many bits
+// beyond the row's: ROW_OCTETS of bpf/prefix.h.
+func octets(first uint8, length int) uint64 {
+	last := int(first) + 1<<(8-min(length, 8)) - 1
+	var bits uint64
+	for bit := int(first) * 24 >> 8; bit <= last*24>>8; bit++ {
+		bits |= 1 << (24 + bit)
+	}
+	return bits
 }
 
 // hashPrefixes puts each entry into its bucket or, when that is full, the next one. It

@@ -358,6 +358,8 @@ type DrivenWork struct {
 		Slot   uint32
 		Row    uint32
 	}
+	Fallback    uint32
+	Unused      uint32
 	Lengths     uint64
 	Way         uint64
 	Tick        uint64
