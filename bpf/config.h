@@ -23,6 +23,7 @@ const volatile __u32 frags = 0;
 #define PREFIX_ROW 16384    /* likewise for prefixes of sources */
 #define VERIFIED_SETS 32768 /* sets of VERIFIED_WAYS exact sources each */
 #define VERIFIED_WAYS 8
+#define VERIFIED_LOCKS 1024		 /* of those sets, each of as many sets */
 #define VERIFIED_IDLE_NS 300000000000ULL /* not seen for so long: may go before others */
 #define HANDSHAKES 262144		 /* replies to SYNs that wait for the client's ACK */
 #define OWN_FLOWS 65536			 /* places of connections that this host opened */

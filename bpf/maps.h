@@ -35,13 +35,19 @@ struct shared_bucket {
 	__u64 tat;
 };
 
-/* Exact state of sources that completed a handshake. source 0 is an empty place. */
+/*
+ * Exact state of sources that completed a handshake. source 0 is an empty place. Five
+ * cache lines, of which a stranger's packet reads the first.
+ */
 struct verified_set {
-	struct bpf_spin_lock lock;
-	__u32 unused;
 	__u64 source[VERIFIED_WAYS];
 	__u64 seen[VERIFIED_WAYS]; /* ns */
 	__u64 tat[VERIFIED_WAYS * COUNT_KINDS];
+};
+
+struct set_lock {
+	struct bpf_spin_lock lock;
+	__u32 unused;
 };
 
 /* A SYN-ACK that was sent: the client proves its address by acknowledging it. */
@@ -251,6 +257,14 @@ struct {
 	__type(key, __u32);
 	__type(value, struct verified_set);
 } verified SEC(".maps");
+
+/* hash of the source, as that of its set -> lock, for who takes a place; charges need none. xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VERIFIED_LOCKS);
+	__type(key, __u32);
+	__type(value, struct set_lock);
+} verified_locks SEC(".maps");
 
 /* hash of the connection -> SYN-ACK. tc_egress writes; xdp_ingress reads and clears. */
 struct {

@@ -60,11 +60,13 @@ static __always_inline void verify(__u64 source, __u64 now)
 {
 	struct verified_set *set = verified_set(source);
 	struct table_events *counts = counts_of_tables();
+	__u32 which = mix(hash_seed, source) >> 32 & (VERIFIED_LOCKS - 1);
+	struct set_lock *l = bpf_map_lookup_elem(&verified_locks, &which);
 	__u64 oldest = 1ULL << 62, was, seen, way = 0;
 
-	if (!set || !counts || !source)
+	if (!set || !counts || !l || !source)
 		return;
-	bpf_spin_lock(&set->lock);
+	bpf_spin_lock(&l->lock);
 	for (__u64 i = 0; i < VERIFIED_WAYS; i++) {
 		/* The source's own place is older than any, then an empty one, whose age is 1. */
 		__u64 age = (set->seen[i] + 1) & (same(set->source[i], source) - 1);
@@ -81,7 +83,7 @@ static __always_inline void verify(__u64 source, __u64 now)
 	if (was != source)
 		for (int i = 0; i < COUNT_KINDS; i++)
 			set->tat[way * COUNT_KINDS + i] = 0;
-	bpf_spin_unlock(&set->lock);
+	bpf_spin_unlock(&l->lock);
 	if (was == source)
 		return;
 	counts->verified_added++;

@@ -205,6 +205,15 @@ type GatewayQueueCounts struct {
 	DropInterfaceLimit GatewayCount
 }
 
+type GatewaySetLock struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Unused uint32
+}
+
 type GatewaySharedBucket struct {
 	_    structs.HostLayout
 	Lock struct {
@@ -281,12 +290,7 @@ const (
 )
 
 type GatewayVerifiedSet struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Unused uint32
+	_      structs.HostLayout
 	Source [8]uint64
 	Seen   [8]uint64
 	Tat    [24]uint64
@@ -360,6 +364,7 @@ const (
 	GatewayMapTableCounts      = "table_counts"
 	GatewayMapVerdicts         = "verdicts"
 	GatewayMapVerified         = "verified"
+	GatewayMapVerifiedLocks    = "verified_locks"
 	GatewayMapWorkers          = "workers"
 	GatewayProgSelectWorker    = "select_worker"
 	GatewayProgTcEgress        = "tc_egress"
@@ -456,6 +461,7 @@ type GatewayMapSpecs struct {
 	TableCounts   *ebpf.MapSpec `ebpf:"table_counts"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
 	Verified      *ebpf.MapSpec `ebpf:"verified"`
+	VerifiedLocks *ebpf.MapSpec `ebpf:"verified_locks"`
 	Workers       *ebpf.MapSpec `ebpf:"workers"`
 }
 
@@ -520,6 +526,7 @@ type GatewayMaps struct {
 	TableCounts   *ebpf.Map `ebpf:"table_counts"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
 	Verified      *ebpf.Map `ebpf:"verified"`
+	VerifiedLocks *ebpf.Map `ebpf:"verified_locks"`
 	Workers       *ebpf.Map `ebpf:"workers"`
 }
 
@@ -554,6 +561,7 @@ func (m *GatewayMaps) Close() error {
 		m.TableCounts,
 		m.Verdicts,
 		m.Verified,
+		m.VerifiedLocks,
 		m.Workers,
 	)
 }

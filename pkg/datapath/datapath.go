@@ -91,6 +91,7 @@ type loaded struct {
 	SharedBuckets *ebpf.Map `ebpf:"shared_buckets"`
 	SharedCredits *ebpf.Map `ebpf:"shared_credits"`
 	Verified      *ebpf.Map `ebpf:"verified"`
+	VerifiedLocks *ebpf.Map `ebpf:"verified_locks"`
 	Handshakes    *ebpf.Map `ebpf:"handshakes"`
 	OwnFlows      *ebpf.Map `ebpf:"own_flows"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
@@ -112,7 +113,7 @@ func (o *objects) maps() map[string]**ebpf.Map {
 		bpf.GatewayMapQueueBuckets: &o.QueueBuckets, bpf.GatewayMapSourceSketch: &o.SourceSketch,
 		bpf.GatewayMapPrefixSketch: &o.PrefixSketch, bpf.GatewayMapSharedBuckets: &o.SharedBuckets,
 		bpf.GatewayMapSharedCredits: &o.SharedCredits, bpf.GatewayMapVerified: &o.Verified,
-		bpf.GatewayMapHandshakes: &o.Handshakes, bpf.GatewayMapOwnFlows: &o.OwnFlows,
+		bpf.GatewayMapVerifiedLocks: &o.VerifiedLocks, bpf.GatewayMapHandshakes: &o.Handshakes, bpf.GatewayMapOwnFlows: &o.OwnFlows,
 		bpf.GatewayMapVerdicts: &o.Verdicts, bpf.GatewayMapPinholes: &o.Pinholes,
 		bpf.GatewayMapDropSamples: &o.DropSamples, bpf.GatewayMapSampleCursor: &o.SampleCursor,
 		bpf.GatewayMapCpus: &o.Cpus, bpf.GatewayMapCpuCount: &o.CPUCount,
@@ -291,7 +292,7 @@ func (d *Datapath) open() error {
 	if err := d.checkLayout(spec); err != nil {
 		return err
 	}
-	if err := fitInner(spec, d.options.Old); err != nil {
+	if err := fitMaps(spec, d.options.Old); err != nil {
 		return err
 	}
 	if err := d.ready(spec); err != nil {

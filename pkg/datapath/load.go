@@ -29,7 +29,7 @@ func (d *Datapath) fit(spec *ebpf.CollectionSpec) error {
 	if err := resize(spec, d.queues); err != nil {
 		return err
 	}
-	if err := fitInner(spec, d.options.Old); err != nil {
+	if err := fitMaps(spec, d.options.Old); err != nil {
 		return err
 	}
 	cpus, err := ebpf.PossibleCPU()
@@ -70,6 +70,21 @@ func setSeed(spec *ebpf.CollectionSpec, seed uint64) error {
 	return nil
 }
 
+// align makes values start at a page: otherwise they start behind the kernel's own header,
+// and each that was laid out to fill a cache line lies in two. (Linux 5.5; that the maps
+// could be mapped is of no use here.)
+func align(spec *ebpf.CollectionSpec, old bool) {
+	if old || !haveMapFlag(unix.BPF_F_MMAPABLE) {
+		return
+	}
+	for _, m := range []*ebpf.MapSpec{
+		spec.Maps[bpf.GatewayMapGenBuckets].InnerMap, spec.Maps[bpf.GatewayMapVerified], spec.Maps[bpf.GatewayMapVerdicts],
+		spec.Maps[bpf.GatewayMapSourceSketch], spec.Maps[bpf.GatewayMapPrefixSketch], spec.Maps[bpf.GatewayMapOwnFlows],
+	} {
+		m.Flags |= unix.BPF_F_MMAPABLE
+	}
+}
+
 // standIn replaces calls of helpers that are newer than the kernel. On Linux 5.4 code
 // that is never reached is checked as well, so a switch in the program is not enough.
 func standIn(spec *ebpf.CollectionSpec, old bool) {
@@ -100,9 +115,9 @@ func standIn(spec *ebpf.CollectionSpec, old bool) {
 // innerMapFlag lets inner arrays differ in size from their template (BPF_F_INNER_MAP).
 const innerMapFlag = 0x1000
 
-// fitInner gives the templates of inner maps their types, for bpftool, and sizes of
-// their own where the kernel can.
-func fitInner(spec *ebpf.CollectionSpec, old bool) error {
+// fitMaps gives the templates of inner maps their types, for bpftool, and sizes of
+// their own where the kernel can; and all maps their alignment.
+func fitMaps(spec *ebpf.CollectionSpec, old bool) error {
 	fixed := old || !haveInnerSizes()
 	types := map[string]string{
 		bpf.GatewayMapGenTables: "tables", bpf.GatewayMapGenPorts: "port_row", bpf.GatewayMapGenBuckets: "prefix_bucket",
@@ -124,11 +139,14 @@ func fitInner(spec *ebpf.CollectionSpec, old bool) error {
 	} else {
 		buckets.Flags |= innerMapFlag
 	}
+	align(spec, old)
 	return nil
 }
 
-func haveInnerSizes() bool {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1, Flags: innerMapFlag})
+func haveInnerSizes() bool { return haveMapFlag(innerMapFlag) }
+
+func haveMapFlag(flag uint32) bool {
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1, Flags: flag})
 	if err != nil {
 		return false
 	}

@@ -281,6 +281,15 @@ type DrivenQueueCounts struct {
 	}
 }
 
+type DrivenSetLock struct {
+	_    structs.HostLayout
+	Lock struct {
+		_   structs.HostLayout
+		Val uint32
+	}
+	Unused uint32
+}
+
 type DrivenSharedBucket struct {
 	_    structs.HostLayout
 	Lock struct {
@@ -321,12 +330,7 @@ type DrivenVerdictRow struct {
 }
 
 type DrivenVerifiedSet struct {
-	_    structs.HostLayout
-	Lock struct {
-		_   structs.HostLayout
-		Val uint32
-	}
-	Unused uint32
+	_      structs.HostLayout
 	Source [8]uint64
 	Seen   [8]uint64
 	Tat    [24]uint64
@@ -401,6 +405,7 @@ const (
 	DrivenMapTableCounts      = "table_counts"
 	DrivenMapVerdicts         = "verdicts"
 	DrivenMapVerified         = "verified"
+	DrivenMapVerifiedLocks    = "verified_locks"
 	DrivenMapWorkers          = "workers"
 	DrivenProgSelectWorker    = "select_worker"
 	DrivenProgTcEgress        = "tc_egress"
@@ -500,6 +505,7 @@ type DrivenMapSpecs struct {
 	TableCounts   *ebpf.MapSpec `ebpf:"table_counts"`
 	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
 	Verified      *ebpf.MapSpec `ebpf:"verified"`
+	VerifiedLocks *ebpf.MapSpec `ebpf:"verified_locks"`
 	Workers       *ebpf.MapSpec `ebpf:"workers"`
 }
 
@@ -565,6 +571,7 @@ type DrivenMaps struct {
 	TableCounts   *ebpf.Map `ebpf:"table_counts"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
 	Verified      *ebpf.Map `ebpf:"verified"`
+	VerifiedLocks *ebpf.Map `ebpf:"verified_locks"`
 	Workers       *ebpf.Map `ebpf:"workers"`
 }
 
@@ -600,6 +607,7 @@ func (m *DrivenMaps) Close() error {
 		m.TableCounts,
 		m.Verdicts,
 		m.Verified,
+		m.VerifiedLocks,
 		m.Workers,
 	)
 }
