@@ -44,6 +44,7 @@ needs() {
 		bench     haproxy              haproxy         a peer
 		bench     ip                   iproute2        the namespaces of the lab
 		bench     debootstrap          debootstrap     fetches the newest peers
+		bench     xdp-filter           xdp-tools       a peer of the kernel plane
 	EOF
 }
 
