@@ -21,17 +21,21 @@ type lane struct {
 	name    string
 	objects rotate.RotateObjects
 	keys    []uint32
+	perCPU  []rotate.RotateProgress
 	// counts says how many packets the program let end how; nil when it counts none.
 	counts func() (map[string]uint64, error)
 }
 
 // newLane makes one; a nil program stands for the bare drop.
 func newLane(name string, program *ebpf.Program, counts func() (map[string]uint64, error)) (*lane, error) {
-	l := &lane{name: name, counts: counts, keys: make([]uint32, flowCount)}
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return nil, fmt.Errorf("count possible CPUs: %w", err)
+	}
+	l := &lane{name: name, counts: counts, keys: make([]uint32, flowCount), perCPU: make([]rotate.RotateProgress, cpus)}
 	for i := range l.keys {
 		l.keys[i] = uint32(i)
 	}
-	var err error
 	// Programs for frames of several buffers and others never call one another.
 	for _, flags := range []uint32{0, unix.BPF_F_XDP_HAS_FRAGS} {
 		if err = l.load(program, flags); err == nil {
@@ -79,15 +83,33 @@ var errInterrupted = errors.New("interrupted by a signal")
 
 // run sends n packets and returns the thread's CPU time and the last packet's action.
 func (l *lane) run(frame []byte, n int) (time.Duration, uint32, error) {
-	interrupted := false
-	options := &ebpf.RunOptions{Data: frame, Repeat: uint32(n), Reset: func() { interrupted = true }}
+	before, err := l.sent()
+	if err != nil {
+		return 0, 0, err
+	}
+	options := &ebpf.RunOptions{Data: frame, Repeat: uint32(n)}
 	start := threadTime()
 	action, err := l.objects.Rotate.Run(options)
 	took := threadTime() - start
-	if err == nil && interrupted {
+	if err != nil {
+		return 0, 0, fmt.Errorf("run %s: %w", l.name, err)
+	}
+	after, err := l.sent()
+	if err == nil && after-before != uint64(n) {
 		err = errInterrupted
 	}
 	return took, action, err
+}
+
+func (l *lane) sent() (uint64, error) {
+	if err := l.objects.Cursor.Lookup(uint32(0), l.perCPU); err != nil {
+		return 0, fmt.Errorf("read progress of %s: %w", l.name, err)
+	}
+	var n uint64
+	for _, p := range l.perCPU {
+		n += p.Sent
+	}
+	return n, nil
 }
 
 func threadTime() time.Duration {

@@ -18,11 +18,14 @@ const filterName = "xdp-filter"
 type filter struct {
 	*lane
 	collection *ebpf.Collection
-	perCPU     []filterCount
+	records    []filterCount // one of each CPU
 }
 
 // filterCount is a record of its statistics: struct datarec of xdp-tools.
 type filterCount struct{ Packets, Bytes uint64 }
+
+// filterPaths is where distributions, and xdp-tools itself, put the object.
+var filterPaths = []string{"/usr/lib/*/bpf/xdpfilt_alw_all.o", "/usr/lib*/bpf/xdpfilt_alw_all.o", "/usr/local/lib/bpf/xdpfilt_alw_all.o"}
 
 const filterSource = 1 // MAP_FLAG_SRC: the entry is meant as a packet's source
 
@@ -40,7 +43,7 @@ func newFilter(addresses []netip.Addr) (*filter, error) {
 
 func loadFilter() (*filter, error) {
 	var paths []string
-	for _, pattern := range []string{"/usr/lib/*/bpf/xdpfilt_alw_all.o", "/usr/lib*/bpf/xdpfilt_alw_all.o", "/usr/local/lib/bpf/xdpfilt_alw_all.o"} {
+	for _, pattern := range filterPaths {
 		found, _ := filepath.Glob(pattern) // the patterns are well-formed
 		paths = append(paths, found...)
 	}
@@ -68,7 +71,7 @@ func loadFilter() (*filter, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &filter{collection: c, perCPU: make([]filterCount, cpus)}
+	f := &filter{collection: c, records: make([]filterCount, cpus)}
 	program := c.Programs["xdpfilt_alw_all"]
 	if program == nil || c.Maps["xdp_stats_map"] == nil {
 		c.Close()
@@ -82,7 +85,7 @@ func loadFilter() (*filter, error) {
 }
 
 func (f *filter) fill(addresses []netip.Addr) error {
-	flags := make([]uint64, len(f.perCPU))
+	flags := make([]uint64, len(f.records))
 	for i := range flags {
 		flags[i] = filterSource
 	}
@@ -101,10 +104,10 @@ func (f *filter) fill(addresses []netip.Addr) error {
 func (f *filter) read() (map[string]uint64, error) {
 	counts := map[string]uint64{}
 	for action, name := range []string{"aborted", "drop", "pass", "tx", "redirect"} {
-		if err := f.collection.Maps["xdp_stats_map"].Lookup(uint32(action), f.perCPU); err != nil {
+		if err := f.collection.Maps["xdp_stats_map"].Lookup(uint32(action), f.records); err != nil {
 			return nil, fmt.Errorf("read statistics of %s: %w", filterName, err)
 		}
-		for _, c := range f.perCPU {
+		for _, c := range f.records {
 			counts[name] += c.Packets
 		}
 	}

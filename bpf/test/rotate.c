@@ -30,12 +30,18 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
-/* 0 -> the flow that is next. rotate. */
+struct progress {
+	__u64 sent; /* packets */
+	__u32 next; /* flow */
+	__u32 unused;
+};
+
+/* 0 -> where it stands. rotate writes; bench/packet reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, struct progress);
 } cursor SEC(".maps");
 
 /* 0 -> the program under test. bench/packet writes. */
@@ -53,13 +59,14 @@ int rotate(struct xdp_md *ctx)
 	void *data = (void *)(long)ctx->data, *end = (void *)(long)ctx->data_end;
 	struct ethhdr *eth = data;
 	__u32 zero = 0, place;
-	__u32 *next = bpf_map_lookup_elem(&cursor, &zero);
+	struct progress *p = bpf_map_lookup_elem(&cursor, &zero);
 	const struct flow *f;
 
-	if (!next)
+	if (!p)
 		return XDP_ABORTED;
-	place = *next;
-	*next = place < FLOWS - 1 ? place + 1 : 0;
+	p->sent++;
+	place = p->next;
+	p->next = place < FLOWS - 1 ? place + 1 : 0;
 	f = bpf_map_lookup_elem(&flows, &place);
 	if (!f || data + IPV6_PORT + 4 > end)
 		return XDP_ABORTED;

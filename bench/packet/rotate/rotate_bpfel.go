@@ -19,6 +19,13 @@ type RotateFlow struct {
 	Ports  uint32
 }
 
+type RotateProgress struct {
+	_      structs.HostLayout
+	Sent   uint64
+	Next   uint32
+	Unused uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
