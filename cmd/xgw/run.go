@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/gateway"
+	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/logging"
 )
 
@@ -35,6 +38,7 @@ the access log anew, for logrotate.`,
 			}
 			c.Instance = e.instance
 			log := slog.New(logging.NewHandler(e.err, slog.LevelInfo))
+			offerPinholes(c, log)
 			return gateway.Run(cmd.Context(), gateway.Options{
 				Config: c, Log: log, Version: version(),
 				Ready: func(a gateway.Addresses) {
@@ -45,6 +49,23 @@ the access log anew, for logrotate.`,
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", "/etc/gateway/gateway.yaml", "configuration file")
 	return cmd
+}
+
+// offerPinholes names the session that the gateway is started from, when packets may be
+// dropped and no pinhole keeps that session open.
+func offerPinholes(c *config.Config, log *slog.Logger) {
+	if len(c.Interfaces) == 0 {
+		return
+	}
+	for _, want := range host.Pinholes("/", os.Getenv("SSH_CONNECTION")) {
+		covered := slices.ContainsFunc(c.Admin, func(have config.Pinhole) bool {
+			return have.Port == want.Port && have.Source.Bits() <= want.Source.Bits() && have.Source.Contains(want.Source.Addr())
+		})
+		if !covered {
+			log.Warn("no pinhole keeps this open whatever the rules say", "why", want.Why,
+				"add", fmt.Sprintf("admin: [{source: %s, port: %d}]", want.Source, want.Port))
+		}
+	}
 }
 
 func workerCommand(e *env) *cobra.Command {
