@@ -102,6 +102,7 @@ backend backend
 
 const xgwConfig = `interfaces:
   - name: ` + linkXGW + `
+    mode: native
 listeners:
   - address: %[2]s
     certificate: %[1]s/cert.pem

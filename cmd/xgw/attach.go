@@ -46,8 +46,8 @@ a while. It fails when the attach would be refused.`,
 			if err != nil {
 				return usageError{err}
 			}
-			if confirm < 0 || confirm > 24*time.Hour {
-				return usageError{fmt.Errorf("--confirm %s: at most a day is possible, such as 60s", confirm)}
+			if err := checkConfirm(confirm); err != nil {
+				return err
 			}
 			return attach(e, args[0], m, confirm)
 		},
@@ -83,11 +83,18 @@ func attach(e *env, name string, mode datapath.Mode, confirm time.Duration) erro
 	return nil
 }
 
+func checkConfirm(d time.Duration) error {
+	if d < 0 || d > 24*time.Hour {
+		return usageError{fmt.Errorf("--confirm %s: at most a day is possible, such as 60s", d)}
+	}
+	return nil
+}
+
 func confirmCommand(e *env) *cobra.Command {
 	return &cobra.Command{
 		Use:     "confirm INTERFACE",
 		Short:   "Keep what was attached or changed with --confirm",
-		Long:    "Ends the time after which the kernel plane would undo the last attach or change. Without one that waits it does nothing.",
+		Long:    "Ends the time after which the kernel plane would undo the last attach or change. When nothing waits any longer, because it was confirmed before or was undone, the command fails.",
 		Example: "  sudo xgw confirm eth0",
 		Args:    exactly("INTERFACE"),
 		RunE: func(_ *cobra.Command, args []string) error {
@@ -100,6 +107,8 @@ func confirmCommand(e *env) *cobra.Command {
 				return err
 			} else if s.Expired {
 				return fmt.Errorf("confirm %s: too late, the attach is undone and everything passes: `xgw detach %s`, then attach again", args[0], args[0])
+			} else if s.Waits == 0 {
+				return fmt.Errorf("confirm %s: nothing waits to be confirmed: a change that was not confirmed in time is undone by now, see `xgw status %s`", args[0], args[0])
 			}
 			if err := d.Confirm(); err != nil {
 				return err

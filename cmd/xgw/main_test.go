@@ -97,14 +97,14 @@ type starter func(*exec.Cmd) error
 func startHere(cmd *exec.Cmd) error { return cmd.Start() }
 
 // startGateway runs the gateway and waits until it serves.
-func startGateway(t *testing.T, start starter, instance, dir, text string) *running {
+func startGateway(t *testing.T, start starter, instance, dir, text string, more ...string) *running {
 	t.Helper()
 	path := filepath.Join(dir, "gateway.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	g := &running{dir: dir, log: &lockedBuffer{}}
-	g.cmd = exec.Command("/proc/self/exe", "--instance", instance, "run", "-c", path)
+	g.cmd = exec.Command("/proc/self/exe", append([]string{"--instance", instance, "run", "-c", path}, more...)...)
 	g.cmd.Stderr = g.log
 	out, err := g.cmd.StdoutPipe()
 	if err != nil {

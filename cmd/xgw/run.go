@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -20,6 +21,7 @@ import (
 
 func runCommand(e *env) *cobra.Command {
 	var path string
+	var confirm time.Duration
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the gateway: supervisor, workers, metrics",
@@ -27,11 +29,19 @@ func runCommand(e *env) *cobra.Command {
 interfaces named there unless it is attached already, and starts one worker on
 each core. On SIGTERM and SIGINT it lets the workers finish what is under way and
 takes off what it attached itself; what xgw attach made stays. On SIGUSR1 it opens
-the access log anew, for logrotate.`,
+the access log anew, for logrotate.
+
+With --confirm the rules and limits of the kernel plane undo themselves unless xgw
+confirm comes in time: an interface that had others before has those again, any other
+passes everything.`,
 		Example: `  sudo xgw run -c /etc/gateway/gateway.yaml
+  sudo xgw run --confirm 60s   # then, from another session: xgw confirm eth0
   sudo gateway-engine -c /etc/gateway/gateway.yaml # the same`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkConfirm(confirm); err != nil {
+				return err
+			}
 			c, err := config.Load(path)
 			if err != nil {
 				return usageError{err}
@@ -40,7 +50,7 @@ the access log anew, for logrotate.`,
 			log := slog.New(logging.NewHandler(e.err, slog.LevelInfo))
 			offerPinholes(c, log)
 			return gateway.Run(cmd.Context(), gateway.Options{
-				Config: c, Log: log, Version: version(),
+				Config: c, Log: log, Version: version(), Confirm: confirm,
 				Ready: func(a gateway.Addresses) {
 					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on http://%s/metrics\n", strings.Join(a.Listeners, ", "), a.Telemetry)
 				},
@@ -48,6 +58,7 @@ the access log anew, for logrotate.`,
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", "/etc/gateway/gateway.yaml", "configuration file")
+	cmd.Flags().DurationVar(&confirm, "confirm", 0, "undo rules and limits unless xgw confirm comes within this time")
 	return cmd
 }
 

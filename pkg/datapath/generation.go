@@ -40,9 +40,11 @@ func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
 	if err != nil {
 		return err
 	}
-	if state.Deadline != 0 {
+	if now := monotonic(); state.Deadline > now {
 		return fmt.Errorf("%w: `xgw confirm %s`, or wait %s", ErrUnconfirmed, d.options.Interface,
-			time.Duration(state.Deadline-monotonic()).Round(time.Second))
+			time.Duration(state.Deadline-now).Round(time.Second))
+	} else if state.Deadline != 0 {
+		return fmt.Errorf("the attach was not confirmed in time, and all packets pass: `xgw detach %s` first", d.options.Interface)
 	}
 	live, err := d.liveTables(state.Current)
 	if err != nil {
@@ -302,7 +304,7 @@ func tick() time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// sortedPorts is for messages and tests: the ports that have limits.
+// sortedPorts are the ports that have limits.
 func sortedPorts(t *policy.Tables) []uint16 {
 	var out []uint16
 	for _, l := range t.Limits {

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/datapath"
@@ -20,22 +21,24 @@ type plane struct {
 	options datapath.Options
 	mode    datapath.Mode
 	policy  *policy.Policy
+	confirm time.Duration // that the policy must be confirmed within; 0: it stays
 	log     *slog.Logger
 
 	mu        sync.Mutex
 	d         *datapath.Datapath
 	index     int    // of the device that d is attached to
+	wanted    uint64 // the generation that waits to be confirmed
 	said      string // the last trouble, said once
 	transient bool
 }
 
 // newPlane adopts what is attached, or attaches, and puts the policy in force.
-func newPlane(ic config.Interface, instance string, p *policy.Policy, log *slog.Logger) (*plane, error) {
+func newPlane(ic config.Interface, instance string, p *policy.Policy, confirm time.Duration, log *slog.Logger) (*plane, error) {
 	mode, err := datapath.ParseMode(ic.Mode)
 	if err != nil {
 		return nil, err
 	}
-	pl := &plane{options: datapath.Options{Interface: ic.Name, Instance: instance}, mode: mode, policy: p, log: log}
+	pl := &plane{options: datapath.Options{Interface: ic.Name, Instance: instance}, mode: mode, policy: p, confirm: confirm, log: log}
 	if pl.d, err = adopt(pl.options, mode); err != nil {
 		return nil, err
 	}
@@ -68,8 +71,17 @@ func (pl *plane) enforce() error {
 	if err := pl.d.SetPinholes(pl.policy.Pinholes); err != nil {
 		return err
 	}
-	if err := pl.d.Apply(&pl.policy.Tables); err != nil {
+	if err := pl.d.ApplyUntil(&pl.policy.Tables, pl.confirm); err != nil {
 		return err
+	}
+	if pl.confirm > 0 {
+		s, err := pl.d.State()
+		if err != nil {
+			return err
+		}
+		pl.wanted = s.Generation
+		pl.log.Warn("rules and limits are undone unless they are confirmed", "interface", name,
+			"within", pl.confirm, "with", fmt.Sprintf("xgw confirm %s", name))
 	}
 	return pl.d.Beat()
 }
@@ -78,7 +90,7 @@ func (pl *plane) enforce() error {
 func (pl *plane) tend() {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
-	err := pl.d.Beat()
+	err := errors.Join(pl.d.Beat(), pl.settle())
 	link, linkErr := net.InterfaceByName(pl.options.Interface)
 	switch {
 	case linkErr != nil:
@@ -99,6 +111,22 @@ func (pl *plane) tend() {
 		pl.log.Error("kernel plane", "error", err)
 	}
 	pl.said = said
+}
+
+// settle learns what became of the policy that was to be confirmed.
+func (pl *plane) settle() error {
+	if pl.confirm == 0 {
+		return nil
+	}
+	s, err := pl.d.State()
+	if err != nil || s.Waits > 0 {
+		return err
+	}
+	if s.Generation != pl.wanted {
+		return fmt.Errorf("interface %s: the rules and limits were not confirmed in time and are undone: start the gateway again to have them", pl.options.Interface)
+	}
+	pl.confirm = 0
+	return nil
 }
 
 // reattach replaces what is left of the old device. Counters begin anew.

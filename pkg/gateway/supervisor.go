@@ -34,6 +34,9 @@ const beatInterval = time.Second
 type Options struct {
 	Config *config.Config
 	Log    *slog.Logger
+	// Confirm, when not 0, is the time within which what the configuration says of the
+	// kernel plane must be confirmed; else it is undone.
+	Confirm time.Duration
 	// Ready, when not nil, is called once when every worker serves.
 	Ready func(Addresses)
 	// Zone is the file of the shared zone, by default ZonePath(instance).
@@ -248,7 +251,7 @@ func (s *supervisor) makeZone() error {
 }
 
 func (s *supervisor) adopt(ic config.Interface) error {
-	pl, err := newPlane(ic, s.config.Instance, s.policy, s.log)
+	pl, err := newPlane(ic, s.config.Instance, s.policy, s.options.Confirm, s.log)
 	if pl != nil {
 		s.planes = append(s.planes, pl)
 	}
