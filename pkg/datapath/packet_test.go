@@ -5,10 +5,12 @@ package datapath
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
+	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/datapath/driven"
 	. "github.com/xgw-project/xgw/pkg/datapath/packettest"
@@ -34,6 +36,8 @@ type drivenPlane struct {
 	*Datapath
 	program, egress *ebpf.Program
 	drive           *ebpf.Map
+	maps            map[string]*ebpf.Map
+	spec            *ebpf.CollectionSpec
 	now             uint64
 	queue, chance   uint32
 }
@@ -46,6 +50,94 @@ func newDrivenPlane(t testing.TB, queues int, tables *policy.Tables) *drivenPlan
 func newDrivenPlaneWith(t testing.TB, queues int, tables *policy.Tables, o Options) *drivenPlane {
 	t.Helper()
 	needRoot(t)
+	kind := drivenKind{queues, o.Old}
+	var p *drivenPlane
+	if free := drivenPlanes[kind]; len(free) > 0 {
+		p = free[len(free)-1]
+		drivenPlanes[kind] = free[:len(free)-1]
+	} else {
+		p = loadDrivenPlane(t, queues, o)
+	}
+	t.Cleanup(func() { drivenPlanes[kind] = append(drivenPlanes[kind], p) })
+	p.restart(t, tables)
+	return p
+}
+
+type drivenKind struct {
+	queues int
+	old    bool
+}
+
+// drivenPlanes are loaded and not in use: to load one costs more than most tests do.
+var drivenPlanes = map[drivenKind][]*drivenPlane{}
+
+// restart empties all maps, and applies the tables.
+func (p *drivenPlane) restart(t testing.TB, tables *policy.Tables) {
+	t.Helper()
+	p.now, p.queue, p.chance = 1_000_000_000, 0, 0
+	for name, m := range p.maps {
+		switch m.Type() {
+		case ebpf.Array, ebpf.PerCPUArray:
+		default:
+			continue // of these, what control does not name is not looked at
+		}
+		if name == ".rodata" {
+			continue
+		}
+		if err := empty(m, p.spec.Maps[name].Contents); err != nil {
+			t.Fatalf("empty %s: %v", name, err)
+		}
+	}
+	if tables != nil {
+		if err := p.Apply(tables); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// empty writes zeros, and what the map begins with.
+func empty(m *ebpf.Map, first []ebpf.MapKV) error {
+	n := int(m.MaxEntries())
+	zero := make([]byte, m.ValueSize())
+	switch {
+	case m.Flags()&unix.BPF_F_MMAPABLE != 0:
+		b, err := unix.Mmap(m.FD(), 0, (len(zero)+7)/8*8*n, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return err
+		}
+		clear(b)
+		return unix.Munmap(b)
+	case n > 4096 && len(zero) == 8:
+		keys := make([]uint32, n)
+		for i := range keys {
+			keys[i] = uint32(i)
+		}
+		_, err := m.BatchUpdate(keys, make([]uint64, n), nil)
+		return err
+	case m.Type() == ebpf.PerCPUArray:
+		each := slices.Repeat([][]byte{zero}, ebpf.MustPossibleCPU())
+		for k := range uint32(n) {
+			if err := m.Put(k, each); err != nil {
+				return err
+			}
+		}
+	default:
+		for k := range uint32(n) {
+			if err := m.Put(k, zero); err != nil {
+				return err
+			}
+		}
+	}
+	for _, kv := range first {
+		if err := m.Put(kv.Key, kv.Value); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func loadDrivenPlane(t testing.TB, queues int, o Options) *drivenPlane {
+	t.Helper()
 	if err := rlimit.RemoveMemlock(); err != nil {
 		t.Fatal(err)
 	}
@@ -69,23 +161,16 @@ func newDrivenPlaneWith(t testing.TB, queues int, tables *policy.Tables, o Optio
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}
-	t.Cleanup(c.Close)
 	for name, place := range d.objects.maps() {
 		*place = c.Maps[name]
 	}
 	if err := d.ready(spec); err != nil {
 		t.Fatal(err)
 	}
-	p := &drivenPlane{
+	return &drivenPlane{
 		Datapath: d, program: c.Programs["xdp_driven"], egress: c.Programs["tc_egress"], drive: c.Maps["drive"],
-		now: 1_000_000_000,
+		maps: c.Maps, spec: spec,
 	}
-	if tables != nil {
-		if err := p.Apply(tables); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return p
 }
 
 // send runs one frame and returns the name of the outcome that counted it. It

@@ -88,7 +88,11 @@ func TestPrefixLookupIsExact(t *testing.T) {
 	}
 	tables := &policy.Tables{Prefixes: list}
 	p := newDrivenPlane(t, 1, tables)
-	for range 4000 {
+	rounds := 4000
+	if testing.Short() {
+		rounds = 200
+	}
+	for range rounds {
 		r := list[random.IntN(len(list))].Prefix
 		b := r.Addr().As16()
 		b[12+random.IntN(4)] ^= byte(random.IntN(4))
