@@ -108,6 +108,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		explainCommand(e),
 		dropsCommand(e),
 		runCommand(e),
+		ctlCommand(e),
 		demoCommand(e),
 		versionCommand(e),
 		workerCommand(e),

@@ -28,8 +28,8 @@ func runCommand(e *env) *cobra.Command {
 		Long: `Reads gateway.yaml (and buffers.conf beside it), attaches the kernel plane to the
 interfaces named there unless it is attached already, and starts one worker on
 each core. On SIGTERM and SIGINT it lets the workers finish what is under way and
-takes off what it attached itself; what xgw attach made stays. On SIGUSR1 it opens
-the access log anew, for logrotate.
+takes off what it attached itself; what xgw attach made stays. On SIGHUP it reloads, as
+gateway-ctl reload does. On SIGUSR1 it opens the access log anew, for logrotate.
 
 With --confirm the rules and limits of the kernel plane undo themselves unless xgw
 confirm comes in time: an interface that had others before has those again, any other
@@ -42,7 +42,8 @@ passes everything.`,
 			if err := checkConfirm(confirm); err != nil {
 				return err
 			}
-			c, err := config.Load(path)
+			load := func() (*config.Config, error) { return config.Load(path) }
+			c, err := load()
 			if err != nil {
 				return usageError{err}
 			}
@@ -50,7 +51,7 @@ passes everything.`,
 			log := slog.New(logging.NewHandler(e.err, slog.LevelInfo))
 			offerPinholes(c, log)
 			return gateway.Run(cmd.Context(), gateway.Options{
-				Config: c, Log: log, Version: version(), Confirm: confirm,
+				Config: c, Log: log, Version: version(), Load: load, Confirm: confirm,
 				Ready: func(a gateway.Addresses) {
 					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on http://%s/metrics\n", strings.Join(a.Listeners, ", "), a.Telemetry)
 				},

@@ -29,10 +29,18 @@ type message struct {
 	Core       int        `json:"core,omitempty"`
 	TicketKeys [][32]byte `json:"ticket_keys,omitempty"`
 
-	// applied
+	// applied, prepared, commit
 	Generation uint64 `json:"generation,omitempty"`
 	// refused
 	Error string `json:"error,omitempty"`
+}
+
+// generation that the message is about.
+func (m *message) generation() uint64 {
+	if m.Snapshot != nil {
+		return m.Snapshot.Generation
+	}
+	return m.Generation
 }
 
 type kind string
@@ -40,8 +48,11 @@ type kind string
 const (
 	kindHello    kind = "hello"    // supervisor: first message
 	kindApply    kind = "apply"    // supervisor: serve this generation from now on
+	kindPrepare  kind = "prepare"  // supervisor: get this generation ready
+	kindCommit   kind = "commit"   // supervisor: serve what was prepared from now on
 	kindShutdown kind = "shutdown" // supervisor: finish and exit
 	kindApplied  kind = "applied"  // worker: it serves; the first one means ready
+	kindPrepared kind = "prepared" // worker: it could serve the generation
 	kindRefused  kind = "refused"  // worker: it goes on with the generation before
 )
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -134,6 +135,8 @@ func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
 // the socket ends.
 func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(), done chan<- struct{}) {
 	defer close(done)
+	defer close(p.gone)
+	admitted := false
 	c.mu.Lock()
 	first := c.current
 	c.mu.Unlock()
@@ -150,20 +153,35 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 			}
 			return
 		}
-		switch m.Kind {
-		case kindApplied:
-			c.admit(slot, p)
-			applied()
-		case kindRefused:
+		switch {
+		case admitted:
+			select {
+			case p.answers <- m:
+			default: // an answer that nobody asked for
+			}
+		case m.Kind == kindRefused:
 			p.refused = errors.New(m.Error)
 			return
+		case m.Kind == kindApplied:
+			newer := c.admit(slot, p, m.Generation)
+			if newer == nil {
+				admitted = true
+				applied()
+			} else if err := p.control.send(newer); err != nil {
+				return
+			}
 		}
 	}
 }
 
-// admit opens the slot for new connections.
-func (c *crew) admit(slot int, p *process) {
+// admit opens the slot for new connections, unless there is a newer generation by now:
+// then the worker has to take that first.
+func (c *crew) admit(slot int, p *process, generation uint64) (newer *message) {
 	c.mu.Lock()
+	if c.current.generation() != generation {
+		defer c.mu.Unlock()
+		return c.current
+	}
 	c.live[slot] = p
 	c.mu.Unlock()
 	c.zone.Worker(slot).Set(zone.GaugeState, uint64(zone.StateReady))
@@ -172,6 +190,68 @@ func (c *crew) admit(slot int, p *process) {
 			c.log.Error("worker gets no connections of its own", "worker", slot, "address", l.address, "error", err)
 		}
 	}
+	return nil
+}
+
+// How long workers may take to compile a generation, and to change over to it.
+const (
+	prepareTime = 5 * time.Second
+	commitTime  = time.Second
+)
+
+// prepare has every worker get the generation ready; the first refusal is the error, and
+// then nothing has changed.
+func (c *crew) prepare(m *message) error {
+	question := *m
+	question.Kind = kindPrepare
+	return c.askAll(func(slot int, p *process) error {
+		err := p.ask(&question, prepareTime)
+		if errors.Is(err, errGone) {
+			return nil // its replacement starts with the generation that holds then
+		}
+		return err
+	})
+}
+
+// commit makes every worker serve what it prepared. One that does not is replaced, and
+// so is one that has come up since and does not take the generation.
+func (c *crew) commit(m *message) {
+	c.mu.Lock()
+	c.current = m
+	c.mu.Unlock()
+	question := &message{Kind: kindCommit, Generation: m.generation()}
+	_ = c.askAll(func(slot int, p *process) error {
+		err := p.ask(question, commitTime)
+		if err != nil && !errors.Is(err, errGone) {
+			err = p.ask(m, commitTime)
+		}
+		if err != nil {
+			c.log.Error("worker did not take the new generation: it is replaced", "worker", slot, "error", err)
+			_ = p.cmd.Process.Kill()
+		}
+		return nil
+	})
+}
+
+// askAll runs fn for all workers that serve, at once.
+func (c *crew) askAll(fn func(slot int, p *process) error) error {
+	c.mu.Lock()
+	live := slices.Clone(c.live)
+	c.mu.Unlock()
+	errs := make([]error, len(live))
+	var wg sync.WaitGroup
+	for slot, p := range live {
+		if p == nil {
+			continue
+		}
+		wg.Go(func() {
+			if err := fn(slot, p); err != nil {
+				errs[slot] = fmt.Errorf("worker %d: %w", slot, err)
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
 }
 
 // dismiss closes the slot for new connections, unless it was the last: then they

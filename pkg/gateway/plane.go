@@ -28,6 +28,7 @@ type plane struct {
 	d         *datapath.Datapath
 	index     int    // of the device that d is attached to
 	wanted    uint64 // the generation that waits to be confirmed
+	undone    bool   // it was not, and the kernel has gone back
 	said      string // the last trouble, said once
 	transient bool
 }
@@ -68,12 +69,19 @@ func (pl *plane) enforce() error {
 		return fmt.Errorf("interface %s: %w", name, err)
 	}
 	pl.index = link.Index
+	return pl.apply()
+}
+
+// apply puts the policy in force.
+func (pl *plane) apply() error {
+	name := pl.options.Interface
 	if err := pl.d.SetPinholes(pl.policy.Pinholes); err != nil {
 		return err
 	}
 	if err := pl.d.ApplyUntil(&pl.policy.Tables, pl.confirm); err != nil {
 		return err
 	}
+	pl.undone = false
 	if pl.confirm > 0 {
 		s, err := pl.d.State()
 		if err != nil {
@@ -113,6 +121,37 @@ func (pl *plane) tend() {
 	pl.said = said
 }
 
+// replace puts another policy in force, or leaves everything as it was.
+func (pl *plane) replace(p *policy.Policy, confirm time.Duration) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	old, oldConfirm := pl.policy, pl.confirm
+	pl.policy, pl.confirm = p, confirm
+	err := pl.apply()
+	if err != nil {
+		pl.policy, pl.confirm = old, oldConfirm
+		err = errors.Join(err, pl.d.SetPinholes(old.Pinholes))
+	}
+	return err
+}
+
+// await says whether the policy still waits to be confirmed, or is undone for want of it.
+func (pl *plane) await() (waits, undone bool) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.confirm > 0, pl.undone
+}
+
+func (pl *plane) confirmNow() error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	if err := pl.settle(); err != nil || pl.confirm == 0 {
+		return err
+	}
+	pl.confirm = 0
+	return pl.d.Confirm()
+}
+
 // settle learns what became of the policy that was to be confirmed.
 func (pl *plane) settle() error {
 	if pl.confirm == 0 {
@@ -123,7 +162,8 @@ func (pl *plane) settle() error {
 		return err
 	}
 	if s.Generation != pl.wanted {
-		return fmt.Errorf("interface %s: the rules and limits were not confirmed in time and are undone: start the gateway again to have them", pl.options.Interface)
+		pl.undone = true
+		return fmt.Errorf("interface %s: the rules and limits were not confirmed in time and are undone", pl.options.Interface)
 	}
 	pl.confirm = 0
 	return nil

@@ -11,7 +11,9 @@ import (
 	"os/user"
 	"runtime"
 	"strconv"
+	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,6 +33,10 @@ type process struct {
 	cmd     *exec.Cmd
 	control *control
 	refused error // why it did not take its first configuration; settled when converse ends
+
+	asking  sync.Mutex    // one question at a time
+	answers chan *message // to it; nobody waits for more than one
+	gone    chan struct{} // closed when the control socket has ended
 }
 
 // start executes this very binary as a worker on the core (-1: on any). The
@@ -52,7 +58,41 @@ func start(slot, core int, files []*os.File, credential *syscall.Credential) (*p
 		ours.close()
 		return nil, fmt.Errorf("start worker %d: %w", slot, err)
 	}
-	return &process{cmd: cmd, control: ours}, nil
+	return &process{cmd: cmd, control: ours, answers: make(chan *message, 1), gone: make(chan struct{})}, nil
+}
+
+// errGone: the worker ended before it answered.
+var errGone = errors.New("the worker is gone")
+
+// ask sends a message to a worker that serves and waits for the answer.
+func (p *process) ask(m *message, patience time.Duration) error {
+	p.asking.Lock()
+	defer p.asking.Unlock()
+	select {
+	case <-p.answers: // to a question that nobody waited for any longer
+	default:
+	}
+	if err := p.control.send(m); err != nil {
+		return errors.Join(errGone, err)
+	}
+	late := time.NewTimer(patience)
+	defer late.Stop()
+	for {
+		select {
+		case a := <-p.answers:
+			if a.Generation != m.generation() {
+				continue
+			}
+			if a.Kind == kindRefused {
+				return errors.New(a.Error)
+			}
+			return nil
+		case <-p.gone:
+			return errGone
+		case <-late.C:
+			return fmt.Errorf("no answer within %s", patience)
+		}
+	}
 }
 
 // startOn starts the command with the affinity of one core (-1: as it is) and with

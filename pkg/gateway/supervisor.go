@@ -14,10 +14,12 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/ledger"
@@ -34,6 +36,8 @@ const beatInterval = time.Second
 type Options struct {
 	Config *config.Config
 	Log    *slog.Logger
+	// Load reads the configuration anew, for a reload.
+	Load func() (*config.Config, error)
 	// Confirm, when not 0, is the time within which what the configuration says of the
 	// kernel plane must be confirmed; else it is undone.
 	Confirm time.Duration
@@ -70,7 +74,12 @@ type supervisor struct {
 	planes    []*plane
 	listeners []*listener
 	telemetry net.Listener
+	control   net.Listener // nil where there is no right to make it
 	accessLog *logging.File
+	crew      *crew
+
+	mu      sync.Mutex // among reloads; policy and config are theirs
+	pending *pending
 }
 
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
@@ -81,7 +90,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := s.prepare(); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
-	first, err := s.firstMessage()
+	first, err := s.message(s.config, s.policy)
 	if err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
@@ -93,18 +102,18 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
-	c := &crew{log: s.log, zone: s.zone, listeners: s.listeners, cores: s.cores, credential: credential, ticketKeys: keys}
+	s.crew = &crew{log: s.log, zone: s.zone, listeners: s.listeners, cores: s.cores, credential: credential, ticketKeys: keys}
 	serving, stop := context.WithCancel(ctx)
-	defer c.wait()
+	defer s.crew.wait()
 	defer stop()
-	if err := c.run(serving, first); err != nil {
+	if err := s.crew.run(serving, first); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
-	return s.serve(serving, c)
+	return s.serve(serving)
 }
 
 // serve runs the side services until ctx ends.
-func (s *supervisor) serve(ctx context.Context, c *crew) error {
+func (s *supervisor) serve(ctx context.Context) error {
 	drainer := logging.NewDrainer(s.zone, s.accessLog, s.names())
 	view, err := s.ledger(drainer.Lost)
 	if err != nil {
@@ -124,9 +133,14 @@ func (s *supervisor) serve(ctx context.Context, c *crew) error {
 	if s.options.Ready != nil {
 		s.options.Ready(s.addresses())
 	}
+	if s.control != nil {
+		server := admin.NewServer(s, s.log)
+		defer server.Close()
+		go func() { _ = server.Serve(s.control) }()
+	}
 	s.idle(ctx, drainer)
 	s.log.Info("stopping: workers finish what is under way")
-	c.wait()
+	s.crew.wait()
 	drained()
 	drainer.Wait()
 	last, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -134,22 +148,28 @@ func (s *supervisor) serve(ctx context.Context, c *crew) error {
 	return side.Shutdown(last)
 }
 
-// idle is what the supervisor does while workers work: its heartbeat, and opening
-// the log anew when logrotate sends USR1.
+// idle is what the supervisor does while workers work: its heartbeat, reloads that HUP
+// asks for, and opening the log anew when logrotate sends USR1.
 func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer) {
 	beat := time.NewTicker(beatInterval)
 	defer beat.Stop()
 	reopen := make(chan os.Signal, 1)
 	signal.Notify(reopen, unix.SIGUSR1)
 	defer signal.Stop(reopen)
+	reload := make(chan os.Signal, 1) // one that comes while another waits is the same
+	signal.Notify(reload, unix.SIGHUP)
+	defer signal.Stop(reload)
 	for ctx.Err() == nil {
 		s.zone.Beat(monotonic())
 		for _, pl := range s.planes {
 			pl.tend()
 		}
+		s.settle()
 		select {
 		case <-ctx.Done():
 		case <-beat.C:
+		case <-reload:
+			go func() { _, _ = s.Reload(0) }() // it logs how it went
 		case <-reopen:
 			if err := drainer.Reopen(); err != nil {
 				s.log.Error("log stays as it was", "error", err)
@@ -205,6 +225,7 @@ func (s *supervisor) prepare() error {
 	if err := s.makeZone(); err != nil {
 		return err
 	}
+	s.makeControl()
 	for _, lc := range s.config.Listeners {
 		// The workers of a supervisor that is gone may still listen.
 		l, err := listen(lc.Address, s.cores, os.Geteuid() == 0, s.zone.Replaced() != 0)
@@ -239,15 +260,18 @@ func (s *supervisor) makeZone() error {
 		s.log.Warn("a supervisor that is gone left its zone: counters begin anew", "pid", pid, "zone", path)
 	}
 	z.SetGeneration(s.policy.Generation)
-	for i := range s.policy.Snapshot.Routes {
-		r := &s.policy.Snapshot.Routes[i]
-		r.Slot = z.RouteSlot(r.Name)
-	}
-	for i := range s.policy.Snapshot.Upstreams {
-		u := &s.policy.Snapshot.Upstreams[i]
-		u.Slot = z.UpstreamSlot(u.Name)
-	}
 	return nil
+}
+
+// makeControl makes the control socket. Without the right to, the gateway goes on:
+// SIGHUP reloads, too.
+func (s *supervisor) makeControl() {
+	l, err := admin.Listen(admin.SocketPath(s.config.Instance))
+	if err != nil {
+		s.log.Warn("gateway-ctl cannot reach this gateway", "error", err)
+		return
+	}
+	s.control = l
 }
 
 func (s *supervisor) adopt(ic config.Interface) error {
@@ -278,10 +302,19 @@ func workerCores(c *config.Config) ([]int, error) {
 	return cores, nil
 }
 
-func (s *supervisor) firstMessage() (*message, error) {
-	m := &message{Kind: kindApply, Snapshot: &s.policy.Snapshot}
-	for i := range s.config.Listeners {
-		certs, err := certificates(&s.config.Listeners[i], s.config.State, s.log)
+// message is the L7 plane of a generation, for the workers.
+func (s *supervisor) message(c *config.Config, p *policy.Policy) (*message, error) {
+	for i := range p.Snapshot.Routes {
+		r := &p.Snapshot.Routes[i]
+		r.Slot = s.zone.RouteSlot(r.Name)
+	}
+	for i := range p.Snapshot.Upstreams {
+		u := &p.Snapshot.Upstreams[i]
+		u.Slot = s.zone.UpstreamSlot(u.Name)
+	}
+	m := &message{Kind: kindApply, Snapshot: &p.Snapshot}
+	for i := range c.Listeners {
+		certs, err := certificates(&c.Listeners[i], c.State, s.log)
 		if err != nil {
 			return nil, err
 		}
@@ -320,11 +353,7 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 
 // names of slots for the access log; slots keep their names.
 func (s *supervisor) names() logging.Names {
-	routes, upstreams := s.zone.Routes(), s.zone.Upstreams()
-	return logging.Names{
-		Route:    func(slot int) string { return routes[min(slot, len(routes)-1)] },
-		Upstream: func(slot int) string { return upstreams[min(slot, len(upstreams)-1)] },
-	}
+	return logging.Names{Route: s.zone.RouteName, Upstream: s.zone.UpstreamName}
 }
 
 func (s *supervisor) addresses() Addresses {
@@ -346,6 +375,9 @@ func (s *supervisor) close() error {
 	}
 	if s.telemetry != nil {
 		s.telemetry.Close()
+	}
+	if s.control != nil {
+		s.control.Close() // again: its server did, if it ever served
 	}
 	if s.zone != nil {
 		errs = append(errs, s.zone.Remove(), s.zone.Close())

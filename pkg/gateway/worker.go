@@ -66,31 +66,44 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 		return err
 	}
 	serving := false
+	var ready *proxy.Prepared
+	var readyFor uint64
 	for {
 		m, err := c.receive()
 		if err != nil {
 			return orphaned(w, err, log)
 		}
+		answer := message{Kind: kindPrepared}
 		switch m.Kind {
-		case kindApply:
-			if err := applyMessage(w, m); err != nil {
-				if err := c.send(&message{Kind: kindRefused, Error: err.Error()}); err != nil {
-					return err
-				}
-				continue
+		case kindShutdown:
+			return shutdown(w)
+		case kindPrepare, kindApply:
+			ready, err = prepareMessage(w, m)
+			if err != nil {
+				answer = message{Kind: kindRefused, Error: err.Error()}
+				break
 			}
-			slab.Set(zone.GaugeGeneration, m.Snapshot.Generation)
+			readyFor = m.Snapshot.Generation
+		case kindCommit:
+			if ready == nil || m.Generation != readyFor {
+				answer = message{Kind: kindRefused, Error: "it is not prepared"}
+			}
+		}
+		answer.Generation = m.generation()
+		if answer.Kind != kindRefused && m.Kind != kindPrepare {
+			answer.Kind = kindApplied
+			w.Commit(ready)
+			ready = nil
+			slab.Set(zone.GaugeGeneration, readyFor)
 			if !serving {
 				serving = true
 				for _, l := range listeners {
 					go acceptLoop(w, l, log)
 				}
 			}
-			if err := c.send(&message{Kind: kindApplied, Generation: m.Snapshot.Generation}); err != nil {
-				return err
-			}
-		case kindShutdown:
-			return shutdown(w)
+		}
+		if err := c.send(&answer); err != nil {
+			return err
 		}
 	}
 }
@@ -103,16 +116,16 @@ func acceptLoop(w *proxy.Worker, l net.Listener, log *slog.Logger) {
 	}
 }
 
-func applyMessage(w *proxy.Worker, m *message) error {
+func prepareMessage(w *proxy.Worker, m *message) (*proxy.Prepared, error) {
 	certs := make([]tls.Certificate, 0, len(m.Certificates))
 	for i, c := range m.Certificates {
 		pair, err := tls.X509KeyPair(c.Chain, c.Key)
 		if err != nil {
-			return fmt.Errorf("certificate %d: %w", i, err)
+			return nil, fmt.Errorf("certificate %d: %w", i, err)
 		}
 		certs = append(certs, pair)
 	}
-	return w.Apply(m.Snapshot, certs)
+	return w.Prepare(m.Snapshot, certs)
 }
 
 // inheritListeners makes listeners of the sockets behind fdSockets.

@@ -91,19 +91,34 @@ func New(o Options) *Worker {
 // Apply makes the snapshot the one that new exchanges use; those under way end
 // with theirs. With an error everything is as before.
 func (w *Worker) Apply(s *policy.Snapshot, certs []tls.Certificate) error {
-	old := w.current.Load()
-	next, err := compile(s, old)
+	p, err := w.Prepare(s, certs)
+	if err == nil {
+		w.Commit(p)
+	}
+	return err
+}
+
+// Prepared is a snapshot that can be made the current one, and changes nothing until
+// then. It is of no more use when another was committed in between.
+type Prepared struct{ next *snapshot }
+
+// Prepare compiles the snapshot.
+func (w *Worker) Prepare(s *policy.Snapshot, certs []tls.Certificate) (*Prepared, error) {
+	next, err := compile(s, w.current.Load())
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if next.tls, err = w.tlsConfig(s, certs); err != nil {
-		return err
+		return nil, err
 	}
-	w.current.Store(next)
-	if old != nil {
-		old.retire(next)
+	return &Prepared{next}, nil
+}
+
+// Commit makes the prepared snapshot the current one. It cannot fail.
+func (w *Worker) Commit(p *Prepared) {
+	if old := w.current.Swap(p.next); old != nil {
+		old.retire(p.next)
 	}
-	return nil
 }
 
 const (

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xgw-project/xgw/pkg/admin"
+)
+
+func ctlCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "ctl",
+		Short: "Tell a running gateway what to do; also gateway-ctl",
+		Long:  "Speaks with the gateway of this machine over its control socket, which only the user that runs it may open.",
+		Example: `  sudo xgw ctl reload
+  sudo gateway-ctl reload # the same`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q: `xgw ctl --help` lists them", args[0])}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e))
+	return cmd
+}
+
+func ctlReloadCommand(e *env) *cobra.Command {
+	var confirm time.Duration
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Take the changed configuration",
+		Long: `Reads gateway.yaml and the certificates anew. Both planes change over together, and
+connections live on. With any fault nothing changes, and the command says which one, with
+file and line. What holds for a gateway's whole life (listeners' addresses, interfaces,
+workers, logs, buffers.conf) takes a restart, and that is said.
+
+With --confirm the change undoes itself unless gateway-ctl confirm comes in time.`,
+		Example: `  sudo gateway-ctl reload
+  sudo gateway-ctl reload --confirm 60s`,
+		Args: exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			if err := checkConfirm(confirm); err != nil {
+				return err
+			}
+			r, err := admin.NewClient(admin.SocketPath(e.instance)).Reload(confirm)
+			switch {
+			case errors.Is(err, admin.ErrConfiguration):
+				return usageError{err}
+			case err != nil:
+				return err
+			case e.json:
+				return json.NewEncoder(e.out).Encode(r)
+			}
+			fmt.Fprintf(e.out, "generation %d, after %s\n", r.Generation, r.Took.Round(10*time.Microsecond))
+			if confirm > 0 {
+				fmt.Fprintf(e.out, "undone in %s unless `gateway-ctl confirm` comes\n", confirm)
+			}
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&confirm, "confirm", 0, "undo it unless gateway-ctl confirm comes within this time")
+	jsonFlag(cmd, e)
+	return cmd
+}
+
+func ctlConfirmCommand(e *env) *cobra.Command {
+	return &cobra.Command{
+		Use:     "confirm",
+		Short:   "Keep what was reloaded with --confirm",
+		Long:    "Ends the time after which the gateway would go back to the configuration before. When nothing waits, the command fails.",
+		Example: "  sudo gateway-ctl confirm",
+		Args:    exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			if err := admin.NewClient(admin.SocketPath(e.instance)).Confirm(); err != nil {
+				return err
+			}
+			fmt.Fprintln(e.out, "confirmed")
+			return nil
+		},
+	}
+}

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package admin is how an operator's tools reach a running gateway: JSON over HTTP, on a
+// socket of the file system that only its owner may open. Errors are problems as of
+// RFC 9457.
+package admin
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+)
+
+// Control is what a gateway lets its operator do.
+type Control interface {
+	// Reload makes the configuration file's present content the generation of both
+	// planes, or changes nothing. With confirm above 0 it is undone unless Confirm comes
+	// within that time.
+	Reload(confirm time.Duration) (Reloaded, error)
+	// Confirm makes the last reload stay.
+	Confirm() error
+}
+
+// Reloaded is a reload that was done.
+type Reloaded struct {
+	Generation    uint64        `json:"generation"`
+	Took          time.Duration `json:"took_ns"`
+	ConfirmWithin time.Duration `json:"confirm_within_ns,omitempty"`
+}
+
+// Errors of a Control.
+var (
+	// ErrConfiguration: the file is wrong, and what is joined to this says where.
+	ErrConfiguration = errors.New("the configuration is not taken")
+	ErrUnconfirmed   = errors.New("a reload waits to be confirmed")
+	ErrNothingWaits  = errors.New("nothing waits to be confirmed")
+)
+
+// SocketPath is where a gateway's control socket is.
+func SocketPath(instance string) string {
+	if instance == "" {
+		instance = "xgw"
+	}
+	return filepath.Join("/run/xgw", instance+".sock")
+}
+
+// Listen makes the socket, mode 0600, in the place of one that nobody answers at.
+func Listen(path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		return nil, fmt.Errorf("make control socket: another gateway answers at %s: stop it, or give this one a name by --instance", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	// Under another name until nobody else can open it.
+	private := path + ".new"
+	_ = os.Remove(private)
+	l, err := net.Listen("unix", private)
+	if err != nil {
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(private, 0o600), os.Rename(private, path)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	return &socket{Listener: l, path: path}, nil
+}
+
+// socket is removed when it is closed.
+type socket struct {
+	net.Listener
+	path string
+	once sync.Once
+}
+
+func (s *socket) Close() error {
+	s.once.Do(func() { _ = os.Remove(s.path) })
+	return s.Listener.Close()
+}
+
+// Limits of the server: its clients are few and near.
+const (
+	headerTime = 5 * time.Second
+	bodyBytes  = 1 << 20
+)
+
+// NewServer serves the Control on a listener of Listen.
+func NewServer(c Control, log *slog.Logger) *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
+		var ask struct {
+			Confirm time.Duration `json:"confirm_within_ns"`
+		}
+		if err := decode(w, r, &ask); err != nil {
+			fail(w, http.StatusBadRequest, err)
+			return
+		}
+		done, err := c.Reload(ask.Confirm)
+		reply(w, log, done, err)
+	})
+	mux.HandleFunc("POST /v1/confirm", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, log, struct{}{}, c.Confirm())
+	})
+	return &http.Server{Handler: mux, ReadHeaderTimeout: headerTime, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+}
+
+func decode(w http.ResponseWriter, r *http.Request, into any) error {
+	if r.ContentLength == 0 {
+		return nil
+	}
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, bodyBytes))
+	d.DisallowUnknownFields()
+	return d.Decode(into)
+}
+
+func reply(w http.ResponseWriter, log *slog.Logger, done any, err error) {
+	switch {
+	case err == nil:
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(done); err != nil {
+			log.Warn("control socket", "error", err)
+		}
+	case errors.Is(err, ErrConfiguration):
+		fail(w, http.StatusUnprocessableEntity, err)
+	case errors.Is(err, ErrUnconfirmed), errors.Is(err, ErrNothingWaits):
+		fail(w, http.StatusConflict, err)
+	default:
+		fail(w, http.StatusInternalServerError, err)
+	}
+}
+
+// problem is the body of an error: RFC 9457.
+type problem struct {
+	Title  string `json:"title"`
+	Status int    `json:"status"`
+	Detail string `json:"detail"`
+}
+
+func fail(w http.ResponseWriter, status int, err error) {
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(problem{Title: http.StatusText(status), Status: status, Detail: err.Error()})
+}

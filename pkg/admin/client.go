@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Client is the Control of a gateway in another process.
+type Client struct {
+	path string
+	http *http.Client
+}
+
+var _ Control = (*Client)(nil)
+
+// NewClient is for the gateway whose socket is at the path. Nothing is sent yet.
+func NewClient(path string) *Client {
+	var d net.Dialer
+	return &Client{path: path, http: &http.Client{Transport: &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return d.DialContext(ctx, "unix", path) },
+		DisableKeepAlives: true,
+	}}}
+}
+
+// Reload as of Control. ErrConfiguration when the file is wrong.
+func (c *Client) Reload(confirm time.Duration) (r Reloaded, err error) {
+	ask := map[string]time.Duration{}
+	if confirm > 0 {
+		ask["confirm_within_ns"] = confirm
+	}
+	return r, c.post("/v1/reload", ask, &r)
+}
+
+// Confirm as of Control.
+func (c *Client) Confirm() error { return c.post("/v1/confirm", nil, &struct{}{}) }
+
+// remote is an error of the gateway, in its own words.
+type remote struct {
+	detail string
+	kind   error
+}
+
+func (e *remote) Error() string { return e.detail }
+func (e *remote) Unwrap() error { return e.kind }
+
+func (c *Client) post(path string, ask, into any) error {
+	body, err := json.Marshal(ask)
+	if err != nil {
+		return err
+	}
+	if ask == nil {
+		body = nil
+	}
+	r, err := c.http.Post("http://gateway"+path, "application/json", bytes.NewReader(body))
+	if err != nil {
+		return c.unreachable(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(r.Body, bodyBytes))
+	if err != nil {
+		return fmt.Errorf("read the gateway's answer: %w", err)
+	}
+	if r.StatusCode == http.StatusOK {
+		return json.Unmarshal(text, into)
+	}
+	var p problem
+	if err := json.Unmarshal(text, &p); err != nil || p.Detail == "" {
+		return fmt.Errorf("the gateway answers with status %d: is it of another version?", r.StatusCode)
+	}
+	e := &remote{detail: p.Detail}
+	if r.StatusCode == http.StatusUnprocessableEntity {
+		e.kind = ErrConfiguration
+	}
+	return e
+}
+
+func (c *Client) unreachable(err error) error {
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%s: not permitted: run as the user that runs the gateway, or root", c.path)
+	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
+		return fmt.Errorf("%s: no gateway runs there: start it by `xgw run`, or name another by --instance", c.path)
+	}
+	return err
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/admin"
+	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/policy"
+)
+
+var _ admin.Control = (*supervisor)(nil)
+
+// pending is a reload that waits to be confirmed.
+type pending struct {
+	by             time.Time
+	previous       *policy.Policy
+	previousConfig *config.Config
+}
+
+// Reload reads the configuration anew and makes it the generation of both planes: every
+// worker gets it ready, the kernel plane changes over, the workers change over. Any
+// error leaves everything as it was. With confirm both planes go back by themselves
+// unless Confirm comes within that time.
+func (s *supervisor) Reload(confirm time.Duration) (admin.Reloaded, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	began := time.Now()
+	r, err := s.reload(confirm)
+	if err != nil {
+		s.log.Error("reload failed: the gateway goes on as before", "generation", s.policy.Generation, "error", err)
+		return r, fmt.Errorf("reload: %w", err)
+	}
+	r.Took = time.Since(began)
+	s.log.Info("reloaded", "generation", r.Generation, "took", r.Took.Round(time.Microsecond))
+	return r, nil
+}
+
+func (s *supervisor) reload(confirm time.Duration) (r admin.Reloaded, err error) {
+	if s.pending != nil {
+		return r, fmt.Errorf("%w: `gateway-ctl confirm`, or wait %s", admin.ErrUnconfirmed, time.Until(s.pending.by).Round(time.Second))
+	}
+	c, err := s.options.Load()
+	if err != nil {
+		return r, errors.Join(admin.ErrConfiguration, err)
+	}
+	c.Instance = s.config.Instance
+	if keys := fixed(s.config, c); len(keys) > 0 {
+		return r, fmt.Errorf("%w: %s: changed, and a start of the gateway settles it: restart, or change it back",
+			admin.ErrConfiguration, strings.Join(keys, ", "))
+	}
+	p, err := policy.Compile(c, s.policy.Generation+1)
+	if err != nil {
+		return r, errors.Join(admin.ErrConfiguration, err)
+	}
+	m, err := s.message(c, p)
+	if err != nil {
+		return r, err
+	}
+	was, wasConfig := s.policy, s.config
+	if err := s.changeOver(m, p, confirm); err != nil {
+		return r, err
+	}
+	s.config = c
+	if confirm > 0 {
+		s.pending = &pending{by: time.Now().Add(confirm), previous: was, previousConfig: wasConfig}
+		s.log.Warn("the new configuration is undone unless it is confirmed", "within", confirm, "with", "gateway-ctl confirm")
+	}
+	return admin.Reloaded{Generation: p.Generation, ConfirmWithin: confirm}, nil
+}
+
+// changeOver is the transaction: with an error nothing has changed.
+func (s *supervisor) changeOver(m *message, p *policy.Policy, confirm time.Duration) error {
+	if err := s.crew.prepare(m); err != nil {
+		return err
+	}
+	for i, pl := range s.planes {
+		if err := pl.replace(p, confirm); err != nil {
+			for _, done := range s.planes[:i] {
+				err = errors.Join(err, done.replace(s.policy, 0))
+			}
+			return err
+		}
+	}
+	s.crew.commit(m)
+	s.policy = p
+	s.zone.SetGeneration(p.Generation)
+	return nil
+}
+
+// Confirm makes the last reload stay.
+func (s *supervisor) Confirm() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pending == nil {
+		return fmt.Errorf("confirm: %w: a reload that was not confirmed in time is undone by now", admin.ErrNothingWaits)
+	}
+	for _, pl := range s.planes {
+		if err := pl.confirmNow(); err != nil {
+			return fmt.Errorf("confirm: %w", err)
+		}
+	}
+	s.pending = nil
+	s.log.Info("configuration confirmed", "generation", s.policy.Generation)
+	return nil
+}
+
+// settle follows a reload that waits: where the kernel plane has gone back, or the time
+// of a gateway without one is over, the rest goes back, too.
+func (s *supervisor) settle() {
+	if !s.mu.TryLock() {
+		return // a reload is under way; the heartbeat must not wait for it
+	}
+	defer s.mu.Unlock()
+	if s.pending == nil {
+		return
+	}
+	waits, undone := len(s.planes) == 0, false
+	for _, pl := range s.planes {
+		w, u := pl.await()
+		waits, undone = waits || w, undone || u
+	}
+	if !waits {
+		s.pending = nil // each interface was confirmed by itself
+		return
+	}
+	if !undone && (len(s.planes) > 0 || time.Now().Before(s.pending.by)) {
+		return
+	}
+	back := *s.pending.previous
+	back.Generation = s.policy.Generation + 1
+	back.Snapshot.Generation = back.Generation
+	m, err := s.message(s.pending.previousConfig, &back)
+	if err == nil {
+		err = s.changeOver(m, &back, 0)
+	}
+	if err != nil {
+		s.log.Error("the configuration was not confirmed, and going back failed: it is tried again", "error", err)
+		return
+	}
+	s.config, s.pending = s.pending.previousConfig, nil
+	s.log.Warn("the configuration was not confirmed in time: gone back to the one before", "generation", back.Generation)
+}
+
+// fixed names the keys that differ and hold for a gateway's whole life.
+func fixed(old, c *config.Config) (keys []string) {
+	listen := func(c *config.Config) (out []string) {
+		for _, l := range c.Listeners {
+			out = append(out, l.Address)
+		}
+		return out
+	}
+	for _, k := range []struct {
+		name string
+		a, b any
+	}{
+		{"interfaces", old.Interfaces, c.Interfaces},
+		{"listeners.address", listen(old), listen(c)},
+		{"telemetry", old.Telemetry, c.Telemetry},
+		{"workers", old.Workers, c.Workers},
+		{"pin", old.Pin, c.Pin},
+		{"worker_user", old.WorkerUser, c.WorkerUser},
+		{"log", old.Log, c.Log},
+		{"buffers.conf", old.Buffers, c.Buffers},
+	} {
+		if !reflect.DeepEqual(k.a, k.b) {
+			keys = append(keys, k.name)
+		}
+	}
+	return keys
+}
