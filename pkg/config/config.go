@@ -25,6 +25,7 @@ type Config struct {
 	Verdicts     Verdicts
 	Spread       bool // flows over CPUs, where there are more of these than queues
 	Listeners    []Listener
+	Client       ClientAddress
 	Telemetry    Telemetry
 	Workers      int    // 0: one for each allowed core
 	Pin          bool   // each worker to a core
@@ -87,6 +88,13 @@ type Listener struct {
 	Key         string   // PEM file
 	ServerNames []string // of the certificate that is made when none is given
 	MinVersion  string   // 1.2 or 1.3
+}
+
+// ClientAddress is whose word about a client is believed.
+type ClientAddress struct {
+	Trusted       []netip.Prefix // proxies in front of the gateway
+	ProxyProtocol bool           // they begin each connection with a PROXY header
+	Header        string         // the field in which they name the client: "", X-Forwarded-For or Forwarded
 }
 
 // Telemetry is where metrics are served.

@@ -35,6 +35,9 @@
 //	listeners[].key                none            the path of a file
 //	listeners[].server_names[]     none            a host name or an address
 //	listeners[].min_version        1.3             1.3 or 1.2
+//	client_address.trusted[]       none            a prefix or an address
+//	client_address.proxy_protocol  false           true or false
+//	client_address.header          off             off or X-Forwarded-For or Forwarded
 //	telemetry.address              127.0.0.1:9090  HOST:PORT, or :PORT for every address
 //	workers                        auto            auto or a whole number from 1 to 256
 //	pin                            true            true or false

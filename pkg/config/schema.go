@@ -26,6 +26,7 @@ func gateway(c *Config) mapping {
 		{"spread", "off", spread(&c.Spread)},
 		{"packet_limits", none, list{example: "name: syns", item: func() reader { return packetLimit(c) }}},
 		{"listeners", none, list{example: "address: :443", least: 1, most: 1, one: true, item: func() reader { return listener(c) }}},
+		{"client_address", none, clientAddress(&c.Client)},
 		{"telemetry", none, mapping{rows: []row{
 			{"address", "127.0.0.1:9090", listenAddress(&c.Telemetry.Address)},
 		}}},
@@ -196,6 +197,41 @@ func listener(c *Config) mapping {
 			c.Listeners = append(c.Listeners, *l)
 		},
 	}
+}
+
+func clientAddress(a *ClientAddress) mapping {
+	return mapping{
+		rows: []row{
+			{"trusted", none, list{example: "192.0.2.10", item: prefixes(&a.Trusted)}},
+			{"proxy_protocol", "false", boolean(&a.ProxyProtocol)},
+			{"header", "off", clientHeader(&a.Header)},
+		},
+		check: func(f *found) {
+			if len(a.Trusted) > 0 || f.faulty["trusted"] {
+				return
+			}
+			switch {
+			case a.ProxyProtocol:
+				f.fail("proxy_protocol", "nobody is trusted, so it would never be read: add `trusted:`")
+			case a.Header != "":
+				f.fail("header", "nobody is trusted, so it would never be read: add `trusted:`")
+			}
+		},
+	}
+}
+
+// clientHeader: the empty name stands for off.
+func clientHeader(dst *string) scalar {
+	s := oneOf(dst, "off", "X-Forwarded-For", "Forwarded")
+	set := s.set
+	s.set = func(text string) error {
+		err := set(text)
+		if *dst == "off" {
+			*dst = ""
+		}
+		return err
+	}
+	return s
 }
 
 // workers: 0 stands for auto.

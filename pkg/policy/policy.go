@@ -7,6 +7,7 @@ package policy
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -30,6 +31,14 @@ type Snapshot struct {
 	Sizes       config.RequestSizes `json:"sizes"`
 	Connections int                 `json:"connections"` // per worker
 	MinTLS      string              `json:"min_tls"`     // "1.2" or "1.3"
+	Client      ClientAddress       `json:"client"`
+}
+
+// ClientAddress says whose word about a client is believed.
+type ClientAddress struct {
+	Trusted       []netip.Prefix `json:"trusted"`
+	ProxyProtocol bool           `json:"proxy_protocol"` // they begin each connection with a PROXY header
+	Header        string         `json:"header"`         // "", X-Forwarded-For or Forwarded
 }
 
 // Route sends requests to an upstream by host and path prefix.
@@ -71,6 +80,9 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		},
 		Snapshot: Snapshot{
 			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, MinTLS: "1.3",
+			Client: ClientAddress{
+				Trusted: slices.Clone(c.Client.Trusted), ProxyProtocol: c.Client.ProxyProtocol, Header: c.Client.Header,
+			},
 		},
 	}
 	for _, h := range c.Admin {

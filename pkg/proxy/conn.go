@@ -25,7 +25,7 @@ type conn struct {
 	raw    syscall.RawConn
 	tls    *tls.Conn
 
-	peer       netip.AddrPort
+	peer       netip.AddrPort // of the TCP connection, or whom a trusted proxy named
 	tlsVersion uint16
 	resumed    bool
 	isHTTP2    bool
@@ -102,6 +102,16 @@ func (c *conn) handshake(snap *snapshot) bool {
 	by := w.until(snap.policy.Timeouts.Handshake)
 	c.readBy.Store(by)
 	c.writeBy.Store(by)
+	if err := c.readProxyHeader(snap); err != nil {
+		c.readBy.Store(0)
+		c.writeBy.Store(0)
+		outcome := zone.HandshakeProxy
+		if !errors.Is(err, errProxyHeader) {
+			outcome = c.handshakeOutcome(err)
+		}
+		w.slab.Handshake(outcome, time.Duration(w.now()-began))
+		return false
+	}
 	c.tls = tls.Server(c.tcp, snap.tls)
 	err := c.tls.Handshake()
 	c.readBy.Store(0)
@@ -119,6 +129,19 @@ func (c *conn) handshake(snap *snapshot) bool {
 	}
 	w.slab.Handshake(outcome, took)
 	return true
+}
+
+// readProxyHeader learns from a trusted proxy whose connection this is.
+func (c *conn) readProxyHeader(snap *snapshot) error {
+	trust := &snap.policy.Client
+	if !trust.ProxyProtocol || !trusts(trust, c.peer.Addr()) {
+		return nil
+	}
+	client, err := readProxyHeader(c.tcp)
+	if err == nil && client.IsValid() {
+		c.peer = client
+	}
+	return err
 }
 
 // drain ends the connection at the next good moment.
@@ -194,7 +217,7 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 	*ex = Exchange{
 		worker: w, snap: snap, client: cl, start: w.now(), peer: c.peer,
 		tlsVersion: c.tlsVersion, resumed: c.resumed,
-		room: ex.room[:0], request: ex.request[:0],
+		room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
 		head:  http1.Request{Fields: ex.head.Fields[:0]},
 		reply: http1.Response{Fields: ex.reply.Fields[:0]},
 		pump:  pump{done: ex.pump.done, chunk: ex.pump.chunk},

@@ -26,8 +26,9 @@ type Exchange struct {
 	client client
 
 	// The request.
-	start        int64 // by the worker's clock
-	peer         netip.AddrPort
+	start        int64          // by the worker's clock
+	peer         netip.AddrPort // the client, as far as its proxies are trusted
+	chain        []netip.Addr   // those proxies, the nearest to the gateway first
 	tlsVersion   uint16
 	resumed      bool
 	major, minor uint8

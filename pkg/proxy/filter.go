@@ -21,6 +21,7 @@ type filter struct {
 func filterList() []filter {
 	return []filter{
 		{"request id", giveID},
+		{"client address", clientAddress},
 		{"one reading", refuseAmbiguous},
 		{"body size", limitBody},
 		{"route", chooseRoute},
@@ -94,8 +95,7 @@ func (ex *Exchange) appendHead(b []byte) []byte {
 		b = strconv.AppendInt(b, ex.body.Length, 10)
 		b = append(b, "\r\n"...)
 	}
-	b = append(b, "X-Forwarded-For: "...)
-	b = ex.peer.Addr().AppendTo(b)
+	b = ex.appendForwardedFor(b)
 	b = append(b, "\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: "...)
 	b = append(b, ex.host...)
 	b = append(b, "\r\nX-Request-Id: "...)

@@ -84,11 +84,12 @@ const (
 	HandshakeNotTLS   // the first record is not TLS
 	HandshakeAlert    // the client sent an alert: it may distrust the certificate
 	HandshakeOther    // any other error
+	HandshakeProxy    // a trusted proxy sent no valid PROXY header
 	handshakeOutcomes
 )
 
 var handshakeNames = [handshakeOutcomes]string{
-	"full", "resumed", "timeout", "eof", "version", "cipher", "protocol", "not_tls", "alert", "other",
+	"full", "resumed", "timeout", "eof", "version", "cipher", "protocol", "not_tls", "alert", "other", "proxy_header",
 }
 
 func (o HandshakeOutcome) String() string { return word(handshakeNames[:], int(o)) }
