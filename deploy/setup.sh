@@ -24,6 +24,7 @@ needs() {
 		test      awk                  mawk            the documented line on the access log
 		test      nginx                nginx-light     a real upstream, and a peer
 		test      haproxy              haproxy         a peer
+		test      strace               strace          makes system calls fail under a worker
 		test      clang-format-14      clang-format-14 the layout of the C code
 		generate  clang-14             clang-14        compiles the BPF objects
 		generate  llvm-strip-14        llvm-14         strips the BPF objects
