@@ -15,6 +15,10 @@ import (
 
 const defaultBPFFS = "/sys/fs/bpf"
 
+// beingMade ends the name of a directory that is not whole yet. It is so long that no
+// interface can have that name.
+const beingMade = "-being-made-anew"
+
 // Names in the directory that are not BPF objects of the collection.
 const (
 	pinXDPLink = "xdp_link"
@@ -32,8 +36,8 @@ type pinner interface {
 
 // pinDir is where the objects of the interface are pinned.
 func pinDir(o *Options) string {
-	// The BPF file system refuses dots in names; an interface's name may have them.
-	return filepath.Join(pinRoot(o), strings.ReplaceAll(o.Interface, ".", "_"))
+	// The BPF file system refuses dots in names, an interface's name has no colons.
+	return filepath.Join(pinRoot(o), strings.ReplaceAll(o.Interface, ".", ":"))
 }
 
 func pinRoot(o *Options) string {
@@ -63,7 +67,7 @@ func (d *Datapath) pin() (err error) {
 	root := pinRoot(&d.options)
 	_, statErr := os.Stat(root)
 	madeRoot := os.IsNotExist(statErr)
-	temp := d.dir + "-new"
+	temp := d.dir + beingMade
 	defer func() {
 		if err != nil {
 			_ = os.RemoveAll(temp)
@@ -166,7 +170,9 @@ func Interfaces(o Options) ([]string, error) {
 	}
 	var names []string
 	for _, e := range entries {
-		names = append(names, e.Name())
+		if !strings.HasSuffix(e.Name(), beingMade) {
+			names = append(names, strings.ReplaceAll(e.Name(), ":", "."))
+		}
 	}
 	return names, nil
 }
