@@ -60,7 +60,8 @@ a while. It fails when the attach would be refused.`,
 }
 
 func attach(e *env, name string, mode datapath.Mode, confirm time.Duration) error {
-	d, err := gateway.Attach(datapath.Options{Interface: name, Instance: e.instance}, mode)
+	o := datapath.Options{Interface: name, Instance: e.instance}
+	d, err := gateway.Attach(o, mode)
 	if err != nil {
 		return err
 	}
@@ -75,10 +76,10 @@ func attach(e *env, name string, mode datapath.Mode, confirm time.Duration) erro
 		return err
 	}
 	if mode == datapath.ModeAuto && s.Mode == datapath.ModeTC {
-		fmt.Fprintf(e.out, "  no native XDP here, so it is at tc, which costs more for each packet: `xgw attach --plan %s` says why\n", name)
+		fmt.Fprintf(e.out, "  no native XDP here, so it is at tc, which costs more for each packet: `%s` says why\n", o.Command("attach --plan"))
 	}
 	if confirm > 0 {
-		fmt.Fprintf(e.out, "  undone in %s unless `xgw confirm %s` comes\n", confirm, name)
+		fmt.Fprintf(e.out, "  undone in %s unless `%s` comes\n", confirm, o.Command("confirm"))
 	}
 	return nil
 }
@@ -98,22 +99,30 @@ func confirmCommand(e *env) *cobra.Command {
 		Example: "  sudo xgw confirm eth0",
 		Args:    exactly("INTERFACE"),
 		RunE: func(_ *cobra.Command, args []string) error {
-			d, err := datapath.Open(datapath.Options{Interface: args[0], Instance: e.instance})
+			o := datapath.Options{Interface: args[0], Instance: e.instance}
+			d, err := datapath.Open(o)
 			if err != nil {
 				return err
 			}
 			defer d.Close()
-			if s, err := d.State(); err != nil {
+			s, err := d.State()
+			if err != nil {
 				return err
-			} else if s.Expired {
-				return fmt.Errorf("confirm %s: too late, the attach is undone and everything passes: `xgw detach %s`, then attach again", args[0], args[0])
-			} else if s.Waits == 0 {
-				return fmt.Errorf("confirm %s: nothing waits to be confirmed: a change that was not confirmed in time is undone by now, see `xgw status %s`", args[0], args[0])
+			}
+			if s.Expired {
+				return fmt.Errorf("confirm %s: too late, the attach is undone and everything passes: `%s`, then attach again", args[0], o.Command("detach"))
+			}
+			if s.Waits == 0 {
+				return fmt.Errorf("confirm %s: nothing waits to be confirmed: a change that was not confirmed in time is undone by now, see `%s`", args[0], o.Command("status"))
 			}
 			if err := d.Confirm(); err != nil {
 				return err
 			}
-			fmt.Fprintf(e.out, "%s: confirmed\n", args[0])
+			said := "confirmed"
+			if s.Waits == 0 {
+				said = "nothing waits to be confirmed"
+			}
+			fmt.Fprintf(e.out, "%s: %s\n", args[0], said)
 			return nil
 		},
 	}

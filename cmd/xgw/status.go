@@ -61,7 +61,8 @@ func reportStatus(e *env, names []string, named bool) error {
 		return json.NewEncoder(e.out).Encode(all)
 	}
 	if len(all) == 0 {
-		fmt.Fprintln(e.out, "nothing is attached: `xgw attach INTERFACE` does it")
+		o := datapath.Options{Interface: "INTERFACE", Instance: e.instance}
+		fmt.Fprintf(e.out, "nothing is attached: `%s` does it\n", o.Command("attach"))
 	}
 	for _, s := range all {
 		writeStatus(e, s)
@@ -106,12 +107,13 @@ func writeStatus(e *env, s interfaceStatus) {
 		fmt.Fprintf(e.out, "%s: %s\n", s.Interface, s.Error)
 		return
 	}
+	o := datapath.Options{Interface: s.Interface, Instance: e.instance}
 	fmt.Fprintf(e.out, "%s: %s mode by %s, program %d, generation %d, pins in %s\n", s.Interface, s.Mode, s.Hook, s.Program, s.Generation, s.Directory)
 	switch {
 	case s.Expired:
-		fmt.Fprintf(e.out, "  not confirmed in time: everything passes: `xgw detach %s`, then attach again\n", s.Interface)
+		fmt.Fprintf(e.out, "  not confirmed in time: everything passes: `%s`, then attach again\n", o.Command("detach"))
 	case s.Waits > 0:
-		fmt.Fprintf(e.out, "  undone in %s unless `xgw confirm %s` comes\n", s.Waits.Round(time.Second), s.Interface)
+		fmt.Fprintf(e.out, "  undone in %s unless `%s` comes\n", s.Waits.Round(time.Second), o.Command("confirm"))
 	}
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "  QUEUE\tVERDICT\tREASON\tPACKETS\tBYTES")

@@ -115,9 +115,13 @@ func (d *Datapath) Detach() error {
 }
 
 // Detach removes what Open would open, and what it would call stale or of another
-// layout. ErrNotAttached when there is nothing.
+// layout, also from an interface that has another name by now. ErrNotAttached when there is
+// nothing, ErrElsewhere when another network namespace has it.
 func Detach(o Options) error {
 	d, err := prepare(o)
+	if errors.Is(err, ErrStale) {
+		d, err = prepareGone(o)
+	}
 	if err != nil {
 		return fmt.Errorf("detach %s: %w", o.Interface, err)
 	}
@@ -130,6 +134,14 @@ func Detach(o Options) error {
 		*place, _ = ebpf.LoadPinnedProgram(filepath.Join(d.dir, name), nil)
 	}
 	defer d.Close()
+	if !d.Status().Attached {
+		switch where := d.findOther(); where.is {
+		case otherName:
+			d.link = where.link
+		case otherNamespace:
+			return fmt.Errorf("detach %s: %w", o.Interface, d.elsewhere(where))
+		}
+	}
 	return d.Detach()
 }
 
@@ -184,7 +196,7 @@ func (d *Datapath) refuseForeign() error {
 		return nil
 	}
 	if d.ownsXDP(x) {
-		return fmt.Errorf("%w (id %d): `xgw status` shows it", ErrExists, x.ProgId)
+		return fmt.Errorf("%w (id %d): `%s` shows it", ErrExists, x.ProgId, d.options.Command("status"))
 	}
 	name := "name unknown"
 	if p, err := ebpf.NewProgramFromID(ebpf.ProgramID(x.ProgId)); err == nil {

@@ -32,6 +32,8 @@ var (
 	ErrForeign = errors.New("another XDP program is attached")
 	// ErrStale: pins are left of an interface that is gone or was made anew.
 	ErrStale = errors.New("stale pins")
+	// ErrElsewhere: the programs run on an interface of another name or network namespace.
+	ErrElsewhere = errors.New("attached elsewhere")
 	// ErrNoNative: the driver cannot run XDP natively on this interface as it is set up.
 	ErrNoNative = errors.New("no native XDP here")
 	// ErrLayout: the pins were made by a version whose maps have another layout.
@@ -53,6 +55,14 @@ type Options struct {
 
 	// fault, in tests, makes the named step fail.
 	fault func(step string) error
+}
+
+// Command is what to type for this interface of this instance: for messages.
+func (o *Options) Command(verb string) string {
+	if o.Instance != "" {
+		return fmt.Sprintf("xgw --instance %s %s %s", o.Instance, verb, o.Interface)
+	}
+	return fmt.Sprintf("xgw %s %s", verb, o.Interface)
 }
 
 func (o *Options) step(name string) error {
@@ -171,8 +181,8 @@ func Create(o Options) (*Datapath, error) {
 		return nil, fmt.Errorf("create datapath of %s: %w", o.Interface, err)
 	}
 	if _, err := os.Stat(d.dir); err == nil {
-		return nil, fmt.Errorf("create datapath of %s: %w: `xgw status` shows it, `xgw detach %s` removes it (%s)",
-			o.Interface, ErrExists, o.Interface, d.dir)
+		return nil, fmt.Errorf("create datapath of %s: %w: `%s` shows it, `%s` removes it (%s)",
+			o.Interface, ErrExists, o.Command("status"), o.Command("detach"), d.dir)
 	}
 	if err := d.load(); err != nil {
 		return nil, fmt.Errorf("create datapath of %s: %w", o.Interface, err)
@@ -194,6 +204,10 @@ func prepare(o Options) (*Datapath, error) {
 	}
 	link, err := netlink.LinkByName(o.Interface)
 	if err != nil {
+		if _, statErr := os.Stat(pinDir(&o)); statErr == nil && o.Interface != "" {
+			return nil, fmt.Errorf("no such interface, and %s has pins of one: %w: `%s` removes them: %w",
+				pinDir(&o), ErrStale, o.Command("detach"), err)
+		}
 		return nil, fmt.Errorf("no such interface: `ip link` lists those there are: %w", err)
 	}
 	if err := o.step("mount"); err != nil {
@@ -279,7 +293,7 @@ func Open(o Options) (*Datapath, error) {
 
 func (d *Datapath) open() error {
 	if _, err := os.Stat(d.dir); err != nil {
-		return fmt.Errorf("%s is not there: %w: `xgw attach %s` makes it", d.dir, ErrNotAttached, d.options.Interface)
+		return fmt.Errorf("%s is not there: %w: `%s` makes it", d.dir, ErrNotAttached, d.options.Command("attach"))
 	}
 	if err := d.loadPins(); err != nil {
 		return err
@@ -299,8 +313,11 @@ func (d *Datapath) open() error {
 		return err
 	}
 	if !d.Status().Attached {
-		return fmt.Errorf("%s has pins, but the interface does not run them (made anew, or taken off by hand): %w: `xgw detach %s` removes them",
-			d.dir, ErrStale, d.options.Interface)
+		if where := d.findOther(); where.is != nowhere {
+			return d.elsewhere(where)
+		}
+		return fmt.Errorf("%s has pins, but the interface does not run them (made anew, or taken off by hand): %w: `%s` removes them",
+			d.dir, ErrStale, d.options.Command("detach"))
 	}
 	return nil
 }

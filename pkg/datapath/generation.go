@@ -41,10 +41,10 @@ func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
 		return err
 	}
 	if now := monotonic(); state.Deadline > now {
-		return fmt.Errorf("%w: `xgw confirm %s`, or wait %s", ErrUnconfirmed, d.options.Interface,
+		return fmt.Errorf("%w: `%s`, or wait %s", ErrUnconfirmed, d.options.Command("confirm"),
 			time.Duration(state.Deadline-now).Round(time.Second))
 	} else if state.Deadline != 0 {
-		return fmt.Errorf("the attach was not confirmed in time, and all packets pass: `xgw detach %s` first", d.options.Interface)
+		return fmt.Errorf("the attach was not confirmed in time, and all packets pass: `%s` first", d.options.Command("detach"))
 	}
 	live, err := d.liveTables(state.Current)
 	if err != nil {

@@ -111,14 +111,14 @@ func (d *Datapath) loadPins() error {
 			continue
 		}
 		if err != nil {
-			return fmt.Errorf("open pinned %s: %w: %w: `xgw detach %s`, then attach again", name, err, ErrLayout, d.options.Interface)
+			return fmt.Errorf("open pinned %s: %w: %w: `%s`, then attach again", name, err, ErrLayout, d.options.Command("detach"))
 		}
 		*p = prog
 	}
 	for name, m := range d.objects.maps() {
 		opened, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)
 		if err != nil {
-			return fmt.Errorf("open pinned %s: %w: %w: `xgw detach %s`, then attach again", name, err, ErrLayout, d.options.Interface)
+			return fmt.Errorf("open pinned %s: %w: %w: `%s`, then attach again", name, err, ErrLayout, d.options.Command("detach"))
 		}
 		*m = opened
 	}

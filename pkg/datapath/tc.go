@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -173,7 +174,7 @@ func (d *Datapath) runsTC(h *tcHook) (program uint32, hook string) {
 	if l, err := link.LoadPinnedLink(h.pin(d), nil); err == nil {
 		defer l.Close()
 		info, err := l.Info()
-		if err != nil || info.TCX() == nil || int(info.TCX().Ifindex) != d.link.Attrs().Index || uint32(info.Program) != id {
+		if err != nil || info.TCX() == nil || int(info.TCX().Ifindex) != d.link.Attrs().Index || uint32(info.Program) != id || !d.listsTCX(h, id) {
 			return 0, ""
 		}
 		return id, "link"
@@ -182,6 +183,13 @@ func (d *Datapath) runsTC(h *tcHook) (program uint32, hook string) {
 		return id, "netlink"
 	}
 	return 0, ""
+}
+
+// listsTCX asks the interface itself: an index means another one in another network
+// namespace, and a program's id does not.
+func (d *Datapath) listsTCX(h *tcHook, id uint32) bool {
+	r, err := link.QueryPrograms(link.QueryOptions{Target: d.link.Attrs().Index, Attach: h.attach})
+	return err == nil && slices.ContainsFunc(r.Programs, func(p link.AttachedProgram) bool { return uint32(p.ID) == id })
 }
 
 func programID(p *ebpf.Program) (uint32, bool) {

@@ -92,7 +92,7 @@ func (d *Datapath) Upgrade() error {
 func (d *Datapath) upgrade() error {
 	status := d.Status()
 	if !status.Attached {
-		return fmt.Errorf("%w: `xgw attach %s` attaches this version", ErrNotAttached, d.options.Interface)
+		return fmt.Errorf("%w: `%s` attaches this version", ErrNotAttached, d.options.Command("attach"))
 	}
 	names := []string{"xdp_ingress", tcEgress.name}
 	if d.objects.TcIngress != nil {
@@ -218,7 +218,7 @@ func (d *Datapath) checkLayout(spec *ebpf.CollectionSpec) error {
 	for name, place := range d.objects.maps() {
 		want, got := spec.Maps[name], *place
 		if got.Type() != want.Type || got.KeySize() != want.KeySize || want.ValueSize != 0 && got.ValueSize() != want.ValueSize {
-			return fmt.Errorf("%s: %w: `xgw detach %s`, then attach again", name, ErrLayout, d.options.Interface)
+			return fmt.Errorf("%s: %w: `%s`, then attach again", name, ErrLayout, d.options.Command("detach"))
 		}
 	}
 	return nil

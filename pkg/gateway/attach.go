@@ -13,11 +13,16 @@ import (
 // are removed first. The caller owns what is returned.
 func Attach(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
 	d, err := datapath.Create(o)
-	if errors.Is(err, datapath.ErrExists) && stale(o) {
-		if err := datapath.Detach(o); err != nil {
-			return nil, err
+	if errors.Is(err, datapath.ErrExists) {
+		switch openErr := tryOpen(o); {
+		case errors.Is(openErr, datapath.ErrElsewhere):
+			return nil, openErr
+		case errors.Is(openErr, datapath.ErrStale):
+			if err := datapath.Detach(o); err != nil {
+				return nil, err
+			}
+			d, err = datapath.Create(o)
 		}
-		d, err = datapath.Create(o)
 	}
 	if err != nil {
 		return nil, err
@@ -46,11 +51,11 @@ func adopt(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
 	return d, nil
 }
 
-// stale tells whether what is pinned for the interface is of no use any more.
-func stale(o datapath.Options) bool {
+// tryOpen tells what is wrong with what is pinned for the interface, if anything is.
+func tryOpen(o datapath.Options) error {
 	d, err := datapath.Open(o)
 	if err == nil {
-		d.Close()
+		err = d.Close()
 	}
-	return errors.Is(err, datapath.ErrStale)
+	return err
 }

@@ -57,12 +57,12 @@ func (pl *plane) enforce() error {
 	name := pl.options.Interface
 	got := pl.d.Status().Mode
 	if got != pl.mode && (pl.mode != datapath.ModeAuto || got == datapath.ModeGeneric) {
-		return fmt.Errorf("interface %s is attached in %s mode, the configuration says %s: `xgw detach %s` first, or change the configuration",
-			name, got, pl.mode, name)
+		return fmt.Errorf("interface %s is attached in %s mode, the configuration says %s: `%s` first, or change the configuration",
+			name, got, pl.mode, pl.options.Command("detach"))
 	}
 	if got == datapath.ModeTC && pl.mode == datapath.ModeAuto {
 		pl.log.Warn("no native XDP here: attached at tc, which costs more for each packet", "interface", name,
-			"why", fmt.Sprintf("`xgw attach --plan %s` says", name))
+			"why", fmt.Sprintf("`%s` says", pl.options.Command("attach --plan")))
 	}
 	link, err := net.InterfaceByName(name)
 	if err != nil {
@@ -108,8 +108,8 @@ func (pl *plane) tend() {
 			pl.log.Info("device was made anew: kernel plane attached again", "interface", pl.options.Interface, "mode", pl.d.Status().Mode)
 		}
 	case !pl.d.Status().Attached:
-		err = fmt.Errorf("interface %s no longer runs the kernel plane: somebody took it off: `xgw attach %s` puts it on, then start the gateway again",
-			pl.options.Interface, pl.options.Interface)
+		err = fmt.Errorf("interface %s no longer runs the kernel plane: somebody took it off: `%s` puts it on, then start the gateway again",
+			pl.options.Interface, pl.options.Command("attach"))
 	}
 	said := ""
 	if err != nil {
