@@ -39,15 +39,15 @@ a while. It fails when the attach would be refused.`,
   sudo xgw attach wlan0 --mode generic # slower, and blind to merged packets`,
 		Args: exactly("INTERFACE"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if plan {
-				return runPlan(e, args[0], mode)
-			}
 			m, err := datapath.ParseMode(mode)
 			if err != nil {
 				return usageError{err}
 			}
-			if err := checkConfirm(confirm); err != nil {
+			if err := checkConfirm(cmd, confirm); err != nil {
 				return err
+			}
+			if plan {
+				return runPlan(e, args[0], mode)
 			}
 			return attach(e, args[0], m, confirm)
 		},
@@ -84,9 +84,9 @@ func attach(e *env, name string, mode datapath.Mode, confirm time.Duration) erro
 	return nil
 }
 
-func checkConfirm(d time.Duration) error {
-	if d < 0 || d > 24*time.Hour {
-		return usageError{fmt.Errorf("--confirm %s: at most a day is possible, such as 60s", d)}
+func checkConfirm(cmd *cobra.Command, d time.Duration) error {
+	if cmd.Flags().Changed("confirm") && (d < time.Second || d > 24*time.Hour) {
+		return usageError{fmt.Errorf("--confirm %s: want a time from 1s to 24h, such as 60s", d)}
 	}
 	return nil
 }

@@ -34,6 +34,10 @@ func TestStatusAndMessageOfFaults(t *testing.T) {
 		{[]string{"run", "-c", bad}, 2, bad + `:3:`},
 		{[]string{"run", "-c", bad}, 2, `did you mean "upstream"?`},
 		{[]string{"run", "-c", filepath.Join(dir, "none.yaml")}, 2, "no such file"},
+		{[]string{"attach", "x", "--confirm", "0s"}, 2, "from 1s to 24h"},
+		{[]string{"attach", "x", "--plan", "--confirm", "25h"}, 2, "from 1s to 24h"},
+		{[]string{"version", "x"}, 2, "takes flags alone, not 1 arguments"},
+		{[]string{"--instance", "a.b", "status"}, 2, "letters, digits"},
 		{[]string{"worker"}, 2, "xgw run"},
 		{[]string{"demo", "--seconds", "0"}, 2, "1 to 600"},
 	} {

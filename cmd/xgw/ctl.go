@@ -46,8 +46,8 @@ With --confirm the change undoes itself unless gateway-ctl confirm comes in time
 		Example: `  sudo gateway-ctl reload
   sudo gateway-ctl reload --confirm 60s`,
 		Args: exactly(),
-		RunE: func(*cobra.Command, []string) error {
-			if err := checkConfirm(confirm); err != nil {
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := checkConfirm(cmd, confirm); err != nil {
 				return err
 			}
 			r, err := admin.NewClient(admin.SocketPath(e.instance)).Reload(confirm)

@@ -23,7 +23,7 @@ func TestAttachIsUndoneUnlessConfirmed(t *testing.T) {
 	run := func(args ...string) string { return mustXGW(t, l, append(at, args...)...) }
 	run("attach", "edge0", "--confirm", "2s")
 	t.Cleanup(func() { _, _ = xgwIn(t, l, "--instance", "confirm", "detach", "edge0") })
-	if out := run("status"); !strings.Contains(out, "xgw confirm edge0") {
+	if out := run("status"); !strings.Contains(out, "`xgw --instance confirm confirm edge0`") {
 		t.Errorf("status says nothing of the confirmation: %s", out)
 	}
 	time.Sleep(2100 * time.Millisecond)

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -23,6 +24,9 @@ const (
 	exitFailure = 1
 	exitUsage   = 2
 )
+
+// instanceName is what may stand in the names of pins and of the zone.
+var instanceName = regexp.MustCompile(`^[a-zA-Z0-9_-]{0,32}$`)
 
 // usageError is what the caller of the command has to mend.
 type usageError struct{ error }
@@ -93,6 +97,12 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 			}
 			return nil
 		},
+		PersistentPreRunE: func(*cobra.Command, []string) error {
+			if !instanceName.MatchString(e.instance) {
+				return usageError{fmt.Errorf("--instance %q: want at most 32 letters, digits, - and _, such as blue", e.instance)}
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
@@ -121,8 +131,12 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 func exactly(names ...string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) != len(names) {
+			what := strings.Join(names, " ")
+			if what == "" {
+				what = "flags alone"
+			}
 			return usageError{fmt.Errorf("%s takes %s, not %d arguments: for example %s",
-				cmd.CommandPath(), strings.Join(names, " "), len(args), firstExample(cmd))}
+				cmd.CommandPath(), what, len(args), firstExample(cmd))}
 		}
 		return nil
 	}

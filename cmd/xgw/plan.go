@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 
@@ -15,11 +16,6 @@ import (
 
 // runPlan predicts an attach; it fails when something blocks it.
 func runPlan(e *env, name, mode string) error {
-	switch mode {
-	case host.ModeNative, host.ModeGeneric, host.ModeTC, host.ModeAuto:
-	default:
-		return usageError{fmt.Errorf("unknown mode %q: it is native, generic, tc or auto", mode)}
-	}
 	i, err := host.ReadInterface(name)
 	if err != nil {
 		return err
@@ -28,7 +24,11 @@ func runPlan(e *env, name, mode string) error {
 	if err != nil {
 		return err
 	}
-	p := host.MakePlan(i, m, host.Wanted{Mode: mode, Frags: true, Own: ownProgram(i, e.instance)})
+	w := host.Wanted{Mode: mode, Frags: true, Instance: e.instance}
+	if w.Own, err = ownProgram(name, e.instance); err != nil {
+		w.Obstacle = err.Error()
+	}
+	p := host.MakePlan(i, m, w)
 	p.Pinholes = host.Pinholes("/", os.Getenv("SSH_CONNECTION"))
 	if e.json {
 		err = json.NewEncoder(e.out).Encode(p)
@@ -41,20 +41,21 @@ func runPlan(e *env, name, mode string) error {
 	return err
 }
 
-// ownProgram is the id of this instance's program on the hook, 0 for none. Opening a
-// datapath mounts bpffs where it is not, which a plan must not.
-func ownProgram(i host.Interface, instance string) uint32 {
+// ownProgram is the id of this instance's program on the interface, 0 for none; its error
+// is why the attach would be refused. Opening a datapath mounts bpffs where it is not, which
+// a plan must not.
+func ownProgram(name, instance string) (uint32, error) {
 	var fs unix.Statfs_t
-	if err := unix.Statfs("/sys/fs/bpf", &fs); i.XDP == nil || err != nil || fs.Type != unix.BPF_FS_MAGIC {
-		return 0
+	if err := unix.Statfs("/sys/fs/bpf", &fs); err != nil || fs.Type != unix.BPF_FS_MAGIC {
+		return 0, datapath.CheckMount()
 	}
-	d, err := datapath.Open(datapath.Options{Interface: i.Name, Instance: instance})
+	d, err := datapath.Open(datapath.Options{Interface: name, Instance: instance})
+	if errors.Is(err, datapath.ErrElsewhere) || errors.Is(err, datapath.ErrLayout) {
+		return 0, err
+	}
 	if err != nil {
-		return 0
+		return 0, nil //nolint:nilerr // nothing is there, or it is replaced by an attach
 	}
 	defer d.Close()
-	if s := d.Status(); s.Attached {
-		return s.Program
-	}
-	return 0
+	return d.Status().Program, nil
 }

@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -70,14 +71,46 @@ func TestPlanChangesNothing(t *testing.T) {
 	mustXGW(t, l, "--instance", "plan", "attach", "edge0")
 	t.Cleanup(func() { _, _ = xgwIn(t, l, "--instance", "plan", "detach", "edge0") })
 	before = state()
-	if p, _ := planOf(t, l, "edge0"); p.Mode != "" || !blockedBy(p, "attached already", "xgw status edge0") {
+	if p, _ := planOf(t, l, "edge0"); p.Mode != "" || !blockedBy(p, "attached already", "status edge0") {
 		t.Errorf("edge0, attached: %+v", p)
 	}
 	if after := state(); after != before {
 		t.Errorf("attached, before:\n%s\nafter:\n%s", before, after)
 	}
+	if p, _ := planOf(t, l, "edge0"); !blockedBy(p, "attached already", "xgw --instance plan status edge0") {
+		t.Errorf("the command does not name the instance: %+v", p)
+	}
 	if out, err := xgwIn(t, l, "--instance", "other", "attach", "edge0", "--plan"); err == nil || !strings.Contains(out, "not of this instance") {
 		t.Errorf("another instance's plan: %v, %s", err, out)
+	}
+}
+
+// What is attached at tc is attached, too.
+func TestPlanOfWhatIsAtTC(t *testing.T) {
+	needRoot(t, "makes a lab")
+	l := mustLab(t, "xgwplantc")
+	mustXGW(t, l, "--instance", "plan", "attach", "edge0", "--mode", "tc")
+	t.Cleanup(func() { _, _ = xgwIn(t, l, "--instance", "plan", "detach", "edge0") })
+	for _, mode := range []string{"native", "tc", "auto"} {
+		if p, _ := planOf(t, l, "edge0", "--mode", mode); p.Mode != "" || !blockedBy(p, "attached already", "status edge0") {
+			t.Errorf("%s mode: %+v", mode, p)
+		}
+	}
+}
+
+// In a mount namespace that ends with the command nothing can be attached for good.
+func TestMountThatWouldNotLast(t *testing.T) {
+	needRoot(t, "makes a mount namespace")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range []string{"attach lo", "attach lo --plan", "status", "explain lo --from 192.0.2.7 --to 1", "detach lo"} {
+		cmd := exec.Command("unshare", "--mount", "--net", "sh", "-c", "mount -t tmpfs none /sys/fs/bpf && exec "+self+" --instance mount "+args)
+		out, err := cmd.CombinedOutput()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), "nsenter --net=") {
+			t.Errorf("xgw %s: %v, %s", args, err, out)
+		}
 	}
 }
 
@@ -96,7 +129,7 @@ func TestPlanOfLoopback(t *testing.T) {
 	if p, status := planOf(t, l, "lo", "--mode", "auto"); p.Mode != "tc" || status != 0 {
 		t.Errorf("auto: status %d, %+v", status, p)
 	}
-	if p, status := planOf(t, l, "lo", "--mode", "native"); !blockedBy(p, "no native XDP", "xgw attach lo --mode tc") || status != 1 {
+	if p, status := planOf(t, l, "lo", "--mode", "native"); !blockedBy(p, "no native XDP", "xgw --instance plan attach lo --mode tc") || status != 1 {
 		t.Errorf("native: status %d, %+v", status, p)
 	}
 	if out, err := xgwIn(t, l, "--instance", "plan", "attach", "lo", "--mode", "native"); err == nil {

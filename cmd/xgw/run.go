@@ -39,7 +39,7 @@ passes everything.`,
   sudo gateway-engine -c /etc/gateway/gateway.yaml # the same`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := checkConfirm(confirm); err != nil {
+			if err := checkConfirm(cmd, confirm); err != nil {
 				return err
 			}
 			load := func() (*config.Config, error) { return config.Load(path) }

@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -56,10 +57,51 @@ func ensureBPFFS(path string) error {
 	if st.Type == unix.BPF_FS_MAGIC {
 		return nil
 	}
+	if err := CheckMount(); err != nil && path == defaultBPFFS {
+		return err
+	}
 	if err := unix.Mount("bpf", path, "bpf", 0, "mode=0700"); err != nil {
 		return fmt.Errorf("mount the BPF file system: do it by hand with `mount -t bpf bpf %s`: %w", path, err)
 	}
 	return nil
+}
+
+// CheckMount tells whether a BPF file system that is mounted now would end with this
+// process, and the kernel plane with it, although it was attached for good: that is so in a
+// mount namespace made for one command.
+func CheckMount() error {
+	if !ownMountNamespace() {
+		return nil
+	}
+	return errors.New("no BPF file system is at " + defaultBPFFS + " here, and one mounted now would go with this mount namespace, which `ip netns exec` " +
+		"makes for each command: use `nsenter --net=/run/netns/NAME xgw …`, or, in a shell that stays, `mount -t bpf bpf " + defaultBPFFS + "`")
+}
+
+// ownMountNamespace tells whether a process that this one descends from has another mount
+// namespace; those that may not be asked are passed over.
+func ownMountNamespace() bool {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	for pid := os.Getppid(); err == nil && pid > 0; pid = parent(pid) {
+		if other, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid)); err == nil && other != own {
+			return true
+		}
+	}
+	return false
+}
+
+// parent is the process's, 0 for none that can be seen.
+func parent(pid int) int {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// PID (NAME) STATE PPID …, and the name may have anything in it.
+	var state string
+	var up int
+	if _, err := fmt.Sscan(string(stat[bytes.LastIndexByte(stat, ')')+1:]), &state, &up); err != nil {
+		return 0
+	}
+	return up
 }
 
 // pin puts all objects into a temporary directory and renames it into place.
@@ -160,6 +202,10 @@ func Interfaces(o Options) ([]string, error) {
 	}
 	entries, err := os.ReadDir(pinRoot(&o))
 	if errors.Is(err, os.ErrNotExist) {
+		var st unix.Statfs_t
+		if err := unix.Statfs(o.BPFFS, &st); o.BPFFS == defaultBPFFS && err == nil && st.Type != unix.BPF_FS_MAGIC {
+			return nil, CheckMount()
+		}
 		return nil, nil
 	}
 	if errors.Is(err, os.ErrPermission) {

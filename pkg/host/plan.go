@@ -57,8 +57,12 @@ type Wanted struct {
 	Mode string
 	// Frags: the programs are loaded as able to take packets of several buffers.
 	Frags bool
-	// Own is the id of the caller's program on the hook, 0 when there is none.
+	// Own is the id of the caller's program on the interface, 0 when there is none.
 	Own uint32
+	// Obstacle is why the attach would be refused whatever the interface is; "" for nothing.
+	Obstacle string
+	// Instance is the caller's, for the commands that findings name.
+	Instance string
 }
 
 // oldest is the first kernel that the programs load on.
@@ -89,7 +93,7 @@ func MakePlan(i Interface, m Machine, w Wanted) Plan {
 		}
 	case ModeNative:
 		if blocked(native) && !blocked(p.tc(i)) {
-			out.Instead = mendByTC(i, native)
+			out.Instead = p.mendByTC(i, native)
 		}
 	}
 	p.found = append(p.found, p.common(i)...)
@@ -113,8 +117,8 @@ func MakePlan(i Interface, m Machine, w Wanted) Plan {
 
 // mendByTC makes tc mode the mend of what has none, and returns its command when
 // it is nobody's mend.
-func mendByTC(i Interface, native []Finding) string {
-	command := fmt.Sprintf("xgw attach %s --mode tc", i.Name)
+func (p *planner) mendByTC(i Interface, native []Finding) string {
+	command := p.attach(i.Name) + " --mode tc"
 	instead := command
 	for n, f := range native {
 		if f.Severity == Blocks && f.Mend == "" {
@@ -122,6 +126,16 @@ func mendByTC(i Interface, native []Finding) string {
 		}
 	}
 	return instead
+}
+
+func (p *planner) attach(name string) string { return p.xgw("attach " + name) }
+
+// xgw is a command line of this instance.
+func (p *planner) xgw(words string) string {
+	if p.wanted.Instance != "" {
+		words = "--instance " + p.wanted.Instance + " " + words
+	}
+	return "xgw " + words
 }
 
 func sorted(all []Finding) []Finding {
@@ -198,9 +212,12 @@ func (p *planner) common(i Interface) []Finding {
 	case p.before(oldest):
 		p.add(Blocks, fmt.Sprintf("Linux %s is too old: xgw needs %s", p.kernel, oldest), "release "+p.machine.Kernel, "")
 	}
+	if p.wanted.Obstacle != "" {
+		p.add(Blocks, "what is pinned or mounted stands in the way", p.wanted.Obstacle, "")
+	}
 	if i.Link != "" && i.Link != "ether" && i.Link != "loopback" {
 		p.add(Blocks, "its packets have no Ethernet header, which xgw reads first", fmt.Sprintf("a %s device, link type %s", i.Kind, i.Link),
-			"xgw attach INTERFACE, the one that `ip route get ADDRESS` names for the tunnel's other end")
+			p.attach("INTERFACE")+", the one that `ip route get ADDRESS` names for the tunnel's other end")
 	}
 	if !i.Up {
 		p.add(Info, "the interface is down", "what is attached counts once it is up", fmt.Sprintf("ip link set dev %s up", i.Name))
@@ -208,7 +225,7 @@ func (p *planner) common(i Interface) []Finding {
 	if m := i.Master; m != nil {
 		switch m.Kind {
 		case "bond":
-			p.add(Warns, fmt.Sprintf("a member of bond %s: only what arrives over this member is seen", m.Name), "", "xgw attach "+m.Name)
+			p.add(Warns, fmt.Sprintf("a member of bond %s: only what arrives over this member is seen", m.Name), "", p.attach(m.Name))
 		case "bridge":
 			p.add(Info, fmt.Sprintf("a port of bridge %s: what it forwards is counted and limited too", m.Name), "the hook is before the bridge", "")
 		}
@@ -225,11 +242,15 @@ func (p *planner) owner(i Interface, mode string) []Finding {
 			fmt.Sprintf("%s; the kernel refuses another below it", m.XDP), mend)
 	}
 	x := i.XDP
-	if x == nil {
+	if own := p.wanted.Own; own != 0 {
+		evidence := fmt.Sprintf("program %d, tc mode", own)
+		if x != nil && x.ID == own {
+			evidence = x.String()
+		}
+		p.add(Blocks, "xgw is attached already", evidence, p.xgw("status "+i.Name))
 		return p.found
 	}
-	if x.ID == p.wanted.Own {
-		p.add(Blocks, "xgw is attached already", x.String(), "xgw status "+i.Name)
+	if x == nil {
 		return p.found
 	}
 	who, mend := x.owner(i.Name)
@@ -268,7 +289,7 @@ func (x Program) String() string {
 func (p *planner) generic(i Interface) []Finding {
 	p = p.fresh()
 	p.found = append(p.found, p.owner(i, ModeGeneric)...)
-	p.add(Warns, "generic mode costs as much as tc", "it runs after the kernel made an skb, and copies those whose data is in pieces", "xgw attach "+i.Name+" --mode tc")
+	p.add(Warns, "generic mode costs as much as tc", "it runs after the kernel made an skb, and copies those whose data is in pieces", p.attach(i.Name)+" --mode tc")
 	p.above(i)
 	p.merged(i)
 	p.tags(i)
@@ -290,7 +311,7 @@ func (p *planner) tc(i Interface) []Finding {
 // above says so when packets arrive at another device first.
 func (p *planner) above(i Interface) {
 	if i.Parent != "" && p.wanted.Mode != ModeAuto { // there the reason against native says it
-		p.add(Warns, fmt.Sprintf("a %s device: its packets arrive at %s first", i.Kind, i.Parent), "attached there, native mode may be had, for all that arrives there", "xgw attach "+i.Parent)
+		p.add(Warns, fmt.Sprintf("a %s device: its packets arrive at %s first", i.Kind, i.Parent), "attached there, native mode may be had, for all that arrives there", p.attach(i.Parent))
 	}
 }
 

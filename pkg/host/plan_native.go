@@ -64,9 +64,9 @@ func (p *planner) support(i Interface) bool {
 	switch {
 	case i.Parent != "":
 		p.add(Blocks, fmt.Sprintf("a %s device has no native XDP, its parent may", i.Kind),
-			fmt.Sprintf("its packets arrive at %s first, with all others there", i.Parent), "xgw attach "+i.Parent)
+			fmt.Sprintf("its packets arrive at %s first, with all others there", i.Parent), p.attach(i.Parent))
 	case i.Kind == "bridge":
-		p.add(Blocks, "a bridge has no native XDP, its ports may", "EOPNOTSUPP", attachEach(i.Members))
+		p.add(Blocks, "a bridge has no native XDP, its ports may", "EOPNOTSUPP", p.attachEach(i.Members))
 	case i.XDPFeatures != nil && i.XDPFeatures.Native:
 		return true
 	case i.XDPFeatures != nil && i.Kind == "veth":
@@ -95,10 +95,10 @@ func (p *planner) support(i Interface) bool {
 	return false
 }
 
-func attachEach(members []Interface) string {
+func (p *planner) attachEach(members []Interface) string {
 	var commands []string
 	for _, m := range members {
-		commands = append(commands, "xgw attach "+m.Name)
+		commands = append(commands, p.attach(m.Name))
 	}
 	return strings.Join(commands, " && ")
 }
@@ -291,10 +291,10 @@ func (p *planner) bond(i Interface) {
 	works := []string{"balance-rr", "active-backup", "balance-xor", "802.3ad"}
 	switch {
 	case p.before(version{5, 15}):
-		p.add(Blocks, "a bond has native XDP from Linux 5.15 on, its members may have it now", "this is "+p.machine.Kernel, attachEach(i.Members))
+		p.add(Blocks, "a bond has native XDP from Linux 5.15 on, its members may have it now", "this is "+p.machine.Kernel, p.attachEach(i.Members))
 		return
 	case i.BondMode != "" && !slices.Contains(works, i.BondMode):
-		p.add(Blocks, fmt.Sprintf("a bond in mode %s has no native XDP", i.BondMode), "modes that have: "+strings.Join(works, ", ")+"; EOPNOTSUPP", attachEach(i.Members))
+		p.add(Blocks, fmt.Sprintf("a bond in mode %s has no native XDP", i.BondMode), "modes that have: "+strings.Join(works, ", ")+"; EOPNOTSUPP", p.attachEach(i.Members))
 		return
 	case (i.BondMode == "802.3ad" || i.BondMode == "balance-xor") && i.HashPolicy == "vlan+srcmac":
 		p.add(Blocks, "a bond that hashes by vlan+srcmac has no native XDP", "EOPNOTSUPP",
