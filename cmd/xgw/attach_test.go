@@ -108,6 +108,9 @@ func TestAttachByHand(t *testing.T) {
 	if now := ingress(t, l, instance); now <= counted {
 		t.Errorf("%d packets counted after the gateway's run, %d before: counts were lost, or nothing is attached", now, counted)
 	}
+	if out := mustXGW(t, l, "--instance", instance, "status"); !strings.Contains(out, "  egress  pass ") || strings.Contains(out, "  all ") {
+		t.Errorf("status does not tell what was sent from what was received:\n%s", out)
+	}
 	mustXGW(t, l, "--instance", instance, "detach", "edge0")
 	if _, err := os.Stat("/sys/fs/bpf/xgw-" + instance); err == nil {
 		t.Error("pins are left after detach")

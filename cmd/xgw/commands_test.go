@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,11 +22,21 @@ func TestStatusAndMessageOfFaults(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("routes:\n  - name: a\n    upstrem: b\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// No single line is wrong, and yet it cannot be put in force.
+	whole := filepath.Join(dir, "whole.yaml")
+	text := "routes: [{name: a, upstream: b}]\nupstreams: [{name: b, servers: [\"127.0.0.1:1\"]}]\ndeny:\n"
+	for bits := 48; bits < 73; bits++ {
+		text += fmt.Sprintf("  - 2001:db8:%x::/%d\n", bits, bits)
+	}
+	if err := os.WriteFile(whole, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	for _, row := range []struct {
 		args   []string
 		status int
 		says   string
 	}{
+		{[]string{"run", "-c", whole}, 2, whole + ": IPv6 prefixes have"},
 		{[]string{"nosuch"}, 2, `unknown command "nosuch"`},
 		{[]string{"attach"}, 2, "xgw attach eth0"},
 		{[]string{"attach", "a", "b"}, 2, "not 2 arguments"},

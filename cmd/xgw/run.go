@@ -50,12 +50,17 @@ passes everything.`,
 			c.Instance = e.instance
 			log := slog.New(logging.NewHandler(e.err, slog.LevelInfo))
 			offerPinholes(c, log)
-			return gateway.Run(cmd.Context(), gateway.Options{
+			err = gateway.Run(cmd.Context(), gateway.Options{
 				Config: c, Log: log, Version: version(), Load: load, Confirm: confirm,
 				Ready: func(a gateway.Addresses) {
 					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on http://%s/metrics\n", strings.Join(a.Listeners, ", "), a.Telemetry)
 				},
 			})
+			var mistaken *gateway.ConfigError
+			if errors.As(err, &mistaken) {
+				return usageError{err}
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", "/etc/gateway/gateway.yaml", "configuration file")

@@ -18,9 +18,22 @@ type interfaceStatus struct {
 	datapath.Status
 	datapath.State
 	Error  string                `json:"error,omitempty"`
-	Counts []datapath.QueueCount `json:"counts,omitempty"` // outcomes that have counted something
+	Counts []directedCount       `json:"counts,omitempty"` // outcomes that have counted something
 	Limits []datapath.LimitCount `json:"limits,omitempty"` // those that some packet was over
 	Tables datapath.TableCounts  `json:"tables"`
+}
+
+// directedCount tells what was received from what was sent, which has no queue.
+type directedCount struct {
+	Direction string `json:"direction"` // ingress or egress
+	datapath.QueueCount
+}
+
+func (c *directedCount) place() string {
+	if c.Direction == "egress" {
+		return c.Direction
+	}
+	return c.QueueName()
 }
 
 func statusCommand(e *env) *cobra.Command {
@@ -28,7 +41,8 @@ func statusCommand(e *env) *cobra.Command {
 		Use:   "status [INTERFACE...]",
 		Short: "Show what is attached, and what it has counted",
 		Long: `Reads the pinned maps directly, so it needs no running gateway. Without a name it
-shows every interface that has pins.`,
+shows every interface that has pins. What was received is counted by receive queue;
+what was sent, egress, is counted before it has a queue.`,
 		Example: `  sudo xgw status
   sudo xgw status eth0 --json | jq '.[0].counts'`,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -94,9 +108,11 @@ func readStatus(o datapath.Options) (interfaceStatus, error) {
 		s.Error = err.Error()
 		return s, err
 	}
-	for _, row := range append(c.Ingress, c.Egress...) {
-		if row.Packets > 0 {
-			s.Counts = append(s.Counts, row)
+	for i, rows := range [][]datapath.QueueCount{c.Ingress, c.Egress} {
+		for _, row := range rows {
+			if row.Packets > 0 {
+				s.Counts = append(s.Counts, directedCount{[]string{"ingress", "egress"}[i], row})
+			}
 		}
 	}
 	return s, nil
@@ -118,7 +134,7 @@ func writeStatus(e *env, s interfaceStatus) {
 	w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "  QUEUE\tVERDICT\tREASON\tPACKETS\tBYTES")
 	for _, c := range s.Counts {
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%d\t%d\n", c.QueueName(), c.Verdict, c.Reason, c.Packets, c.Bytes)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%d\t%d\n", c.place(), c.Verdict, c.Reason, c.Packets, c.Bytes)
 	}
 	for _, l := range s.Limits {
 		fmt.Fprintf(w, "  \tlimit\t%s\t%d dropped\t%d in dry run\n", l.Name, l.Dropped, l.DryRun)

@@ -9,7 +9,7 @@ import (
 
 // gateway is the whole of gateway.yaml.
 func gateway(c *Config) mapping {
-	return mapping{check: across, rows: []row{
+	return mapping{check: across(c), rows: []row{
 		{"interfaces", none, list{example: "name: eth0", item: func() reader { return interfaceRow(c) }}},
 		{"allow", none, list{example: "198.51.100.0/24", item: prefixes(&c.Allow)}},
 		{"deny", none, list{example: "192.0.2.0/24", item: prefixes(&c.Deny)}},
@@ -45,10 +45,21 @@ func gateway(c *Config) mapping {
 	}}
 }
 
-// across runs the checks that need all of the file.
-func across(f *found) {
-	for _, check := range f.d.later {
-		check()
+// across makes the checks that need all of the file.
+func across(c *Config) func(*found) {
+	return func(f *found) {
+		allowed := make(map[netip.Prefix]bool, len(c.Allow))
+		for _, p := range c.Allow {
+			allowed[p] = true
+		}
+		for i, p := range c.Deny {
+			if allowed[p] && !f.faulty["deny"] {
+				f.d.fail(f.values["deny"].Content[i], "deny[%d]: %s is allowed as well: take it out of one list", i, p)
+			}
+		}
+		for _, check := range f.d.later {
+			check()
+		}
 	}
 }
 
@@ -123,6 +134,10 @@ const (
 	maxByteRate = 100_000_000_000
 )
 
+// minByteBurst lets frames of 64 KiB, as merging makes them, through three quarters of a
+// burst: a frame that costs more than there is at most would be dropped for ever.
+const minByteBurst = 100_000
+
 func packetLimit(c *Config) mapping {
 	l := &PacketLimit{}
 	rate, burst := amount(&l.Rate), amount(&l.Burst)
@@ -155,6 +170,12 @@ func checkLimit(f *found, c *Config, l *PacketLimit) {
 		f.fail("port", "only a limit with `key: port` has one")
 	case l.Count != "bytes" && l.Rate > maxRate:
 		f.fail("rate", "%d: %s are counted up to %d per second", l.Rate, l.Count, maxRate)
+	case l.Count == "bytes" && l.Burst < minByteBurst && !f.faulty["burst"]:
+		key := "burst"
+		if f.values[key] == nil {
+			key = "rate"
+		}
+		f.fail(key, "with a burst of %d bytes the longest frames would never pass: want `burst: %dk` or more", l.Burst, minByteBurst/1000)
 	case l.Rate > 0 && l.Burst/l.Rate > 86400:
 		f.fail("burst", "%d: it lasts longer than a day at this rate", l.Burst)
 	}

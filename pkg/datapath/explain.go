@@ -107,6 +107,9 @@ func (d *Datapath) word(frame []byte, x *bpf.GatewayExplanation) (*Explanation, 
 	if err != nil {
 		return nil, err
 	}
+	if e.Generation == 0 { // a malformed packet meets none
+		e.Generation = live.Generation
+	}
 	for slot := range int(bpf.GatewayLimitSlotSLOT_COUNT) {
 		if x.Over>>slot&1 != 0 {
 			e.Over = append(e.Over, limitName(live, slot))

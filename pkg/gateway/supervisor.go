@@ -55,6 +55,15 @@ type Addresses struct {
 	Telemetry string
 }
 
+// ConfigError is a configuration that cannot be put in force, whatever the machine is like.
+type ConfigError struct {
+	Path string
+	Err  error
+}
+
+func (e *ConfigError) Error() string { return e.Path + ": " + e.Err.Error() }
+func (e *ConfigError) Unwrap() error { return e.Err }
+
 // ZonePath is the zone's file of an instance.
 func ZonePath(instance string) string {
 	if instance == "" {
@@ -209,7 +218,7 @@ func (s *supervisor) warn() {
 func (s *supervisor) prepare() error {
 	p, err := policy.Compile(s.config, 1)
 	if err != nil {
-		return err
+		return &ConfigError{s.config.Path, err}
 	}
 	s.policy = p
 	s.warn()
