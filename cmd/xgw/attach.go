@@ -72,7 +72,7 @@ func attach(e *env, name string, mode datapath.Mode, confirm time.Duration) erro
 		}
 	}
 	s := d.Status()
-	if err := printStatus(e, []datapath.Status{s}); err != nil || e.json {
+	if err := printStatus(e, "attached", s); err != nil || e.json {
 		return err
 	}
 	if mode == datapath.ModeAuto && s.Mode == datapath.ModeTC {
@@ -146,7 +146,7 @@ of the attached version have another layout, nothing is changed and that is said
 			if err := d.Upgrade(); err != nil {
 				return err
 			}
-			return printStatus(e, []datapath.Status{d.Status()})
+			return printStatus(e, "upgraded", d.Status())
 		},
 	}
 }
@@ -168,13 +168,16 @@ func detachCommand(e *env) *cobra.Command {
 	}
 }
 
-func printStatus(e *env, all []datapath.Status) error {
+// printStatus says what was done, and what is there now.
+func printStatus(e *env, done string, s datapath.Status) error {
 	if e.json {
-		return json.NewEncoder(e.out).Encode(all)
+		return json.NewEncoder(e.out).Encode([]datapath.Status{s})
 	}
-	for _, s := range all {
-		fmt.Fprintf(e.out, "%s: attached, %s mode by %s, program %d, %d receive queues\n  bpftool map dump pinned %s/ingress_counts\n",
-			s.Interface, s.Mode, s.Hook, s.Program, s.Queues, s.Directory)
+	queues := "queues"
+	if s.Queues == 1 {
+		queues = "queue"
 	}
+	fmt.Fprintf(e.out, "%s: %s, %s mode by %s, program %d, %d receive %s\n  bpftool map dump pinned %s/ingress_counts\n",
+		s.Interface, done, s.Mode, s.Hook, s.Program, s.Queues, queues, s.Directory)
 	return nil
 }

@@ -40,13 +40,16 @@ xgw status has the exact sums.`,
 			}
 			tick := time.NewTicker(dropsInterval)
 			defer tick.Stop()
-			for {
+			for n := 1; ; n++ {
 				drops, err := samples.Read()
 				if err != nil {
 					return err
 				}
 				if err := writeDrops(e, drops); err != nil || !follow {
 					return err
+				}
+				if n%10 == 0 && !d.Status().Attached {
+					return fmt.Errorf("drops of %s: it was taken off meanwhile", args[0])
 				}
 				select {
 				case <-cmd.Context().Done():

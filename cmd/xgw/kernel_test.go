@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -33,6 +34,14 @@ func TestAttachIsUndoneUnlessConfirmed(t *testing.T) {
 	if out, err := xgwIn(t, l, "--instance", "confirm", "confirm", "edge0"); err == nil || !strings.Contains(out, "too late") {
 		t.Errorf("confirmed after the deadline: %v, %s", err, out)
 	}
+	dir := t.TempDir()
+	path := filepath.Join(dir, "gateway.yaml")
+	if err := os.WriteFile(path, []byte(gatewayYAML(dir, "127.0.0.1:0", "127.0.0.1:1", "interfaces: [{name: edge0}]\n")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := xgwIn(t, l, "--instance", "confirm", "run", "-c", path); err == nil || !strings.Contains(out, "confirm detach edge0") {
+		t.Errorf("served after the deadline: %v, %s", err, out)
+	}
 	run("detach", "edge0")
 	run("attach", "edge0", "--confirm", "60s")
 	run("confirm", "edge0")
@@ -46,7 +55,17 @@ func TestAttachIsUndoneUnlessConfirmed(t *testing.T) {
 	if out := run("drops", "edge0"); out != "" {
 		t.Errorf("drops without any: %s", out)
 	}
+	var follows bytes.Buffer
+	follow := exec.Command("/proc/self/exe", "--instance", "confirm", "drops", "edge0", "--follow")
+	follow.Stderr = &follows
+	if err := l.Start(lab.Gateway, follow); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
 	run("detach", "edge0")
+	if err := follow.Wait(); err == nil || !strings.Contains(follows.String(), "taken off") {
+		t.Errorf("drops --follow after detach: %v, %s", err, follows.String())
+	}
 }
 
 func TestExplainReadsPackets(t *testing.T) {

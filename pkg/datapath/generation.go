@@ -44,7 +44,8 @@ func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
 		return fmt.Errorf("%w: `%s`, or wait %s", ErrUnconfirmed, d.options.Command("confirm"),
 			time.Duration(state.Deadline-now).Round(time.Second))
 	} else if state.Deadline != 0 {
-		return fmt.Errorf("the attach was not confirmed in time, and all packets pass: `%s` first", d.options.Command("detach"))
+		// settle undoes any other change
+		return fmt.Errorf("the attach was not confirmed in time, so everything passes: `%s`, then attach again", d.options.Command("detach"))
 	}
 	live, err := d.liveTables(state.Current)
 	if err != nil {
