@@ -33,8 +33,17 @@ static __always_inline void sample_drop(void *data, void *end, __u64 length, __u
 	s->length = length;
 	s->outcome = outcome;
 	for (int i = 0; i < SAMPLE_HEAD / 4; i++) {
-		if (data + 4 * i + 4 > end)
+		if (data + 4 * i + 4 > end) {
+			__u8 *tail = data + 4 * i;
+			__u32 word = 0;
+
+			for (int k = 0; k < 3 && (void *)(tail + k + 1) <= end; k++) {
+				word |= (__u32)tail[k] << (8 * k);
+				captured++;
+			}
+			s->head[i] = word;
 			break;
+		}
 		s->head[i] = *(__u32 *)(data + 4 * i);
 		captured += 4;
 	}

@@ -180,6 +180,8 @@ func TestRulesForSockets(t *testing.T) {
 		{"no rules", "port_guard: {mode: off}\n", []reached{{lab.Client, 443, true}, {lab.Client, 9002, true}, {lab.Client, 22, true}}, ""},
 		{"port guard", "port_guard: {mode: enforce, tcp: [9001]}\n",
 			[]reached{{lab.Client, 443, true}, {lab.Client, 9001, true}, {lab.Client, 9002, false}, {lab.Client, 22, false}}, "drop port_guard"},
+		{"port guard and pinhole", "port_guard: {mode: enforce}\nadmin: [{source: 192.0.2.2, port: 22}]\n",
+			[]reached{{lab.Client, 22, true}, {lab.Client, 443, true}, {lab.Attacker, 443, true}, {lab.Attacker, 22, false}}, "drop port_guard"},
 		{"port guard that counts", "port_guard: {mode: count, tcp: [9001]}\n",
 			[]reached{{lab.Client, 443, true}, {lab.Client, 9001, true}, {lab.Client, 9002, true}}, "dry run of port guard"},
 		{"pinhole", "port_guard: {mode: enforce}\ndeny: [0.0.0.0/0]\nadmin: [{source: 192.0.2.2, port: 22}]\n",

@@ -57,7 +57,8 @@ func compileBudget(rate uint64) Budget {
 	return Budget{Cost: cost, Tolerance: rate * cost >> 10}
 }
 
-// compileGuard adds the gateway's own ports to those configured.
+// compileGuard adds the gateway's own ports to those configured. The ports of pinholes are
+// not among them: they are open to whom the pinhole names, and to nobody else.
 func compileGuard(c *config.Config) PortGuard {
 	g := PortGuard{Mode: guardModes[c.PortGuard.Mode], TCP: slices.Clone(c.PortGuard.TCP), UDP: slices.Clone(c.PortGuard.UDP)}
 	addresses := []string{c.Telemetry.Address}
@@ -71,9 +72,6 @@ func compileGuard(c *config.Config) PortGuard {
 			continue // not there, chosen by the kernel, or not reached through an interface
 		}
 		g.TCP = append(g.TCP, uint16(port))
-	}
-	for _, p := range c.Admin {
-		g.TCP = append(g.TCP, p.Port)
 	}
 	slices.Sort(g.TCP)
 	slices.Sort(g.UDP)
