@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -22,7 +23,7 @@ func tool(t *testing.T, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("needs %s: deploy/setup.sh test installs it", name)
+		t.Skipf("needs %s: `make test` sees to it", name)
 	}
 	return path
 }
@@ -31,6 +32,10 @@ func tool(t *testing.T, name string) string {
 func TestRealClients(t *testing.T) {
 	g := startGateway(t, startHere, "clients", t.TempDir(), gatewayYAML(t.TempDir(), "127.0.0.1:0", upstream(t), ""))
 	url := "https://" + g.address + "/bytes/1000"
+	host, port, err := net.SplitHostPort(g.address)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i, row := range []struct {
 		name string
 		args []string
@@ -43,6 +48,7 @@ func TestRealClients(t *testing.T) {
 		{"curl", []string{"-sk", "--tls-max", "1.2", url}, `^$`}, // refused
 		{"nghttp", []string{"-nv", url}, `:status: 200`},
 		{"h2load", []string{"-n", "2000", "-c", "4", "-m", "10", url}, `2000 succeeded, 0 failed, 0 errored`},
+		{"h2spec", []string{"-t", "-k", "-S", "-h", host, "-p", port}, `146 tests, 146 passed, 0 skipped, 0 failed`},
 		{"wrk", []string{"-t", "1", "-c", "8", "-d", "1", url}, ""},
 	} {
 		t.Run(fmt.Sprintf("%s %d", row.name, i), func(t *testing.T) {
