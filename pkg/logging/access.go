@@ -18,7 +18,7 @@
 // Named values follow: id, host (quoted), route, upstream, addr (the upstream's
 // server), connect (time of a new upstream connection, 0.000 for one that was
 // kept), in (bytes received), retries, worker, core (-1 for none of its own), gen
-// (generation), tls (version), resumed, outcome. New ones go to the end.
+// (generation), tls (version), resumed, outcome, trace (the id of its W3C trace). New ones go to the end.
 //
 // A request that could not be read has an empty request line. TIME is when its
 // first byte came. Strings are cut: the target at 1024 bytes, others at 256.
@@ -129,7 +129,9 @@ func (a *Access) appendNamed(b []byte, r *zone.AccessRecord) []byte {
 		b = append(b, '0')
 	}
 	b = append(b, " outcome="...)
-	return append(b, r.Outcome.String()...)
+	b = append(b, r.Outcome.String()...)
+	b = append(b, " trace="...)
+	return appendField(b, r.Trace)
 }
 
 // appendStamp formats a second once; most lines have that of the line before.

@@ -42,6 +42,7 @@ type Exchange struct {
 	head         http1.Request // for those that are
 	body         http1.Body
 	id           [32]byte
+	trace        trace
 
 	// How it went.
 	route       *route
@@ -115,7 +116,7 @@ func (ex *Exchange) record() {
 		BytesIn: ex.bytesIn, BytesOut: ex.bytesOut, Worker: w.id, Core: w.core, Upstream: -1,
 		Status: ex.status, Retries: ex.retries, Major: ex.major, Minor: ex.minor, TLSVersion: ex.tlsVersion,
 		Resumed: ex.resumed, Outcome: ex.outcome, Method: ex.method, Host: ex.host, Target: ex.target,
-		UserAgent: ex.userAgent, Referer: ex.referer, ID: ex.id[:], UpstreamAddr: ex.server,
+		UserAgent: ex.userAgent, Referer: ex.referer, ID: ex.id[:], Trace: ex.trace.id[:], UpstreamAddr: ex.server,
 	}
 	if ex.snap != nil {
 		rec.Generation = ex.snap.policy.Generation

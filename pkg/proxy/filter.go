@@ -21,6 +21,7 @@ type filter struct {
 func filterList() []filter {
 	return []filter{
 		{"request id", giveID},
+		{"trace context", traceContext},
 		{"client address", clientAddress},
 		{"one reading", refuseAmbiguous},
 		{"body size", limitBody},
@@ -100,6 +101,7 @@ func (ex *Exchange) appendHead(b []byte) []byte {
 	b = append(b, ex.host...)
 	b = append(b, "\r\nX-Request-Id: "...)
 	b = append(b, ex.id[:]...)
+	b = ex.appendTrace(b)
 	return append(b, "\r\n\r\n"...)
 }
 

@@ -151,7 +151,12 @@ func TestFields(t *testing.T) {
 		r := <-seen
 		rec := g.records(1)[0]
 		id := r.Header.Get("X-Request-Id")
+		trace := r.Header.Get("Traceparent")
+		if parts := strings.Split(trace, "-"); len(parts) != 4 || parts[0] != "00" || parts[1] != id || !validParent([]byte(trace)) {
+			t.Errorf("upstream got traceparent %q in a request of id %s", trace, id)
+		}
 		want := http.Header{
+			"Traceparent":     {trace},
 			"X-Forwarded-For": {"127.0.0.1"}, "X-Forwarded-Proto": {"https"}, "X-Forwarded-Host": {"API.test:8443"},
 			"X-Request-Id": {id}, "User-Agent": {"tester"}, "Referer": {"r"}, "Cookie": {"a=b; c=d"}, "Authorization": {"Bearer x"},
 		}

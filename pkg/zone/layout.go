@@ -21,7 +21,7 @@ const (
 	magic = 0x0031656e6f7a7778 // "xwzone1\0", little-endian
 	// layoutVersion changes with anything that moves a byte. New counters go to the
 	// end of their range, new sections behind the last: neither needs a new version.
-	layoutVersion = 2
+	layoutVersion = 3
 
 	pageSize  = 4096
 	cacheLine = 64

@@ -29,7 +29,7 @@ type AccessRecord struct {
 	Resumed          bool
 	Outcome          RequestOutcome
 
-	Method, Host, Target, UserAgent, Referer, ID, UpstreamAddr []byte
+	Method, Host, Target, UserAgent, Referer, ID, UpstreamAddr, Trace []byte
 }
 
 // Longest strings that are kept; what is longer is cut.
@@ -37,7 +37,7 @@ const (
 	maxTarget = 1024
 	maxText   = 256
 
-	recordTexts = 7
+	recordTexts = 8
 	recordFixed = 8*8 + 16 + 2 + 6*2 + 2 + 2 + 1 + 1
 	maxRecord   = recordFixed + 2*recordTexts + maxTarget + (recordTexts-1)*maxText
 )
@@ -84,7 +84,7 @@ func (r *AccessRecord) appendTo(b []byte) []byte {
 		flags |= flagIPv4
 	}
 	b = append(b, flags, 0)
-	for i, s := range [...][]byte{r.Target, r.Method, r.Host, r.UserAgent, r.Referer, r.ID, r.UpstreamAddr} {
+	for i, s := range [...][]byte{r.Target, r.Method, r.Host, r.UserAgent, r.Referer, r.ID, r.UpstreamAddr, r.Trace} {
 		limit := maxText
 		if i == 0 {
 			limit = maxTarget
@@ -133,7 +133,7 @@ func (r *AccessRecord) decode(b []byte) error {
 	if flags&flagClient != 0 {
 		r.Client = netip.AddrPortFrom(addr, port)
 	}
-	for _, dst := range [...]*[]byte{&r.Target, &r.Method, &r.Host, &r.UserAgent, &r.Referer, &r.ID, &r.UpstreamAddr} {
+	for _, dst := range [...]*[]byte{&r.Target, &r.Method, &r.Host, &r.UserAgent, &r.Referer, &r.ID, &r.UpstreamAddr, &r.Trace} {
 		if len(b) < 2 {
 			return errRecord
 		}

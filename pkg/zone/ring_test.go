@@ -25,7 +25,7 @@ func fullRecord() AccessRecord {
 		Client: netip.MustParseAddrPort("[2001:db8::1]:443"), Generation: 9, BytesIn: 10, BytesOut: math.MaxUint64,
 		Worker: 1, Core: -1, Route: 2, Upstream: -1, Status: 503, Retries: 4, Major: 1, Minor: 1, TLSVersion: 0x0304, Resumed: true,
 		Outcome: RequestUpstreamSaturated, Method: []byte("GET"), Host: []byte("h"), Target: []byte("/x?y"), UserAgent: []byte("u a"),
-		Referer: []byte("r"), ID: []byte("id"), UpstreamAddr: []byte("192.0.2.1:80"),
+		Referer: []byte("r"), ID: []byte("id"), UpstreamAddr: []byte("192.0.2.1:80"), Trace: []byte("t"),
 	}
 }
 

@@ -41,6 +41,12 @@ func kindOf(name []byte) Kind {
 			return UserAgent
 		case equalFold(name, "keep-alive"):
 			return HopByHop
+		case equalFold(name, "tracestate"):
+			return TraceState
+		}
+	case 11:
+		if equalFold(name, "traceparent") {
+			return TraceParent
 		}
 	case 12:
 		if equalFold(name, "x-request-id") {

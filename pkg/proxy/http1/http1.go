@@ -73,6 +73,8 @@ const (
 	UserAgent
 	Referer
 	Trailer
+	TraceParent // W3C Trace Context
+	TraceState
 )
 
 // Field is one header field; Name as it was sent, Value without white space around.

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"encoding/hex"
+
+	"github.com/xgw-project/xgw/pkg/proxy/http1"
+)
+
+// trace is where an exchange stands in a distributed trace: W3C Trace Context, level 1.
+type trace struct {
+	id        [32]byte // of the whole trace
+	flags     [2]byte  // 01: the client records it
+	continued bool     // the client began it: its tracestate goes on, too
+}
+
+// parentLength is that of a traceparent of version 00; later versions may be longer.
+const parentLength = 2 + 1 + 32 + 1 + 16 + 1 + 2
+
+// traceContext continues the client's trace. Without one, or with one that is not well
+// formed or comes twice, the exchange's own id is a new trace's.
+func traceContext(ex *Exchange) *refusal {
+	ex.trace = trace{id: ex.id, flags: [2]byte{'0', '0'}}
+	found := 0
+	for i := range ex.fields {
+		f := &ex.fields[i]
+		if f.Kind != http1.TraceParent {
+			continue
+		}
+		if found++; found > 1 || !validParent(f.Value) {
+			ex.trace = trace{id: ex.id, flags: [2]byte{'0', '0'}}
+			return nil
+		}
+		copy(ex.trace.id[:], f.Value[3:])
+		copy(ex.trace.flags[:], f.Value[53:])
+		ex.trace.continued = true
+	}
+	return nil
+}
+
+func validParent(v []byte) bool {
+	if len(v) < parentLength || v[2] != '-' || v[35] != '-' || v[52] != '-' {
+		return false
+	}
+	version := string(v[:2])
+	switch {
+	case version == "ff", version == "00" && len(v) != parentLength, len(v) > parentLength && v[parentLength] != '-':
+		return false
+	}
+	return isHex(v[:2]) && isHex(v[3:35]) && isHex(v[36:52]) && isHex(v[53:55]) && !isZero(v[3:35]) && !isZero(v[36:52])
+}
+
+func isHex(b []byte) bool {
+	for _, c := range b {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
+
+func isZero(b []byte) bool {
+	for _, c := range b {
+		if c != '0' {
+			return false
+		}
+	}
+	return true
+}
+
+// appendTrace writes the fields for the upstream, whose parent is this exchange. Its span is
+// the last half of its id, with the worker's own half mixed in.
+func (ex *Exchange) appendTrace(b []byte) []byte {
+	b = append(b, "\r\nTraceparent: 00-"...)
+	b = append(b, ex.trace.id[:]...)
+	b = append(b, '-')
+	var raw [16]byte
+	_, _ = hex.Decode(raw[:], ex.id[:])
+	for i := range 7 {
+		raw[8+i] ^= raw[i]
+	}
+	raw[8] |= 1 // not zero
+	b = hex.AppendEncode(b, raw[8:])
+	b = append(b, '-')
+	b = append(b, ex.trace.flags[:]...)
+	if ex.trace.continued {
+		for i := range ex.fields {
+			if f := &ex.fields[i]; f.Kind == http1.TraceState {
+				b = append(b, "\r\nTracestate: "...)
+				b = append(b, f.Value...)
+			}
+		}
+	}
+	return b
+}
