@@ -5,6 +5,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -117,14 +118,6 @@ type RequestSizes struct {
 	BodyBytes    int64 `json:"body_bytes"` // 0: no limit
 }
 
-// Route sends requests to an upstream.
-type Route struct {
-	Name     string
-	Host     string // exact, lower case, without port; "" for any
-	Path     string // prefix, which ends where a segment of the path does
-	Upstream string
-}
-
 // Upstream is the servers behind a route.
 type Upstream struct {
 	Name           string
@@ -178,14 +171,19 @@ func Load(path string) (*Config, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	return Parse(path, text, buffers)
+	return parse(path, text, buffers, readBounded)
 }
 
 // Parse reads the text of both files; path is for messages and for relative paths
 // in the text. Its error joins an *Error for each fault, in the order of the text.
+// Files that the text names are not looked at.
 func Parse(path string, text, buffersText []byte) (*Config, error) {
+	return parse(path, text, buffersText, nil)
+}
+
+func parse(path string, text, buffersText []byte, open func(string) ([]byte, error)) (*Config, error) {
 	c := &Config{Path: path}
-	d := &decoder{file: path}
+	d := &decoder{file: path, open: open}
 	d.document(gateway(c), text)
 	b := &decoder{file: buffersPath(path)}
 	b.lines(buffers(&c.Buffers), buffersText)
@@ -198,4 +196,17 @@ func Parse(path string, text, buffersText []byte) (*Config, error) {
 // buffersPath is where buffers.conf is looked for.
 func buffersPath(path string) string {
 	return filepath.Join(filepath.Dir(path), "buffers.conf")
+}
+
+// readBounded reads what may stand in a reply, and a byte more when there is more.
+func readBounded(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		return nil, errors.New("it is no regular file")
+	}
+	return io.ReadAll(io.LimitReader(f, maxReply+1))
 }

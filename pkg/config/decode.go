@@ -23,6 +23,8 @@ type decoder struct {
 	errs []*Error
 	// later holds checks across the file, which run when all of it has been read.
 	later []func()
+	// open reads a file that the text names; nil when files are not looked at.
+	open func(path string) ([]byte, error)
 }
 
 func (d *decoder) fail(n *yaml.Node, format string, args ...any) {

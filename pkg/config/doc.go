@@ -53,9 +53,52 @@
 //	limits.header_fields           100             a whole number from 10 to 1000
 //	limits.body_bytes              0               a size from 0 to 1024g bytes
 //	routes[].name                  required        a name: 1 to 63 letters, digits and any of -_./@+
-//	routes[].host                  none            a host name without port
+//	routes[].host                  none            a host name without port, or *.DOMAIN for all names below it
 //	routes[].path                  /               the beginning of a path
-//	routes[].upstream              required        a name: 1 to 63 letters, digits and any of -_./@+
+//	routes[].path_exact            none            the beginning of a path
+//	routes[].path_regex            none            a regular expression (RE2)
+//	routes[].methods[]             none            GET or HEAD or POST or PUT or PATCH or DELETE or OPTIONS
+//	routes[].headers[].name        required        the name of a header field
+//	routes[].headers[].equal       none            the value of a header field, up to 4k bytes
+//	routes[].headers[].prefix      none            the beginning of a header field's value
+//	routes[].upstream              none            a name: 1 to 63 letters, digits and any of -_./@+
+//	routes[].split[].upstream      required        a name: 1 to 63 letters, digits and any of -_./@+
+//	routes[].split[].weight        1               a whole number from 0 to 1000000
+//	routes[].redirect.status       307             301 or 302 or 303 or 307 or 308
+//	routes[].redirect.location     required        a URL or a path, in which $host, $path and $query stand for the request's
+//	routes[].reply.status          200             a whole number from 200 to 599
+//	routes[].reply.content_type    text/plain; charset=utf-8 the value of a header field, up to 4k bytes
+//	routes[].reply.body            none            a text of up to 1m bytes
+//	routes[].reply.file            none            the path of a file
+//	routes[].maintenance.enabled   false           true or false
+//	routes[].maintenance.retry_after 60s             a time with its unit from 1s to 168h
+//	routes[].maintenance.content_type text/plain; charset=utf-8 the value of a header field, up to 4k bytes
+//	routes[].maintenance.body      none            a text of up to 1m bytes
+//	routes[].rewrite.host          none            a host name, perhaps with a port
+//	routes[].rewrite.strip_prefix  none            the beginning of a path
+//	routes[].rewrite.add_prefix    none            the beginning of a path
+//	routes[].rewrite.regex         none            a regular expression (RE2)
+//	routes[].rewrite.replacement   none            the beginning of a path
+//	routes[].request_headers.set[].name required        the name of a header field
+//	routes[].request_headers.set[].value required        the value of a header field, up to 4k bytes
+//	routes[].request_headers.add[].name required        the name of a header field
+//	routes[].request_headers.add[].value required        the value of a header field, up to 4k bytes
+//	routes[].request_headers.remove[] none            the name of a header field
+//	routes[].reply_headers.set[].name required        the name of a header field
+//	routes[].reply_headers.set[].value required        the value of a header field, up to 4k bytes
+//	routes[].reply_headers.add[].name required        the name of a header field
+//	routes[].reply_headers.add[].value required        the value of a header field, up to 4k bytes
+//	routes[].reply_headers.remove[] none            the name of a header field
+//	routes[].timeouts.header       none            a time with its unit from 1ms to 1h
+//	routes[].timeouts.body         none            a time with its unit from 100ms to 1h
+//	routes[].body_bytes            none            a size from 0 to 1024g bytes
+//	routes[].cors.allow_origins[]  required        an origin, SCHEME://*.DOMAIN, or *
+//	routes[].cors.allow_methods[]  none            GET or HEAD or POST or PUT or PATCH or DELETE or OPTIONS
+//	routes[].cors.allow_headers[]  none            the name of a header field
+//	routes[].cors.expose_headers[] none            the name of a header field
+//	routes[].cors.credentials      false           true or false
+//	routes[].cors.max_age          10m             a time with its unit from 0s to 24h
+//	routes[].mirror                none            a name: 1 to 63 letters, digits and any of -_./@+
 //	upstreams[].name               required        a name: 1 to 63 letters, digits and any of -_./@+
 //	upstreams[].servers[]          required        HOST:PORT
 //	upstreams[].connect_timeout    2s              a time with its unit from 1ms to 1m

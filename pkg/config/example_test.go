@@ -83,7 +83,7 @@ func TestExampleHasEveryKey(t *testing.T) {
 	if err != nil {
 		t.Fatalf("with the examples taken out of their comments: %v", err)
 	}
-	if len(c.Interfaces) != 1 || len(c.Deny) != 3 || len(c.PacketLimits) != 3 || len(c.Allow) != 1 || len(c.Admin) != 1 || len(c.Routes) != 2 || len(c.Listeners[0].ServerNames) != 3 {
+	if len(c.Interfaces) != 1 || len(c.Deny) != 3 || len(c.PacketLimits) != 3 || len(c.Allow) != 1 || len(c.Admin) != 1 || len(c.Routes) != 6 || len(c.Listeners[0].ServerNames) != 3 {
 		t.Errorf("examples are not all read: %+v", c)
 	}
 	var doc yaml.Node

@@ -183,14 +183,6 @@ func device(dst *string) scalar {
 	})
 }
 
-// hostName is a DNS name or an IPv4 address, kept in lower case.
-func hostName(dst *string) scalar {
-	s := text(dst, "a host name without port", "api.example.com", isHostName)
-	set := s.set
-	s.set = func(text string) error { return set(strings.ToLower(text)) }
-	return s
-}
-
 // certificateName is a DNS name, which may begin with "*.", or an IP address.
 func certificateName(dst *string) scalar {
 	return text(dst, "a host name or an address", "gateway.example.com", func(s string) bool {

@@ -9,6 +9,7 @@ import (
 
 // gateway is the whole of gateway.yaml.
 func gateway(c *Config) mapping {
+	seen := newRoutesSeen()
 	return mapping{check: across(c), rows: []row{
 		{"interfaces", none, list{example: "name: eth0", item: func() reader { return interfaceRow(c) }}},
 		{"allow", none, list{example: "198.51.100.0/24", item: prefixes(&c.Allow)}},
@@ -36,7 +37,7 @@ func gateway(c *Config) mapping {
 		{"worker_connections", "16384", whole(&c.Connections, 1, 1<<20)},
 		{"timeouts", none, timeouts(&c.Timeouts)},
 		{"limits", none, requestSizes(&c.Limits)},
-		{"routes", required, list{example: "{name: api, upstream: app}", least: 1, item: func() reader { return route(c) }}},
+		{"routes", required, list{example: "{name: api, upstream: app}", least: 1, item: func() reader { return route(c, seen) }}},
 		{"upstreams", required, list{example: `{name: app, servers: ["127.0.0.1:8080"]}`, least: 1, item: func() reader { return upstream(c) }}},
 		{"log", none, mapping{rows: []row{
 			{"access", "-", absolute(&c.Log.Access, "-", "off")},
@@ -294,48 +295,20 @@ func requestSizes(s *RequestSizes) mapping {
 	}
 }
 
-func route(c *Config) mapping {
-	r := &Route{}
-	return mapping{
-		rows: []row{
-			{"name", required, label(&r.Name)},
-			{"host", none, hostName(&r.Host)},
-			{"path", "/", urlPath(&r.Path)},
-			{"upstream", required, label(&r.Upstream)},
-		},
-		check: func(f *found) {
-			for _, other := range c.Routes {
-				switch {
-				case r.Name != "" && other.Name == r.Name:
-					f.fail("name", "another route is called %s", r.Name)
-				case f.faulty["host"] || f.faulty["path"]:
-				case other.Host == r.Host && other.Path == r.Path:
-					f.fail("path", "never used: route %s before it has the same host and path", other.Name)
-				}
-			}
-			f.d.later = append(f.d.later, func() { refer(f, c, r.Upstream) })
-			c.Routes = append(c.Routes, *r)
-		},
-	}
-}
-
-// refer checks a route's upstream when all upstreams are known.
-func refer(f *found, c *Config, upstream string) {
+// refer checks the upstream that a route names at a key when all upstreams are known.
+func refer(f *found, c *Config, key, upstream string) {
 	var known []row
 	for _, u := range c.Upstreams {
-		if u.Name == "" {
-			return // a name is missing or wrong: it may be this one
+		if u.Name == upstream || u.Name == "" {
+			return // a name that is missing or wrong may be this one
 		}
-		known = append(known, row{key: u.Name})
 	}
-	for _, k := range known {
-		if k.key == upstream {
-			return
-		}
+	for _, u := range c.Upstreams {
+		known = append(known, row{key: u.Name})
 	}
 	if upstream != "" && len(known) > 0 {
 		_, hint := suggestion(upstream, known)
-		f.fail("upstream", "there is no upstream %s%s", upstream, hint)
+		f.fail(key, "there is no upstream %s%s", upstream, hint)
 	}
 }
 

@@ -41,15 +41,6 @@ type ClientAddress struct {
 	Header        string         `json:"header"`         // "", X-Forwarded-For or Forwarded
 }
 
-// Route sends requests to an upstream by host and path prefix.
-type Route struct {
-	Name       string `json:"name"`
-	Host       string `json:"host"` // "" matches any
-	PathPrefix string `json:"path_prefix"`
-	Upstream   int    `json:"upstream"` // index in Snapshot.Upstreams
-	Slot       int    `json:"slot"`     // in the zone; the supervisor fills it
-}
-
 // Upstream is the servers behind a route.
 type Upstream struct {
 	Name           string        `json:"name"`
@@ -108,12 +99,12 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 			IdleTimeout: u.IdleTimeout, MaxConnections: u.MaxConnections, MaxIdle: u.MaxIdle,
 		})
 	}
-	for _, r := range c.Routes {
-		to, ok := index[r.Upstream]
-		if !ok {
-			return nil, fmt.Errorf("compile route %s: no upstream %q", r.Name, r.Upstream)
+	for i := range c.Routes {
+		r, err := compileRoute(&c.Routes[i], index)
+		if err != nil {
+			return nil, fmt.Errorf("compile route %s: %w", c.Routes[i].Name, err)
 		}
-		p.Snapshot.Routes = append(p.Snapshot.Routes, Route{Name: r.Name, Host: r.Host, PathPrefix: r.Path, Upstream: to})
+		p.Snapshot.Routes = append(p.Snapshot.Routes, r)
 	}
 	return p, nil
 }

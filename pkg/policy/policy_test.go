@@ -150,6 +150,8 @@ func TestLimitCosts(t *testing.T) {
 func TestCompileRefuses(t *testing.T) {
 	for name, change := range map[string]func(*config.Config){
 		"unknown upstream": func(c *config.Config) { c.Routes[0].Upstream = "elsewhere" },
+		"unknown mirror":   func(c *config.Config) { c.Routes[0].Mirror = "elsewhere" },
+		"unknown share":    func(c *config.Config) { c.Routes[0].Split = []config.Share{{Upstream: "elsewhere", Weight: 1}} },
 		"zero prefix":      func(c *config.Config) { c.Deny = make([]netip.Prefix, 1) },
 		"limit":            func(c *config.Config) { c.PacketLimits = make([]config.PacketLimit, 1) },
 	} {
@@ -288,7 +290,12 @@ func FuzzCompile(f *testing.F) {
 			}
 		}
 		for _, r := range p.Snapshot.Routes {
-			_ = p.Snapshot.Upstreams[r.Upstream]
+			if r.Upstream != Local {
+				_ = p.Snapshot.Upstreams[r.Upstream]
+			}
+			if r.Upstream == Local && r.Split == nil && r.Redirect == nil && r.Reply == nil {
+				t.Fatalf("nothing becomes of a request: %+v", r)
+			}
 		}
 	})
 }

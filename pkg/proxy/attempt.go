@@ -33,7 +33,7 @@ var (
 // the request twice is harmless.
 func (a *attempt) run() (again bool) {
 	ex := a.ex
-	a.conn.arm(ex.worker.until(ex.route.upstream.policy.HeaderTimeout))
+	a.conn.arm(ex.worker.until(ex.headerTimeout()))
 	_, err := a.conn.Write(ex.request)
 	if a.streamed && err == nil {
 		ex.pump.start(ex, a.conn)
@@ -139,6 +139,7 @@ func (a *attempt) failHead(err error) {
 // passReply sends head and body to the client and tells how the upstream did.
 func (a *attempt) passReply() zone.UpstreamOutcome {
 	ex := a.ex
+	ex.dress(&ex.reply)
 	clientErr := ex.client.begin(ex, &ex.reply)
 	var upErr error
 	if clientErr == nil {
@@ -196,7 +197,7 @@ func (a *attempt) passBody() (upErr, clientErr error) {
 // more fills the buffer, with a deadline for the wait.
 func (a *attempt) more() error {
 	a.ex.client.flush()
-	a.conn.arm(a.ex.worker.until(a.ex.snap.policy.Timeouts.Body))
+	a.conn.arm(a.ex.worker.until(a.ex.bodyTimeout()))
 	err := a.fill()
 	a.conn.arm(0)
 	if errors.Is(err, io.EOF) {

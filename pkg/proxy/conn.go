@@ -218,9 +218,10 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 		worker: w, snap: snap, client: cl, start: w.now(), peer: c.peer,
 		tlsVersion: c.tlsVersion, resumed: c.resumed,
 		room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
-		head:  http1.Request{Fields: ex.head.Fields[:0]},
-		reply: http1.Response{Fields: ex.reply.Fields[:0]},
-		pump:  pump{done: ex.pump.done, chunk: ex.pump.chunk},
+		head:    http1.Request{Fields: ex.head.Fields[:0]},
+		reply:   http1.Response{Fields: ex.reply.Fields[:0]},
+		routing: ex.routing.cleared(),
+		pump:    pump{done: ex.pump.done, chunk: ex.pump.chunk},
 	}
 	return ex
 }

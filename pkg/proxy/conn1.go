@@ -324,6 +324,10 @@ func (c *conn) readChunked(p []byte) (int, error) {
 	}
 }
 
+func (c *conn) bound(most int64, wait time.Duration) {
+	c.http1.most, c.http1.bodyTime = most, wait
+}
+
 func (c *conn) stopBody() {
 	c.http1.keep = false
 	_ = c.tcp.SetReadDeadline(past)

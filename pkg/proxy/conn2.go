@@ -6,6 +6,7 @@ import (
 	"errors"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
@@ -162,6 +163,11 @@ func (st *stream) readBody(p []byte) (int, error) {
 		return 0, errBodyTooLarge
 	}
 	return n, err
+}
+
+func (st *stream) bound(most int64, wait time.Duration) {
+	st.most = most
+	st.s.SetBodyTimeout(wait)
 }
 
 func (st *stream) begin(ex *Exchange, r *http1.Response) error {

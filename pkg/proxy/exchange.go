@@ -46,6 +46,7 @@ type Exchange struct {
 
 	// How it went.
 	route       *route
+	routing     routing
 	reply       http1.Response
 	status      int
 	outcome     zone.RequestOutcome
@@ -80,6 +81,9 @@ type client interface {
 	end(ex *Exchange) error
 	// abort breaks the reply off so that the client cannot take it for complete.
 	abort()
+	// bound holds the request's body to most bytes, 0 for any number, and each wait for
+	// a part of it to a time.
+	bound(most int64, wait time.Duration)
 	// stopBody makes a readBody of another goroutine return, now and from now on.
 	stopBody()
 	// watch lets the client's going away end the wait for u; nil ends the watch.
@@ -101,7 +105,9 @@ func (ex *Exchange) run() {
 			return
 		}
 	}
-	ex.forward()
+	if !ex.answered() {
+		ex.forward()
+	}
 }
 
 // record counts the exchange and hands its record to the log.
@@ -123,7 +129,9 @@ func (ex *Exchange) record() {
 	}
 	if ex.route != nil {
 		slot = ex.route.slot
-		rec.Upstream = ex.route.upstream.policy.Slot
+		if ex.route.upstream != nil {
+			rec.Upstream = ex.route.upstream.policy.Slot
+		}
 	}
 	rec.Route = slot
 	w.slab.Request(slot, ex.status, took, ex.outcome)

@@ -24,8 +24,9 @@ func filterList() []filter {
 		{"trace context", traceContext},
 		{"client address", clientAddress},
 		{"one reading", refuseAmbiguous},
-		{"body size", limitBody},
 		{"route", chooseRoute},
+		{"rewrite", rewriteTarget},
+		{"body size", limitBody},
 	}
 }
 
@@ -55,39 +56,29 @@ func refuseAmbiguous(ex *Exchange) *refusal {
 	return nil
 }
 
-func limitBody(ex *Exchange) *refusal {
-	if most := ex.snap.policy.Sizes.BodyBytes; most > 0 && ex.body.Length > most {
-		return &refusal{status: 413, outcome: zone.RequestBodyTooLarge, text: "the request body is too large"}
-	}
-	return nil
-}
-
-func chooseRoute(ex *Exchange) *refusal {
-	if ex.route = ex.snap.match(ex.host, ex.target); ex.route == nil {
-		return &refusal{status: 404, outcome: zone.RequestNoRoute, text: "no route"}
-	}
-	return nil
-}
-
 // appendHead writes the request's head for the upstream: what the client sent, less
 // what is hop by hop and what only a gateway may say, plus what this one says.
 func (ex *Exchange) appendHead(b []byte) []byte {
 	b = append(b, ex.method...)
 	b = append(b, ' ')
-	b = append(b, ex.target...)
+	b = append(b, ex.upstreamTarget()...)
 	b = append(b, " HTTP/1.1\r\nHost: "...)
-	b = append(b, ex.host...)
+	b = append(b, ex.upstreamHost()...)
 	b = append(b, "\r\n"...)
 	for i := range ex.fields {
 		f := &ex.fields[i]
 		switch f.Kind {
 		case http1.Other, http1.UserAgent, http1.Referer:
+			if ex.route.request.drops(f.Name) {
+				continue
+			}
 			if hasUnderscore(f.Name) {
 				continue // many servers read it as a dash: a way to forge other fields
 			}
 			b = appendField(b, f.Name, f.Value)
 		}
 	}
+	b = ex.route.request.append(b)
 	switch {
 	case ex.body.Chunked:
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)

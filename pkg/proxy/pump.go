@@ -91,13 +91,13 @@ func (p *pump) run(ex *Exchange, c *upConn) {
 			return
 		}
 		// While the body goes out, the upstream is given time for each piece.
-		p.arm(c, w.until(ex.snap.policy.Timeouts.Body))
+		p.arm(c, w.until(ex.bodyTimeout()))
 		if !p.send(ex, c, buffer.b[:n], ended) {
 			return // the reader of the reply finds out why
 		}
 		if ended {
 			p.whole = true
-			p.arm(c, w.until(ex.route.upstream.policy.HeaderTimeout))
+			p.arm(c, w.until(ex.headerTimeout()))
 			return
 		}
 	}

@@ -35,6 +35,7 @@ func (ex *Exchange) refuse(r *refusal) {
 	reply := &http1.Response{
 		Status: r.status, Reason: []byte(http.StatusText(r.status)), Fields: fields, Body: http1.Body{Length: int64(len(body))},
 	}
+	ex.dress(reply)
 	err := ex.client.begin(ex, reply)
 	if err == nil && string(ex.method) != "HEAD" {
 		err = ex.client.write(ex, body)

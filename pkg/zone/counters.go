@@ -56,6 +56,8 @@ const (
 	RequestClientTimeout                           // 408, or cut: the client was too slow
 	RequestHTTP2Error                              // the stream broke HTTP/2
 	RequestPanic                                   // a fault of this program
+	RequestRouteReply                              // the route's own: a redirect, a reply, or one to a CORS preflight
+	RequestMaintenance                             // 503: the route is under maintenance
 	requestOutcomes
 )
 
@@ -63,6 +65,7 @@ var requestOutcomeNames = [requestOutcomes]string{
 	"ok", "bad_request", "header_too_large", "uri_too_long", "body_too_large", "no_route", "method_refused",
 	"upstream_refused", "upstream_reset", "upstream_invalid", "upstream_saturated", "upstream_timeout",
 	"connect_timeout", "client_reset", "client_timeout", "http2_error", "panic",
+	"route_reply", "maintenance",
 }
 
 func (o RequestOutcome) String() string { return word(requestOutcomeNames[:], int(o)) }

@@ -21,7 +21,11 @@ var ErrWriteTimeout = errors.New("client does not read")
 var ErrHeaderTimeout = errors.New("client does not end what it began")
 
 func (c *Conn) period() time.Duration {
-	return max(min(c.cfg.Header, c.cfg.Body, c.cfg.Write, c.cfg.Idle, 2*drainWait)/2, time.Millisecond)
+	least := min(c.cfg.Header, c.cfg.Body, c.cfg.Write, c.cfg.Idle, 2*drainWait)
+	if c.shortest > 0 {
+		least = min(least, c.shortest)
+	}
+	return max(least/2, time.Millisecond)
 }
 
 // restPeriod is used while there is nothing but idleness to watch.
@@ -80,7 +84,11 @@ func (c *Conn) watch(now int64) (err error, over bool) {
 }
 
 func (c *Conn) watchStream(s *Stream, past func(int64, time.Duration) bool) {
-	if past(s.readSince, c.cfg.Body) && s.readErr == nil {
+	limit := c.cfg.Body
+	if s.bodyTime > 0 {
+		limit = s.bodyTime
+	}
+	if past(s.readSince, limit) && s.readErr == nil {
 		s.readErr = fmt.Errorf("read body: %w", ErrTimeout)
 		s.readable.Broadcast()
 	}

@@ -66,6 +66,7 @@ type Conn struct {
 
 	misuse   budget
 	timer    *time.Timer
+	shortest time.Duration // that any stream set in place of Config.Body; 0: none
 	draining drainStep
 	drainAt  int64
 	began    int64

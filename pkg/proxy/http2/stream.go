@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	h2 "golang.org/x/net/http2"
 )
@@ -45,8 +46,9 @@ type Stream struct {
 	recvWindow int64
 	unacked    int64
 	readable   sync.Cond
-	readSince  int64 // since when Read waits, 0 when it does not
-	readErr    error // sticky, of Read only
+	readSince  int64         // since when Read waits, 0 when it does not
+	readErr    error         // sticky, of Read only
+	bodyTime   time.Duration // in place of Config.Body; 0: that
 	trailers   []Field
 	trailArena []byte
 	trailBytes int
@@ -93,7 +95,7 @@ func (s *Stream) recycle() {
 	s.open, s.done, s.remoteEnd, s.localEnd, s.headed = false, false, false, false, false
 	s.err, s.cancel, s.cancelling, s.readErr = nil, nil, false, nil
 	s.cancelled.Store(false)
-	s.got, s.unacked, s.readSince, s.writeSince = 0, 0, 0, 0
+	s.got, s.unacked, s.readSince, s.writeSince, s.bodyTime = 0, 0, 0, 0, 0
 	pool.streams.Put(s)
 }
 
@@ -187,6 +189,18 @@ func (s *Stream) ContentLength() int64 { return s.length }
 
 // EndStream says that the request has no body and no trailers.
 func (s *Stream) EndStream() bool { return s.noBody }
+
+// SetBodyTimeout sets a limit for this stream in place of Config.Body.
+func (s *Stream) SetBodyTimeout(d time.Duration) {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.bodyTime = d
+	if d < c.shortest || c.shortest == 0 {
+		c.shortest = d
+		c.timer.Reset(c.period()) // else it might look too late
+	}
+}
 
 // Cancelled says that the client has reset the stream or is gone.
 func (s *Stream) Cancelled() bool { return s.cancelled.Load() }
