@@ -155,6 +155,9 @@ func (ex *Exchange) forward() {
 			return
 		}
 	}
+	if ex.route.mirror != nil && !streamed {
+		ex.mirror()
+	}
 	for attempt := 0; ; attempt++ {
 		if !ex.try(streamed, attempt > 0) {
 			return

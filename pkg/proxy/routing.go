@@ -30,6 +30,7 @@ type route struct {
 	rewrite        *rewriting
 	request, reply *edits
 	cors           *cors
+	mirror         *mirror // nil: no copies
 
 	headerTime time.Duration // 0: the upstream's
 	bodyTime   time.Duration // 0: the general one
@@ -59,6 +60,9 @@ func (s *snapshot) newRoute(p *policy.Route) (*route, error) {
 	}
 	var err error
 	if r.rewrite, err = newRewriting(p.Rewrite); err != nil {
+		return nil, err
+	}
+	if r.mirror, err = s.newMirror(r, p.Mirror); err != nil {
 		return nil, err
 	}
 	if p.Maintenance != nil {

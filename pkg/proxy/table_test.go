@@ -483,6 +483,7 @@ func TestRoutesThatCannotBeApplied(t *testing.T) {
 		"share":            func(r *policy.Route) { r.Split = []policy.Share{{Upstream: 3, Weight: 1}} },
 		"rewrite":          func(r *policy.Route) { r.Rewrite = &policy.Rewrite{Regex: "(", Replacement: "/"} },
 		"group":            func(r *policy.Route) { r.Rewrite = &policy.Rewrite{Regex: "/", Replacement: "/$1"} },
+		"mirror":           func(r *policy.Route) { r.Mirror = ptr(7) },
 		"location":         func(r *policy.Route) { r.Redirect = &policy.Redirect{Status: 307, Location: "$x"} },
 	} {
 		s := g.snapshot

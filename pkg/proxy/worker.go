@@ -63,10 +63,12 @@ type Worker struct {
 	http2        *http2.Pool
 	lastFullSaid atomic.Int64
 	open         atomic.Int64
+	mirrors      atomic.Int64 // copies of requests under way
 
 	mu        sync.Mutex
 	conns     map[*conn]struct{}
 	upConns   map[*upConn]struct{}
+	mirrored  map[*nobody]*upConn // what copies of requests have in use
 	listeners map[net.Listener]struct{}
 	draining  atomic.Bool
 	stop      chan struct{}
@@ -78,7 +80,7 @@ func New(o Options) *Worker {
 	w := &Worker{
 		slab: o.Slab, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
-		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, listeners: map[net.Listener]struct{}{},
+		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, mirrored: map[*nobody]*upConn{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize},
 		base: time.Now(), stop: make(chan struct{}),
 	}
@@ -190,6 +192,7 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 	for c := range w.conns {
 		c.drain()
 	}
+	w.endMirrors()
 	w.mu.Unlock()
 	done := make(chan struct{})
 	go func() { w.serving.Wait(); close(done) }()

@@ -25,7 +25,7 @@ type metrics struct {
 	requests, protocols, outcomes, duration, inFlight      *prometheus.Desc
 	received, sent                                         *prometheus.Desc
 	upstreamRequests, upstreamDuration                     *prometheus.Desc
-	upstreamConnections, upstreamRetries, misuse           *prometheus.Desc
+	upstreamConnections, upstreamRetries, misuse, mirrored *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
 	recordsDropped, linesLost, unexplained                 *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo           *prometheus.Desc
@@ -61,6 +61,7 @@ func newMetrics() *metrics {
 		upstreamConnections: desc("upstream_connections_total", "Upstream connections taken for a try, by whether they were opened or reused.", "worker", "kind"),
 		upstreamRetries:     desc("upstream_retries_total", "Tries after a first one that failed.", "worker"),
 		misuse:              desc("http2_misuse_total", "HTTP/2 connections closed for frames that do no work.", "worker"),
+		mirrored:            desc("mirrored_requests_total", "Copies of requests for a route's mirror; dropped are those for which there was no room.", "worker", "result"),
 		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
 		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
@@ -207,6 +208,8 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.upstreamConnections, w.Counter(zone.UpstreamConnectionsReused), id, "reused")
 	e.counter(m.upstreamRetries, w.Counter(zone.UpstreamRetries), id)
 	e.counter(m.misuse, w.Counter(zone.HTTP2Misuse), id)
+	e.counter(m.mirrored, w.Counter(zone.Mirrored), id, "sent")
+	e.counter(m.mirrored, w.Counter(zone.MirrorDropped), id, "dropped")
 	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id, "ring_full")
 }
 

@@ -143,6 +143,8 @@ func fill(z *zone.Zone) ledger.Sources {
 	w.Add(zone.RequestsHTTP1, 2)
 	w.Add(zone.RequestsHTTP2, 1)
 	w.Add(zone.AccessRecordsDropped, 5)
+	w.Add(zone.Mirrored, 8)
+	w.Add(zone.MirrorDropped, 9)
 	w.Request(api, 200, 3*time.Millisecond, zone.RequestOK)
 	w.Request(api, 504, 5*time.Second, zone.RequestUpstreamTimeout)
 	z.Worker(1).Add(zone.RequestsHTTP2, 4)
@@ -216,6 +218,8 @@ func TestExactValues(t *testing.T) {
 		`xgw_worker_up{worker="1"} 0`,
 		`xgw_worker_restarts_total{worker="0"} 2`,
 		`xgw_access_records_dropped_total{cause="ring_full",worker="0"} 5`,
+		`xgw_mirrored_requests_total{result="sent",worker="0"} 8`,
+		`xgw_mirrored_requests_total{result="dropped",worker="0"} 9`,
 		`xgw_access_lines_lost_total{cause="disk_full"} 6`,
 		`xgw_unexplained{kind="requests"} 0`,
 		`xgw_unexplained{kind="connections"} 0`,
