@@ -223,7 +223,7 @@ func method(dst *string) scalar {
 func hostPattern(dst *string) scalar {
 	s := text(dst, "a host name without port, or *.DOMAIN for all names below it", "api.example.com or *.example.com", func(s string) bool {
 		rest, wild := strings.CutPrefix(s, "*.")
-		return isHostName(rest) && !(wild && strings.Trim(rest, "0123456789.") == "")
+		return isHostName(rest) && (!wild || strings.Trim(rest, "0123456789.") != "")
 	})
 	set := s.set
 	s.set = func(text string) error { return set(strings.ToLower(text)) }

@@ -3,10 +3,12 @@
 package config
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The body of a reply comes from a file when the configuration is loaded, and what is
@@ -73,5 +75,32 @@ func TestRepliesAreBounded(t *testing.T) {
 	}
 	if _, err := Load(path); err == nil || len(faults(t, err)) != 1 || !strings.Contains(err.Error(), "longer than 16m together") {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A thousand routes cost in proportion, up to a factor for caches.
+func TestThousandRoutesParse(t *testing.T) {
+	measure := func(n int) time.Duration {
+		var text strings.Builder
+		text.WriteString("upstreams:\n")
+		for i := range n / 10 {
+			fmt.Fprintf(&text, "  - {name: up%d, servers: [\"127.0.0.1:1\"]}\n", i)
+		}
+		text.WriteString("routes:\n")
+		for i := range n {
+			fmt.Fprintf(&text, "  - {name: r%d, host: s%d.example.com, path: /v1/%d, methods: [GET, POST], headers: [{name: X-A, equal: b}], upstream: up%d}\n", i, i/8, i, i%(n/10))
+		}
+		least := time.Hour
+		for range 5 {
+			began := time.Now()
+			if c, err := Parse("gateway.yaml", []byte(text.String()), nil); err != nil || len(c.Routes) != n {
+				t.Fatal(err)
+			}
+			least = min(least, time.Since(began))
+		}
+		return least
+	}
+	if few, many := measure(100), measure(1000); many > 4*10*few {
+		t.Errorf("1,000 routes take %v, 100 take %v: more than in proportion", many, few)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -100,6 +101,12 @@ func (o *ownReply) needsHost() bool {
 
 // answer sends the reply. It allocates nothing once the exchange's room has grown.
 func (ex *Exchange) answer(o *ownReply) {
+	if ex.leavesSmallBody() {
+		if err := ex.readSmallBody(); err != nil {
+			ex.failRead(err)
+			return
+		}
+	}
 	ex.outcome = o.outcome
 	ex.routing.text = time.Now().UTC().AppendFormat(ex.routing.text[:0], http.TimeFormat)
 	r := &ex.reply
@@ -123,6 +130,16 @@ func (ex *Exchange) answer(o *ownReply) {
 	if err != nil {
 		ex.give(ex.client.writeError(err))
 	}
+}
+
+// leavesSmallBody: the reply would end an HTTP/1.1 connection for a short body that
+// nobody read. Reading it costs less than another handshake, unless the client waits
+// to be asked for it.
+func (ex *Exchange) leavesSmallBody() bool {
+	if ex.major != 1 || ex.body.Length <= 0 || ex.body.Length > smallBody {
+		return false
+	}
+	return !slices.ContainsFunc(ex.fields, func(f http1.Field) bool { return f.Kind == http1.Expect })
 }
 
 // appendLocation puts the place together. Where it begins with the request's path, one

@@ -70,7 +70,7 @@ func parsePieces(text string, number func(name string) (int, error)) ([]piece, e
 			text = rest
 			continue
 		}
-		name := after
+		var name string
 		if inner, ok := strings.CutPrefix(after, "{"); ok {
 			name, text, _ = strings.Cut(inner, "}")
 		} else {

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/xgw-project/xgw/pkg/policy"
-	"github.com/xgw-project/xgw/pkg/proxy/http1"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -133,23 +132,24 @@ func (s *split) pick() *route {
 // routing is what an exchange keeps for its route's sake.
 type routing struct {
 	asked    asked
-	host     [http1.MaxHost]byte // in lower case
-	path     []byte              // room for a path whose needless escapes are decoded
-	target   []byte              // as rewritten; empty: as the client sent it
-	text     []byte              // fields of replies of the gateway's own
+	host     []byte // room for it in lower case
+	path     []byte // room for a path whose needless escapes are decoded
+	target   []byte // as rewritten; empty: as the client sent it
+	text     []byte // fields of replies of the gateway's own
 	location []byte
 }
 
 // cleared keeps the room alone.
 func (r *routing) cleared() routing {
-	return routing{path: r.path[:0], target: r.target[:0], text: r.text[:0], location: r.location[:0]}
+	return routing{host: r.host[:0], path: r.path[:0], target: r.target[:0], text: r.text[:0], location: r.location[:0]}
 }
 
 // chooseRoute finds the exchange's route, and of a split one the upstream.
 func chooseRoute(ex *Exchange) *refusal {
 	a := &ex.routing.asked
 	a.method, a.fields = ex.method, ex.fields
-	a.host = lowerHost(ex.routing.host[:], ex.host)
+	ex.routing.host = appendLower(ex.routing.host[:0], ex.host)
+	a.host = ex.routing.host
 	target, _, _ := bytes.Cut(ex.target, []byte{'?'})
 	a.path, ex.routing.path = plainPath(ex.routing.path, target)
 	a.preflight = preflightMethod(ex)
@@ -167,19 +167,19 @@ func chooseRoute(ex *Exchange) *refusal {
 	return nil
 }
 
-// lowerHost is the host without port and without the dot that may end a name.
-func lowerHost(room, host []byte) []byte {
+// appendLower appends the host without port and without the dot that may end a name.
+func appendLower(b, host []byte) []byte {
 	host = bareHost(host)
 	if n := len(host); n > 1 && host[n-1] == '.' {
 		host = host[:n-1]
 	}
-	n := copy(room, host)
-	for i, c := range room[:n] {
+	for _, c := range host {
 		if c >= 'A' && c <= 'Z' {
-			room[i] = c + 'a' - 'A'
+			c += 'a' - 'A'
 		}
+		b = append(b, c)
 	}
-	return room[:n]
+	return b
 }
 
 // bareHost is the host without port.
