@@ -99,6 +99,7 @@
 //	routes[].cors.credentials      false           true or false
 //	routes[].cors.max_age          10m             a time with its unit from 0s to 24h
 //	routes[].mirror                none            a name: 1 to 63 letters, digits and any of -_./@+
+//	routes[].websocket             off             off or a time with its unit from 1s to 24h
 //	upstreams[].name               required        a name: 1 to 63 letters, digits and any of -_./@+
 //	upstreams[].servers[]          required        HOST:PORT
 //	upstreams[].connect_timeout    2s              a time with its unit from 1ms to 1m

@@ -29,6 +29,7 @@ type Route struct {
 	BodyBytes      *int64         `json:",omitempty"` // nil: that of all requests; 0: no limit
 	CORS           *CORS          `json:",omitempty"`
 	Mirror         string         `json:",omitempty"` // an upstream that gets copies
+	WebSocket      time.Duration  `json:",omitempty"` // of silence that one may have; 0: none is opened
 }
 
 // HeaderMatch is a condition on a request's field: present, or by its value.

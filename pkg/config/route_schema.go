@@ -44,6 +44,7 @@ func route(c *Config, seen *routesSeen) mapping {
 			{"body_bytes", none, size(&body, 0, 1<<40)},
 			{"cors", none, cors(r)},
 			{"mirror", none, label(&r.Mirror)},
+			{"websocket", "off", webSocket(&r.WebSocket)},
 		},
 		check: func(f *found) {
 			if f.values["body_bytes"] != nil {
@@ -55,6 +56,18 @@ func route(c *Config, seen *routesSeen) mapping {
 			c.Routes = append(c.Routes, *r)
 		},
 	}
+}
+
+// webSocket: 0 stands for off.
+func webSocket(dst *time.Duration) scalar {
+	idle := duration(dst, time.Second, 24*time.Hour)
+	return scalar{want: "off or " + idle.want, set: func(s string) error {
+		if s == "off" {
+			*dst = 0
+			return nil
+		}
+		return idle.set(s)
+	}}
 }
 
 // checkPath: a path is matched in one way.

@@ -5,6 +5,7 @@ package policy
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/xgw-project/xgw/pkg/config"
 )
@@ -34,6 +35,8 @@ type Route struct {
 	CORS           *config.CORS          `json:"cors,omitempty"`
 	Mirror         *int                  `json:"mirror,omitempty"` // index in Snapshot.Upstreams
 
+	WebSocket time.Duration `json:"websocket,omitempty"` // of silence that one may have; 0: none is opened
+
 	Slot int `json:"slot"` // in the zone; the supervisor fills it
 }
 
@@ -52,7 +55,7 @@ func compileRoute(r *config.Route, index map[string]int) (Route, error) {
 		Methods: slices.Clone(r.Methods), Headers: slices.Clone(r.Headers), Upstream: Local,
 		Redirect: shallow(r.Redirect), Reply: shallow(r.Reply), Rewrite: shallow(r.Rewrite), Timeouts: shallow(r.Timeouts),
 		RequestHeaders: cloneEdits(r.RequestHeaders), ReplyHeaders: cloneEdits(r.ReplyHeaders),
-		BodyBytes: shallow(r.BodyBytes), CORS: shallow(r.CORS),
+		BodyBytes: shallow(r.BodyBytes), CORS: shallow(r.CORS), WebSocket: r.WebSocket,
 	}
 	for i := range out.Headers {
 		h := &out.Headers[i]

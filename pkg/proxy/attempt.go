@@ -50,6 +50,10 @@ func (a *attempt) run() (again bool) {
 		return false
 	}
 	ex.upstreamFor = time.Duration(ex.worker.now() - ex.sentAt)
+	if ex.reply.Status == 101 {
+		a.serveTunnel()
+		return false
+	}
 	ex.pump.headed.Store(true)
 	a.conn.arm(0) // a client that takes its time is not the upstream's fault
 	ex.worker.slab.Upstream(ex.route.upstream.policy.Slot, a.passReply(), ex.upstreamFor)
@@ -103,7 +107,10 @@ func (a *attempt) readHead() error {
 			return nil
 		}
 		if ex.reply.Status == 101 {
-			return errInvalidReply // no upgrade was asked for
+			if a.isTunnel() {
+				return nil
+			}
+			return errInvalidReply // nothing of the kind was asked for
 		}
 	}
 }

@@ -182,7 +182,7 @@ func (st *stream) begin(ex *Exchange, r *http1.Response) error {
 			if !bodiless {
 				continue
 			}
-		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.RequestID, http1.Trailer:
+		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.Upgrade, http1.RequestID, http1.Trailer:
 			continue
 		}
 		s.AddHeader(f.Name, f.Value)

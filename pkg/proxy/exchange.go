@@ -57,6 +57,7 @@ type Exchange struct {
 	retries     int
 	bytesIn     uint64
 	bytesOut    uint64
+	webSocket   bool // the client asks for one, and the route has them
 	replied     bool // the reply's head is on its way: the status is settled
 
 	request []byte // to the upstream: head, and the body if it is small
@@ -144,6 +145,7 @@ func (ex *Exchange) record() {
 
 // forward passes the request to an upstream and its reply to the client.
 func (ex *Exchange) forward() {
+	ex.webSocket = ex.head.WebSocket && ex.route.webSocket > 0
 	ex.request = ex.appendHead(ex.request[:0])
 	if !ex.body.Empty() {
 		ex.client.proceed()

@@ -79,6 +79,9 @@ func (ex *Exchange) appendHead(b []byte) []byte {
 		}
 	}
 	b = ex.route.request.append(b)
+	if ex.webSocket {
+		b = append(b, "Connection: Upgrade\r\nUpgrade: websocket\r\n"...)
+	}
 	switch {
 	case ex.body.Chunked:
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)

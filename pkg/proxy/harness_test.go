@@ -289,7 +289,7 @@ func (g *gateway) records(n int) []zone.AccessRecord {
 	eventually(g.TB, "access records", func() bool {
 		g.slab.Access.Drain(func(r *zone.AccessRecord) {
 			c := *r
-			for _, b := range []*[]byte{&c.Method, &c.Host, &c.Target, &c.UserAgent, &c.Referer, &c.ID, &c.UpstreamAddr} {
+			for _, b := range []*[]byte{&c.Method, &c.Host, &c.Target, &c.UserAgent, &c.Referer, &c.ID, &c.UpstreamAddr, &c.Trace} {
 				*b = append([]byte(nil), *b...)
 			}
 			all = append(all, c)

@@ -40,7 +40,7 @@ func (c *conn) begin(ex *Exchange, r *http1.Response) error {
 			if !bodiless {
 				continue // framed below
 			}
-		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.RequestID, http1.Trailer:
+		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.Upgrade, http1.RequestID, http1.Trailer:
 			continue
 		}
 		b = appendField(b, f.Name, f.Value)

@@ -34,13 +34,14 @@ type route struct {
 	headerTime time.Duration // 0: the upstream's
 	bodyTime   time.Duration // 0: the general one
 	bodyBytes  int64         // 0: no limit; -1: the general one
+	webSocket  time.Duration // of silence; 0: none is opened
 }
 
 // newRoute compiles one. Upstreams are those of the snapshot.
 func (s *snapshot) newRoute(p *policy.Route) (*route, error) {
 	r := &route{
 		slot: p.Slot, methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
-		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1,
+		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1, webSocket: p.WebSocket,
 	}
 	for _, h := range p.Headers {
 		c := headerCondition{name: []byte(h.Name), equal: h.Equal != nil}

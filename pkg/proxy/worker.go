@@ -13,9 +13,10 @@
 // which phase it was.
 //
 // Not passed on, either way: trailers (they are read, checked and left out), interim
-// replies of upstreams, upgrades. Request fields with '_' in their name are left
-// out, and so is what only a gateway may say of a client: Forwarded, X-Forwarded-*,
-// X-Real-IP, X-Request-Id; a trusted proxy's word is read before (client_address.go). A client that closes its sending side while it waits for a
+// replies of upstreams, upgrades but to WebSockets (HTTP/1.1). Request fields with '_'
+// in their name are left out, and so is what only a gateway may say of a client:
+// Forwarded, X-Forwarded-*, X-Real-IP, X-Request-Id; a trusted proxy's word is read
+// before (client_address.go). A client that closes its sending side while it waits for a
 // reply is taken to be gone.
 package proxy
 

@@ -22,7 +22,7 @@ func kindOf(name []byte) Kind {
 	case 7:
 		switch {
 		case equalFold(name, "upgrade"):
-			return HopByHop
+			return Upgrade
 		case equalFold(name, "referer"):
 			return Referer
 		case equalFold(name, "trailer"):
@@ -84,6 +84,9 @@ type framing struct {
 	close      bool
 	keepAlive  bool
 	connection bool
+	upgrades   int  // Upgrade fields
+	webSocket  bool // the last of them is websocket
+	upgrade    bool // Connection names it
 }
 
 // parseFields reads the lines of a head that follow its first one, the empty line
@@ -139,9 +142,15 @@ func (f *framing) note(field *Field) *Fault {
 		f.chunked = true
 	case Connection:
 		f.connection = true
+	case Upgrade:
+		f.upgrades++
+		f.webSocket = equalFold(field.Value, "websocket")
 	}
 	return nil
 }
+
+// isWebSocket: one Upgrade field, websocket and nothing else, which Connection names.
+func (f *framing) isWebSocket() bool { return f.upgrade && f.upgrades == 1 && f.webSocket }
 
 // markNamed applies the Connection fields: what they name is hop by hop. Naming a
 // field that frames or routes the message is an attempt to have it removed.
@@ -162,6 +171,8 @@ func markNamed(fields []Field, f *framing) *Fault {
 				f.close = true
 			case equalFold(name, "keep-alive"):
 				f.keepAlive = true
+			case equalFold(name, "upgrade"):
+				f.upgrade = true
 			default:
 				return isToken(name) && markHop(fields, name)
 			}

@@ -66,13 +66,14 @@ const (
 	ContentLength
 	TransferEncoding
 	Connection
-	HopByHop  // Keep-Alive, Proxy-Connection, TE, Upgrade, and what Connection names
+	HopByHop  // Keep-Alive, Proxy-Connection, TE, and what Connection names
 	Expect    // answered here, not passed on
 	Forwarded // what tells of the client: only a gateway may say it
 	RequestID
 	UserAgent
 	Referer
 	Trailer
+	Upgrade
 	TraceParent // W3C Trace Context
 	TraceState
 )

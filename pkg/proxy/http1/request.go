@@ -20,8 +20,11 @@ type Request struct {
 	KeepAlive bool
 	// Expects100 says that the client waits for "100 Continue" before the body.
 	Expects100 bool
-	UserAgent  []byte
-	Referer    []byte
+	// WebSocket says that the client asks to go on with that protocol: RFC 6455, 4.1. Other
+	// upgrades are not known.
+	WebSocket bool
+	UserAgent []byte
+	Referer   []byte
 }
 
 // Parse reads a head from the beginning of b. n is its length with the empty line;
@@ -157,6 +160,7 @@ func (r *Request) finish(f *framing) *Fault {
 		r.Body.Length = -1
 	}
 	r.KeepAlive = !f.close && (r.Minor == 1 || f.keepAlive)
+	r.WebSocket = f.isWebSocket() && r.Minor == 1 && string(r.Method) == "GET" && r.Body.Empty() && !r.Expects100
 	return nil
 }
 

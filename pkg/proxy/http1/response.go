@@ -12,6 +12,8 @@ type Response struct {
 	// KeepAlive says that the connection can carry another request once the body
 	// has been read.
 	KeepAlive bool
+	// WebSocket says that the server goes on with that protocol, in a reply of status 101.
+	WebSocket bool
 }
 
 // Parse reads the head of the response to a request with the method. n is 0 with a
@@ -37,6 +39,7 @@ func (r *Response) Parse(b []byte, seen int, l *Limits, method []byte) (n int, f
 		return 0, fault
 	}
 	r.KeepAlive = !f.close && (r.Minor == 1 || f.keepAlive)
+	r.WebSocket = r.Status == 101 && r.Minor == 1 && f.isWebSocket()
 	switch {
 	case r.Status < 200, r.Status == 204, r.Status == 304, string(method) == "HEAD":
 		r.Body = Body{} // whatever the fields say: RFC 9112, 6.3
