@@ -79,6 +79,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	var served, failed atomic.Int64
 	ctx, cancel := context.WithCancel(context.Background())
 	var load sync.WaitGroup
+	t.Cleanup(func() { cancel(); load.Wait() })
 	for i := range 4 {
 		load.Go(func() {
 			c := client(i%2 == 0)

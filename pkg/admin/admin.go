@@ -16,6 +16,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Control is what a gateway lets its operator do.
@@ -43,18 +45,35 @@ var (
 	ErrNothingWaits  = errors.New("nothing waits to be confirmed")
 )
 
-// SocketPath is where a gateway's control socket is.
+// SocketPath is where a gateway's control socket is: in /run/xgw, or for a plain user in a
+// directory of that user.
 func SocketPath(instance string) string {
 	if instance == "" {
 		instance = "xgw"
 	}
-	return filepath.Join("/run/xgw", instance+".sock")
+	dir := "/run/xgw"
+	if uid := os.Geteuid(); uid != 0 {
+		dir = filepath.Join(os.TempDir(), fmt.Sprintf("xgw-%d", uid))
+		if own := os.Getenv("XDG_RUNTIME_DIR"); own != "" {
+			dir = filepath.Join(own, "xgw")
+		}
+	}
+	return filepath.Join(dir, instance+".sock")
 }
 
-// Listen makes the socket, mode 0600, in the place of one that nobody answers at.
+// Listen makes the socket, mode 0600, in the place of one that nobody answers at. Its
+// directory is made, and refused if somebody else could put another socket into it.
 func Listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make control socket: %w", err)
+	}
+	var st unix.Stat_t
+	if err := unix.Lstat(dir, &st); err != nil {
+		return nil, fmt.Errorf("make control socket: %s: %w", dir, err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFDIR || int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 {
+		return nil, fmt.Errorf("make control socket: %s is not a directory that this user alone may change: remove it", dir)
 	}
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()

@@ -127,6 +127,21 @@ type Upstream struct {
 	IdleTimeout    time.Duration
 	MaxConnections int // per worker
 	MaxIdle        int // per worker
+	Balance        string
+	HashBy         string        // address, path, or the name of a field
+	Retries        int           // of an exchange, on another connection
+	MaxFails       int           // in a row, then a server is left alone; 0: never
+	FailTime       time.Duration // for this long at first
+	MaxPending     int           // exchanges that wait for a connection, per worker
+	PendingTimeout time.Duration
+	TLS            *UpstreamTLS `json:",omitempty"` // nil: in the clear
+}
+
+// UpstreamTLS is how an upstream's servers are spoken with.
+type UpstreamTLS struct {
+	ServerName string // "": the host of each server
+	Verify     bool
+	CA         []byte // PEM; none: the system's
 }
 
 // Log says where the access log goes: a path, "-" for standard output, or "off".

@@ -107,6 +107,16 @@
 //	upstreams[].idle_timeout       60s             a time with its unit from 1s to 1h
 //	upstreams[].max_connections    512             a whole number from 1 to 65536
 //	upstreams[].max_idle           64              a whole number from 0 to 65536
+//	upstreams[].balance            round_robin     round_robin or least_conn or p2c or hash
+//	upstreams[].hash_by            address         address, path, or the name of a header field
+//	upstreams[].retries            1               a whole number from 0 to 8
+//	upstreams[].max_fails          3               a whole number from 0 to 1000
+//	upstreams[].fail_time          5s              a time with its unit from 100ms to 1h
+//	upstreams[].max_pending        128             a whole number from 0 to 65536
+//	upstreams[].pending_timeout    1s              a time with its unit from 1ms to 1m
+//	upstreams[].tls.server_name    none            a host name or an address
+//	upstreams[].tls.verify         true            true or false
+//	upstreams[].tls.ca             none            the path of a file
 //	log.access                     -               a path from the root or - or off
 //	state                          /var/lib/xgw    a path from the root
 //	buffers.conf

@@ -39,7 +39,8 @@ func TestExampleHoldsTheDefaults(t *testing.T) {
 	want.Upstreams = []Upstream{{
 		Name: "app", Servers: []string{"127.0.0.1:8080"},
 		ConnectTimeout: 2 * time.Second, HeaderTimeout: 5 * time.Second, IdleTimeout: 60 * time.Second,
-		MaxConnections: 512, MaxIdle: 64,
+		MaxConnections: 512, MaxIdle: 64, Balance: "round_robin", HashBy: "address", Retries: 1, MaxFails: 3,
+		FailTime: 5 * time.Second, MaxPending: 128, PendingTimeout: time.Second,
 	}}
 	compare := cmp.Options{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{})}
 	if diff := cmp.Diff(want, got, compare); diff != "" {

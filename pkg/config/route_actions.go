@@ -57,7 +57,7 @@ func reply(c *Config, r *Route, seen *routesSeen) mapping {
 				f.fail("file", "a reply has one of body and file")
 			case f.values["file"] != nil:
 				key = "file"
-				v.Body = f.contents(v.File)
+				v.Body = f.contents("file", v.File)
 			case body != "":
 				v.Body = []byte(body)
 			}
@@ -73,16 +73,16 @@ func reply(c *Config, r *Route, seen *routesSeen) mapping {
 
 // contents is what the file named at the key file holds; nothing when only the text
 // is looked at, without the machine.
-func (f *found) contents(path string) []byte {
-	if f.d.open == nil || f.faulty["file"] {
+func (f *found) contents(key, path string) []byte {
+	if f.d.open == nil || f.faulty[key] {
 		return nil
 	}
 	b, err := f.d.open(path)
 	switch {
 	case err != nil:
-		f.fail("file", "%s: %v: give the path of a file that can be read", quote(path), unwrapPath(err))
+		f.fail(key, "%s: %v: give the path of a file that can be read", quote(path), unwrapPath(err))
 	case len(b) > maxReply:
-		f.fail("file", "%s is longer than %s: have an upstream serve it", quote(path), sizeText(maxReply))
+		f.fail(key, "%s is longer than %s", quote(path), sizeText(maxReply))
 	}
 	return b
 }

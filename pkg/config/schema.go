@@ -317,12 +317,20 @@ func upstream(c *Config) mapping {
 	return mapping{
 		rows: []row{
 			{"name", required, label(&u.Name)},
-			{"servers", required, list{example: `"127.0.0.1:8080"`, least: 1, item: added(&u.Servers, serverAddress)}},
+			{"servers", required, list{example: `"127.0.0.1:8080"`, least: 1, most: 64, item: added(&u.Servers, serverAddress)}},
 			{"connect_timeout", "2s", duration(&u.ConnectTimeout, time.Millisecond, time.Minute)},
 			{"header_timeout", "5s", duration(&u.HeaderTimeout, time.Millisecond, time.Hour)},
 			{"idle_timeout", "60s", duration(&u.IdleTimeout, time.Second, time.Hour)},
 			{"max_connections", "512", whole(&u.MaxConnections, 1, 1<<16)},
 			{"max_idle", "64", whole(&u.MaxIdle, 0, 1<<16)},
+			{"balance", "round_robin", oneOf(&u.Balance, "round_robin", "least_conn", "p2c", "hash")},
+			{"hash_by", "address", hashBy(&u.HashBy)},
+			{"retries", "1", whole(&u.Retries, 0, 8)},
+			{"max_fails", "3", whole(&u.MaxFails, 0, 1000)},
+			{"fail_time", "5s", duration(&u.FailTime, 100*time.Millisecond, time.Hour)},
+			{"max_pending", "128", whole(&u.MaxPending, 0, 1<<16)},
+			{"pending_timeout", "1s", duration(&u.PendingTimeout, time.Millisecond, time.Minute)},
+			{"tls", none, upstreamTLS(c, u)},
 		},
 		check: func(f *found) {
 			for _, other := range c.Upstreams {
@@ -333,6 +341,35 @@ func upstream(c *Config) mapping {
 			c.Upstreams = append(c.Upstreams, *u)
 		},
 	}
+}
+
+// upstreamTLS: the mapping is there, or the upstream is spoken with in the clear.
+func upstreamTLS(c *Config, u *Upstream) mapping {
+	t := &UpstreamTLS{}
+	var path string
+	return mapping{
+		rows: []row{
+			{"server_name", none, text(&t.ServerName, "a host name or an address", "app.internal", isHostName)},
+			{"verify", "true", boolean(&t.Verify)},
+			{"ca", none, file(&path, c.Path)},
+		},
+		check: func(f *found) {
+			if f.values == nil {
+				return
+			}
+			u.TLS = t
+			if path != "" {
+				t.CA = f.contents("ca", path)
+			}
+		},
+	}
+}
+
+// hashBy is address, path or the name of a field.
+func hashBy(dst *string) scalar {
+	s := token(dst)
+	s.want, s.example = "address, path, or the name of a header field", ""
+	return s
 }
 
 // buffers is the whole of buffers.conf.

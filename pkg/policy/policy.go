@@ -50,7 +50,29 @@ type Upstream struct {
 	IdleTimeout    time.Duration `json:"idle_timeout"`
 	MaxConnections int           `json:"max_connections"` // per worker
 	MaxIdle        int           `json:"max_idle"`        // per worker
-	Slot           int           `json:"slot"`            // in the zone; the supervisor fills it
+	Balance        string        `json:"balance"`         // round_robin, least_conn, p2c or hash
+	HashBy         string        `json:"hash_by"`         // address, path, or the name of a field
+	Retries        int           `json:"retries"`         // on another connection, for each exchange
+	MaxFails       int           `json:"max_fails"`       // in a row, then a server is ejected; 0: never
+	FailTime       time.Duration `json:"fail_time"`       // of the first ejection
+	MaxPending     int           `json:"max_pending"`     // exchanges that wait for a connection, per worker
+	PendingTimeout time.Duration `json:"pending_timeout"`
+	TLS            *UpstreamTLS  `json:"tls,omitempty"`
+	Slot           int           `json:"slot"` // in the zone; the supervisor fills it
+}
+
+// UpstreamTLS is how an upstream's servers are spoken with.
+type UpstreamTLS struct {
+	ServerName string `json:"server_name"` // "": the host of each server
+	Verify     bool   `json:"verify"`
+	CA         []byte `json:"ca,omitempty"` // PEM; none: the system's
+}
+
+func compileTLS(t *config.UpstreamTLS) *UpstreamTLS {
+	if t == nil {
+		return nil
+	}
+	return &UpstreamTLS{ServerName: t.ServerName, Verify: t.Verify, CA: slices.Clone(t.CA)}
 }
 
 // Compile makes the policy of a configuration that config.Parse accepted. It shares
@@ -97,6 +119,8 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		p.Snapshot.Upstreams = append(p.Snapshot.Upstreams, Upstream{
 			Name: u.Name, Servers: slices.Clone(u.Servers), ConnectTimeout: u.ConnectTimeout, HeaderTimeout: u.HeaderTimeout,
 			IdleTimeout: u.IdleTimeout, MaxConnections: u.MaxConnections, MaxIdle: u.MaxIdle,
+			Balance: u.Balance, HashBy: u.HashBy, Retries: u.Retries, MaxFails: u.MaxFails, FailTime: u.FailTime,
+			MaxPending: u.MaxPending, PendingTimeout: u.PendingTimeout, TLS: compileTLS(u.TLS),
 		})
 	}
 	for i := range c.Routes {

@@ -19,6 +19,7 @@ type attempt struct {
 	r, n     int  // of in: what was read and is not used up
 	streamed bool // the request's body is sent by the pump
 
+	report   report
 	reusable bool // the connection is at rest and can carry another request
 }
 
@@ -42,13 +43,14 @@ func (a *attempt) run() (again bool) {
 		err = a.readHead()
 	}
 	if err != nil {
-		if a.conn.reused && a.n == 0 && a.conn.killed() == killNone && ex.repeatable() {
+		if again := a.mayRepeat(); again {
 			return true
 		}
 		a.failHead(err)
 		ex.pump.stop(ex, a.conn)
 		return false
 	}
+	a.report = reportWorked
 	ex.upstreamFor = time.Duration(ex.worker.now() - ex.sentAt)
 	if ex.reply.Status == 101 {
 		a.serveTunnel()
@@ -61,6 +63,31 @@ func (a *attempt) run() (again bool) {
 		a.reusable = false // the server answered without the whole body
 	}
 	return false
+}
+
+// mayRepeat decides on another try after a connection that died. One that had been idle
+// says nothing of its server, and costs no retry.
+func (a *attempt) mayRepeat() bool {
+	ex, u := a.ex, a.conn.up
+	why := a.conn.killed()
+	if why == killCancelled {
+		return false
+	}
+	if !a.conn.reused || why == killTimeout {
+		a.report = reportFailed
+	}
+	if why != killNone || a.n > 0 || !ex.repeatable(a.streamed) {
+		return false
+	}
+	if a.conn.reused {
+		return true
+	}
+	if ex.failures == u.policy.Retries || !u.allowRetry() {
+		return false
+	}
+	ex.failures++
+	ex.tried |= 1 << a.conn.server
+	return true
 }
 
 // fill reads more of the reply into the buffer.

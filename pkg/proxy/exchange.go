@@ -55,6 +55,8 @@ type Exchange struct {
 	upstreamFor time.Duration
 	connectFor  time.Duration
 	retries     int
+	failures    int       // tries that a server failed
+	tried       serverSet // servers that failed under this exchange
 	bytesIn     uint64
 	bytesOut    uint64
 	webSocket   bool // the client asks for one, and the route has them
@@ -216,7 +218,7 @@ func (ex *Exchange) give(outcome zone.RequestOutcome) {
 func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 	w, u := ex.worker, ex.route.upstream
 	began := w.now()
-	c, passed, err := u.take(w, fresh)
+	c, passed, err := u.take(w, ex, fresh)
 	ex.retries += passed
 	if err != nil {
 		ex.failTake(err, began)
@@ -226,8 +228,8 @@ func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 	if c.reused {
 		w.slab.Add(zone.UpstreamConnectionsReused, 1)
 		ex.connectFor = 0
-		if !ex.repeatable() && !c.alive() {
-			c.give(w, false)
+		if !ex.repeatable(streamed) && !c.alive() {
+			c.give(w, false, reportNone)
 			return true // nothing was sent yet
 		}
 	} else {
@@ -245,16 +247,28 @@ func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 		}
 		ex.client.watch(nil)
 		w.buffers.put(a.in)
-		c.give(w, a.reusable && returned)
+		c.give(w, a.reusable && returned, a.report)
 	}()
 	again = a.run()
 	returned = true
 	return again
 }
 
-// repeatable tells whether the request may be sent again when a connection that was
-// idle dies under it: RFC 9110, 9.2.2. A body is never sent twice.
-func (ex *Exchange) repeatable() bool { return ex.body.Empty() && http1.Idempotent(ex.method) }
+// repeatable tells whether the request may be sent again when its connection dies before a
+// byte of the reply: RFC 9110, 9.2.2, or the client says by an Idempotency-Key that its
+// server knows it again. A body that was sent on as it came is never sent twice.
+func (ex *Exchange) repeatable(streamed bool) bool {
+	return !streamed && (http1.Idempotent(ex.method) || ex.hasIdempotencyKey())
+}
+
+func (ex *Exchange) hasIdempotencyKey() bool {
+	for i := range ex.fields {
+		if f := &ex.fields[i]; f.Kind == http1.Other && len(f.Name) == len("idempotency-key") && equalFoldString(f.Name, "idempotency-key") {
+			return len(f.Value) > 0
+		}
+	}
+	return false
+}
 
 // failTake answers for an upstream without a connection to give.
 func (ex *Exchange) failTake(err error, began int64) {

@@ -211,6 +211,8 @@ func TestStaleConnection(t *testing.T) {
 			if resp.StatusCode != 200 {
 				t.Errorf("status %d", resp.StatusCode)
 			}
+			// The client may have its reply before the connection is idle.
+			eventually(t, "the exchange's end", func() bool { return g.slab.LoadGauge(zone.GaugeRequests) == 0 })
 		}
 		if n := g.slab.Load(zone.UpstreamRetries); n != 1 {
 			t.Errorf("%d retries", n)

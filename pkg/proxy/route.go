@@ -31,10 +31,14 @@ func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
 		return nil, fmt.Errorf("apply snapshot: %d connections: at least 1 is needed", p.Connections)
 	}
 	for i := range p.Upstreams {
-		if u := &p.Upstreams[i]; len(u.Servers) == 0 || u.MaxConnections < 1 {
-			return nil, fmt.Errorf("apply upstream %s: %d servers, %d connections: at least 1 of each is needed", u.Name, len(u.Servers), u.MaxConnections)
+		if u := &p.Upstreams[i]; len(u.Servers) == 0 || len(u.Servers) > 64 || u.MaxConnections < 1 {
+			return nil, fmt.Errorf("apply upstream %s: %d servers, %d connections: at least 1 of each is needed, and at most 64 servers", u.Name, len(u.Servers), u.MaxConnections)
 		}
-		s.upstreams = append(s.upstreams, reuse(&p.Upstreams[i], old))
+		u, err := reuse(&p.Upstreams[i], old)
+		if err != nil {
+			return nil, fmt.Errorf("apply upstream %s: %w", p.Upstreams[i].Name, err)
+		}
+		s.upstreams = append(s.upstreams, u)
 	}
 	for i := range p.Routes {
 		r, err := s.newRoute(&p.Routes[i])
@@ -49,11 +53,11 @@ func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
 	return s, nil
 }
 
-func reuse(p *policy.Upstream, old *snapshot) *upstream {
+func reuse(p *policy.Upstream, old *snapshot) (*upstream, error) {
 	if old != nil {
 		for _, u := range old.upstreams {
 			if reflect.DeepEqual(u.policy, p) {
-				return u
+				return u, nil
 			}
 		}
 	}

@@ -3,12 +3,15 @@
 package proxy
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -20,18 +23,29 @@ import (
 type upstream struct {
 	policy *policy.Upstream
 	dialer net.Dialer
+	tls    *tls.Config // nil: in the clear
+	said   atomic.Int64
 
-	mu      sync.Mutex // among this worker's goroutines
-	servers []server
-	next    int // round robin
-	total   int // connections, idle ones included
-	retired bool
+	mu          sync.Mutex // among this worker's goroutines
+	servers     []server
+	next        int // round robin
+	total       int // connections, idle ones included
+	retryBudget int // in thousandths
+	waiting     []chan struct{}
+	retired     bool
 }
 
 type server struct {
 	address string
 	text    []byte    // the address, for the access record
+	hash    uint64    // of the address
 	idle    []*upConn // the last one used is the first to be used again
+	active  int       // connections in use
+
+	failures     int   // in a row
+	ejections    int   // in a row
+	ejectedUntil int64 // by the worker's clock; 0: it is not
+	probing      bool  // an exchange finds out whether it works again
 }
 
 // upConn is a connection to a server. One exchange at a time owns it.
@@ -66,12 +80,25 @@ const (
 // errSaturated: every connection that the upstream may have is in use.
 var errSaturated = errors.New("upstream is saturated")
 
-func newUpstream(p *policy.Upstream) *upstream {
-	u := &upstream{policy: p, dialer: net.Dialer{Timeout: p.ConnectTimeout}}
+func newUpstream(p *policy.Upstream) (*upstream, error) {
+	u := &upstream{policy: p, dialer: net.Dialer{Timeout: p.ConnectTimeout}, retryBudget: retrySaved}
 	for _, s := range p.Servers {
-		u.servers = append(u.servers, server{address: s, text: []byte(s)})
+		u.servers = append(u.servers, server{address: s, text: []byte(s), hash: mix(hashBytes(hashBasis, []byte(s)))})
 	}
-	return u
+	if p.TLS == nil {
+		return u, nil
+	}
+	u.tls = &tls.Config{
+		ServerName: p.TLS.ServerName, InsecureSkipVerify: !p.TLS.Verify, NextProtos: []string{"http/1.1"},
+		ClientSessionCache: tls.NewLRUClientSessionCache(2 * len(p.Servers)), DynamicRecordSizingDisabled: true,
+	}
+	if len(p.TLS.CA) > 0 {
+		u.tls.RootCAs = x509.NewCertPool()
+		if !u.tls.RootCAs.AppendCertsFromPEM(p.TLS.CA) {
+			return nil, errors.New("no certificate in the file of its authorities")
+		}
+	}
+	return u, nil
 }
 
 // arm sets the deadline of the next phase, 0 for none; false: it was killed.
@@ -116,19 +143,36 @@ func (c *upConn) expire(now int64) bool {
 }
 
 // take gets an idle connection, or with fresh or without one dials. A server that
-// refuses is followed by the next; passed counts those.
-func (u *upstream) take(w *Worker, fresh bool) (c *upConn, passed int, err error) {
+// refuses is followed by another, and so is the first that does not answer: nothing was
+// sent yet. passed counts those.
+func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed int, err error) {
+	late := 0
+	var by time.Time // by when there must be a connection
 	for {
 		var i int
-		if c, i, err = u.reserve(fresh); c != nil || err != nil {
+		c, i, err = u.reserve(w, ex, fresh)
+		if errors.Is(err, errSaturated) && u.policy.MaxPending > 0 {
+			if by.IsZero() {
+				by = time.Now().Add(u.policy.PendingTimeout)
+			}
+			if err = u.wait(by); err == nil {
+				continue
+			}
+		}
+		if c != nil || err != nil {
 			return c, passed, err
 		}
 		if c, err = u.dial(w, i); err == nil {
 			return c, passed, nil
 		}
-		u.release()
-		if isTimeout(err) || passed+1 >= len(u.servers) {
-			return nil, passed, err // a second wait as long would be too much
+		u.release(w, i)
+		u.say(w, i, err)
+		ex.tried |= 1 << i
+		if isTimeout(err) {
+			late++
+		}
+		if late > 1 || passed+1 >= len(u.servers) {
+			return nil, passed, err // one more wait as long would be too much
 		}
 		passed++
 	}
@@ -136,13 +180,11 @@ func (u *upstream) take(w *Worker, fresh bool) (c *upConn, passed int, err error
 
 // reserve finds an idle connection of the server whose turn it is, or the right to
 // dial it; when no more may be dialled, an idle connection of any server.
-func (u *upstream) reserve(fresh bool) (*upConn, int, error) {
+func (u *upstream) reserve(w *Worker, ex *Exchange, fresh bool) (*upConn, int, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	turn := u.next
-	if u.next++; u.next == len(u.servers) {
-		u.next = 0
-	}
+	u.retryBudget = min(u.retryBudget+retryShare, retrySaved)
+	turn := u.pick(ex, w.clock.Load())
 	if !fresh {
 		if c := u.popIdle(turn); c != nil {
 			return c, turn, nil
@@ -151,14 +193,19 @@ func (u *upstream) reserve(fresh bool) (*upConn, int, error) {
 	if u.total >= u.policy.MaxConnections && !fresh {
 		for i := range u.servers {
 			if c := u.popIdle(i); c != nil {
+				if i != turn {
+					u.servers[turn].probing = false
+				}
 				return c, i, nil
 			}
 		}
 	}
 	if u.total >= u.policy.MaxConnections {
+		u.servers[turn].probing = false
 		return nil, turn, errSaturated
 	}
 	u.total++
+	u.servers[turn].active++
 	return nil, turn, nil
 }
 
@@ -170,6 +217,7 @@ func (u *upstream) popIdle(i int) *upConn {
 		s.idle = s.idle[:len(s.idle)-1]
 		if c.arm(0) {
 			c.reused = true
+			s.active++
 			return c
 		}
 		u.total-- // idle for too long: the sweeper closed it
@@ -177,18 +225,38 @@ func (u *upstream) popIdle(i int) *upConn {
 	return nil
 }
 
-func (u *upstream) release() {
+// release gives the right to dial back, which came to nothing.
+func (u *upstream) release(w *Worker, i int) {
 	u.mu.Lock()
+	defer u.mu.Unlock()
 	u.total--
-	u.mu.Unlock()
+	u.servers[i].active--
+	u.hear(w, i, reportFailed)
+	u.wake()
+}
+
+// say tells the error log why there is no connection, once a second at most.
+func (u *upstream) say(w *Worker, i int, err error) {
+	now := w.clock.Load()
+	if last := u.said.Load(); last != 0 && now-last < int64(time.Second) || !u.said.CompareAndSwap(last, now) {
+		return
+	}
+	w.log.Warn("no connection to an upstream's server", "upstream", u.policy.Name, "server", u.servers[i].address, "error", err)
 }
 
 func (u *upstream) dial(w *Worker, i int) (*upConn, error) {
+	began := time.Now()
 	nc, err := u.dialer.Dial("tcp", u.servers[i].address)
 	if err != nil {
 		return nil, err
 	}
 	c := &upConn{Conn: nc, up: u, server: i}
+	if u.tls != nil {
+		if c.Conn, err = u.secure(nc, i, began.Add(u.policy.ConnectTimeout)); err != nil {
+			nc.Close()
+			return nil, err
+		}
+	}
 	if sc, ok := nc.(syscall.Conn); ok {
 		c.raw, _ = sc.SyscallConn()
 		c.peek = c.look
@@ -200,12 +268,34 @@ func (u *upstream) dial(w *Worker, i int) (*upConn, error) {
 	return c, nil
 }
 
+// secure does TLS with server i, within what is left of the time to connect.
+func (u *upstream) secure(nc net.Conn, i int, by time.Time) (net.Conn, error) {
+	config := u.tls
+	if config.ServerName == "" {
+		config = config.Clone()
+		host, _, err := net.SplitHostPort(u.servers[i].address)
+		if err != nil {
+			return nil, err
+		}
+		config.ServerName = host
+	}
+	tc := tls.Client(nc, config)
+	_ = nc.SetDeadline(by)
+	if err := tc.Handshake(); err != nil {
+		return nil, err
+	}
+	return tc, nc.SetDeadline(time.Time{})
+}
+
 // give ends the exchange's ownership: keep says that the connection is at rest and
 // can carry another request.
-func (c *upConn) give(w *Worker, keep bool) {
+func (c *upConn) give(w *Worker, keep bool, r report) {
 	u := c.up
 	u.mu.Lock()
 	s := &u.servers[c.server]
+	s.active--
+	u.hear(w, c.server, r)
+	u.wake()
 	if keep && !u.retired && len(s.idle) < u.policy.MaxIdle && c.arm(w.until(u.policy.IdleTimeout)) {
 		s.idle = append(s.idle, c)
 		u.mu.Unlock()

@@ -23,13 +23,14 @@ const (
 	HTTP2Misuse   // connections closed for frames that do no work
 	Mirrored      // copies of requests that were sent on their way
 	MirrorDropped // copies for which there was no room
+	UpstreamEjections
 	PlainCounters // how many there are
 )
 
 var counterNames = [PlainCounters]string{
 	"connections_accepted", "connections_closed", "connections_rejected", "requests_http1", "requests_http2",
 	"bytes_received", "bytes_sent", "access_records_dropped", "upstream_connections_opened",
-	"upstream_connections_reused", "upstream_retries", "http2_misuse", "mirrored", "mirror_dropped",
+	"upstream_connections_reused", "upstream_retries", "http2_misuse", "mirrored", "mirror_dropped", "upstream_ejections",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }

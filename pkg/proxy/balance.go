@@ -1,0 +1,233 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"bytes"
+	"math/bits"
+	"math/rand/v2"
+
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// serverSet is a set of an upstream's servers, by their place. An upstream has 64 at most.
+type serverSet uint64
+
+func (s serverSet) has(i int) bool { return s>>i&1 == 1 }
+
+// pick chooses a server for the exchange: of those that it has not tried, those that are
+// not ejected, by the upstream's balance. If that leaves none, an ejected one is better than
+// none. The lock is held.
+func (u *upstream) pick(ex *Exchange, now int64) int {
+	var may serverSet
+	n := 0
+	for i := range u.servers {
+		if !ex.tried.has(i) && u.servers[i].admits(now) {
+			may |= 1 << i
+			n++
+		}
+	}
+	if n == 0 {
+		for i := range u.servers {
+			if !ex.tried.has(i) || len(u.servers) == 1 {
+				may |= 1 << i
+				n++
+			}
+		}
+	}
+	if n == 0 { // all were tried
+		may, n = 1<<len(u.servers)-1, len(u.servers)
+	}
+	i := u.choose(ex, may, n)
+	if s := &u.servers[i]; s.ejectedUntil != 0 {
+		s.probing = true
+	}
+	return i
+}
+
+// choose picks one of the n servers of the set.
+func (u *upstream) choose(ex *Exchange, may serverSet, n int) int {
+	switch u.policy.Balance {
+	case "least_conn":
+		return u.leastBusy(may)
+	case "p2c":
+		if n > 1 {
+			a := rand.IntN(n)
+			b := (a + 1 + rand.IntN(n-1)) % n
+			first, second := may.nth(a), may.nth(b)
+			if u.servers[second].active < u.servers[first].active {
+				return second
+			}
+			return first
+		}
+	case "hash":
+		return u.highest(may, ex.hashKey(u.policy.HashBy))
+	}
+	return u.inTurn(may)
+}
+
+// nth is the n-th of the set, from 0.
+func (s serverSet) nth(n int) int {
+	for range n {
+		s &= s - 1
+	}
+	return bits.TrailingZeros64(uint64(s))
+}
+
+// inTurn is the next of the set.
+func (u *upstream) inTurn(may serverSet) int {
+	for {
+		i := u.next
+		if u.next++; u.next == len(u.servers) {
+			u.next = 0
+		}
+		if may.has(i) {
+			return i
+		}
+	}
+}
+
+// leastBusy is the one with the fewest exchanges under way; of several, the next in turn.
+func (u *upstream) leastBusy(may serverSet) int {
+	best := u.inTurn(may)
+	for k := range u.servers {
+		i := (best + k) % len(u.servers)
+		if may.has(i) && u.servers[i].active < u.servers[best].active {
+			best = i
+		}
+	}
+	return best
+}
+
+// highest is the server whose hash with the key is highest: when one goes, only its own
+// keys move.
+func (u *upstream) highest(may serverSet, key uint64) (best int) {
+	most := uint64(0)
+	for i := range u.servers {
+		if !may.has(i) {
+			continue
+		}
+		if h := mix(key ^ u.servers[i].hash); h >= most {
+			most, best = h, i
+		}
+	}
+	return best
+}
+
+// mix spreads what differs over all bits: the finalizer of splitmix64.
+func mix(x uint64) uint64 {
+	x = (x ^ x>>30) * 0xbf58476d1ce4e5b9
+	x = (x ^ x>>27) * 0x94d049bb133111eb
+	return x ^ x>>31
+}
+
+// hashBytes is FNV-1a.
+func hashBytes(h uint64, b []byte) uint64 {
+	for _, c := range b {
+		h = (h ^ uint64(c)) * 0x100000001b3
+	}
+	return h
+}
+
+const hashBasis = 0xcbf29ce484222325
+
+// hashKey is of what the upstream's requests are spread by: the client's address, the path,
+// or a field, which counts as empty where it is missing.
+func (ex *Exchange) hashKey(by string) uint64 {
+	switch by {
+	case "address":
+		a := ex.peer.Addr().As16()
+		return hashBytes(hashBasis, a[:])
+	case "path":
+		path, _, _ := bytes.Cut(ex.target, []byte{'?'})
+		return hashBytes(hashBasis, path)
+	}
+	for i := range ex.fields {
+		if f := &ex.fields[i]; len(f.Name) == len(by) && equalFoldString(f.Name, by) {
+			return hashBytes(hashBasis, f.Value)
+		}
+	}
+	return hashBasis
+}
+
+func equalFoldString(b []byte, s string) bool {
+	for i := range b {
+		x, y := b[i]|0x20, s[i]|0x20
+		if x != y {
+			return false
+		}
+	}
+	return true
+}
+
+// report is what an exchange says of a server when it gives its connection back.
+type report int
+
+const (
+	reportNone   report = iota // the client went away, or another gives the report
+	reportWorked               // there was a reply
+	reportFailed               // no connection, or no reply
+)
+
+// admits says whether the server may be chosen: always, unless it is ejected; and when that
+// time is over, for one exchange at a time until one has worked.
+func (s *server) admits(now int64) bool {
+	return s.ejectedUntil == 0 || now >= s.ejectedUntil && !s.probing
+}
+
+// hear takes the report into account. The lock is held.
+func (u *upstream) hear(w *Worker, i int, r report) {
+	s := &u.servers[i]
+	wasProbe := s.probing
+	s.probing = false
+	switch r {
+	case reportWorked:
+		s.failures, s.ejections, s.ejectedUntil = 0, 0, 0
+	case reportFailed:
+		s.failures++
+		if most := u.policy.MaxFails; most > 0 && (s.failures >= most || wasProbe) {
+			u.eject(w, s)
+		}
+	}
+}
+
+// eject keeps exchanges from a server for a time that doubles with each ejection in a row,
+// up to sixteenfold. At most half of the servers are ejected at once: when more fail than
+// that, the fault lies elsewhere.
+func (u *upstream) eject(w *Worker, s *server) {
+	now, out := w.clock.Load(), 0
+	if s.ejectedUntil > now {
+		return
+	}
+	for k := range u.servers {
+		if other := &u.servers[k]; other != s && other.ejectedUntil != 0 {
+			out++
+		}
+	}
+	if 2*(out+1) > len(u.servers) {
+		return
+	}
+	s.ejectedUntil = now + int64(u.policy.FailTime)<<min(s.ejections, 4)
+	s.ejections++
+	w.slab.Add(zone.UpstreamEjections, 1)
+}
+
+// Retries draw on a budget, in thousandths of a retry, so that they cannot multiply the load
+// on servers that are failing: each request adds its share, up to ten retries saved.
+const (
+	retryCost   = 1000
+	retrySaved  = 10 * retryCost
+	retryShare  = 200 // of each request: a fifth
+	mostRetries = 8
+)
+
+// allowRetry says whether the upstream has a retry left in its budget, and takes it.
+func (u *upstream) allowRetry() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.retryBudget < retryCost {
+		return false
+	}
+	u.retryBudget -= retryCost
+	return true
+}
