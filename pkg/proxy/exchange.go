@@ -159,7 +159,7 @@ func (ex *Exchange) forward() {
 			return
 		}
 	}
-	if ex.route.mirror != nil && !streamed {
+	if ex.route.mirror != nil && !streamed && !ex.webSocket { // a copy can open none
 		ex.mirror()
 	}
 	for attempt := 0; ; attempt++ {

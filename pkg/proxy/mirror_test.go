@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"bufio"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/coder/websocket"
 
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -141,4 +144,29 @@ func TestMirrorReadsSoMuch(t *testing.T) {
 		t.Error("it is still read")
 	}
 	eventually(t, "room for the next copy", func() bool { return g.worker.mirrors.Load() == 0 })
+}
+
+// A route's edits hold for the reply that opens a WebSocket; copies open none.
+func TestWebSocketOfAnEditedRoute(t *testing.T) {
+	mirrored := newWitness(t, "mirror")
+	g := routed(t, []*witness{{address: echoUpstream(t)}, mirrored}, policy.Route{
+		WebSocket: time.Minute, Mirror: ptr(1),
+		ReplyHeaders: &policy.HeaderEdits{Set: []policy.HeaderValue{{Name: "X-Own", Value: "1"}}, Remove: []string{"Date"}},
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	c, resp, err := g.dialWebSocket(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Header.Get("X-Own") != "1" || resp.Header.Get("Date") != "" {
+		t.Errorf("the client got %v", resp.Header)
+	}
+	if err := c.Close(websocket.StatusNormalClosure, ""); err != nil {
+		t.Error(err)
+	}
+	g.records(1)
+	if n := g.slab.Load(zone.Mirrored) + g.slab.Load(zone.MirrorDropped); n != 0 || len(mirrored.taken()) != 0 {
+		t.Errorf("%d copies", n)
+	}
 }

@@ -40,6 +40,7 @@ func (a *attempt) serveTunnel() {
 	ex.worker.slab.Upstream(ex.route.upstream.policy.Slot, zone.UpstreamOK, ex.upstreamFor)
 	ex.replied, ex.status = true, 101
 	c.http1.keep = false
+	ex.dress(&ex.reply)
 	c.sendUpgrade(ex)
 	t := &tunnel{client: c, server: a.conn, done: make(chan struct{})}
 	t.idle.Store(int64(ex.route.webSocket))
