@@ -304,7 +304,7 @@ func fieldName(dst *string) scalar {
 			return fmt.Errorf("this field belongs to a connection or frames a message: it is not a route's")
 		case "host":
 			return fmt.Errorf("use the route's host to look at it, and rewrite.host to change it")
-		case "x-request-id", "forwarded", "x-real-ip":
+		case "x-request-id", "forwarded", "x-real-ip", "traceparent", "tracestate":
 			return fmt.Errorf("this field is the gateway's own")
 		default:
 			if strings.HasPrefix(name, "x-forwarded-") {
