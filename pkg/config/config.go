@@ -108,6 +108,7 @@ type Timeouts struct {
 	Body      time.Duration `json:"body"`      // between two reads of a body
 	Write     time.Duration `json:"write"`     // for the client to take what is sent
 	Handshake time.Duration `json:"handshake"` // for TLS
+	MinRate   int           `json:"min_rate"`  // bytes a second, of bodies and replies; 0: any
 }
 
 // RequestSizes bound what a request may hold.

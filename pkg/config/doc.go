@@ -48,6 +48,7 @@
 //	timeouts.body                  60s             a time with its unit from 100ms to 1h
 //	timeouts.write                 60s             a time with its unit from 100ms to 1h
 //	timeouts.handshake             10s             a time with its unit from 100ms to 1m
+//	timeouts.min_rate              500             a whole number from 0 to 1073741824
 //	limits.line_bytes              8k              a size from 256 to 64k bytes
 //	limits.header_bytes            32k             a size from 1k to 1m bytes
 //	limits.header_fields           100             a whole number from 10 to 1000

@@ -275,6 +275,7 @@ func timeouts(t *Timeouts) mapping {
 		{"body", "60s", duration(&t.Body, 100*time.Millisecond, time.Hour)},
 		{"write", "60s", duration(&t.Write, 100*time.Millisecond, time.Hour)},
 		{"handshake", "10s", duration(&t.Handshake, 100*time.Millisecond, time.Minute)},
+		{"min_rate", "500", whole(&t.MinRate, 0, 1<<30)},
 	}}
 }
 

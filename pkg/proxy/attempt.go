@@ -154,7 +154,7 @@ func (a *attempt) failHead(err error) {
 			ex.failRead(err)
 			return
 		}
-		ex.give(zone.RequestClientReset)
+		ex.give(ex.client.readError(io.ErrUnexpectedEOF)) // gone, or cut by the sweeper
 		return
 	case killTimeout:
 		count(zone.UpstreamTimeout)
@@ -198,7 +198,7 @@ func (a *attempt) passReply() zone.UpstreamOutcome {
 		if err := ex.pump.failure(); err != nil {
 			ex.give(ex.client.readError(err))
 		} else {
-			ex.give(zone.RequestClientReset)
+			ex.give(ex.client.readError(io.ErrUnexpectedEOF)) // gone, or cut by the sweeper
 		}
 		return zone.UpstreamCancelled
 	case killTimeout:

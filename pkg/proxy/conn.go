@@ -34,9 +34,13 @@ type conn struct {
 	readBy  atomic.Int64 // of the present wait for input
 	writeBy atomic.Int64 // of the present output
 	expired atomic.Bool  // one of them passed
-	idle    atomic.Bool  // between requests
-	closing atomic.Bool  // no more requests
-	http2   atomic.Pointer[http2.Conn]
+	// How many wait for the client now: for a body of it, and for it to take a reply (in
+	// HTTP/1.1 writeBy tells that).
+	receiving, sending atomic.Int32
+	slow               [2]slowness
+	idle               atomic.Bool // between requests
+	closing            atomic.Bool // no more requests
+	http2              atomic.Pointer[http2.Conn]
 
 	// The upstream connection that an HTTP/1.1 exchange has in use, and since when.
 	// The lock is held while the sweeper kills it, so that it cannot hit the next owner.

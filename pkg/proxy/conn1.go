@@ -251,7 +251,9 @@ func (c *conn) readRaw(p []byte) (int, error) {
 		return n, nil
 	}
 	c.readBy.Store(c.worker.until(h.bodyTime))
+	c.receiving.Store(1)
 	n, err := c.tls.Read(p)
+	c.receiving.Store(0)
 	c.readBy.Store(0)
 	if n > 0 {
 		return n, nil

@@ -158,7 +158,9 @@ func (st *stream) watch(u *upConn) {
 func (st *stream) proceed() {}
 
 func (st *stream) readBody(p []byte) (int, error) {
+	st.conn.receiving.Add(1)
 	n, err := st.s.Read(p)
+	st.conn.receiving.Add(-1)
 	if st.taken += int64(n); st.most > 0 && st.taken > st.most {
 		return 0, errBodyTooLarge
 	}
@@ -207,7 +209,9 @@ func (st *stream) write(ex *Exchange, p []byte) error {
 		st.left -= int64(len(p))
 		st.ended = st.left <= 0
 	}
+	st.conn.sending.Add(1)
 	_, err := st.s.Write(p, st.ended)
+	st.conn.sending.Add(-1)
 	return err
 }
 
@@ -239,7 +243,7 @@ func (st *stream) readError(err error) zone.RequestOutcome {
 func (st *stream) writeError(err error) zone.RequestOutcome {
 	var reset *http2.ResetError
 	switch {
-	case errors.Is(err, http2.ErrTimeout):
+	case errors.Is(err, http2.ErrTimeout), st.conn.expired.Load():
 		return zone.RequestClientTimeout
 	case errors.As(err, &reset) && !reset.Remote:
 		return zone.RequestHTTP2Error

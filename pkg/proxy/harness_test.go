@@ -67,6 +67,9 @@ func newGateway(t testing.TB, servers []string, change func(*policy.Snapshot)) *
 	return g
 }
 
+// testWindow is the rateWindow of gateways made from now on; 0 is the usual one.
+var testWindow time.Duration
+
 func newStoppedGateway(t testing.TB, servers []string) *gateway {
 	t.Helper()
 	z, err := zone.Create(filepath.Join(t.TempDir(), "zone"), zone.Layout{Workers: 1, Size: 32 << 20, Routes: 16, Upstreams: 16})
@@ -87,7 +90,7 @@ func newStoppedGateway(t testing.TB, servers []string) *gateway {
 	g.roots.AppendCertsFromPEM(chain)
 	g.worker = New(Options{
 		Slab: g.slab, Core: -1, Log: slog.New(slog.NewTextHandler(g.log, nil)),
-		TicketKeys: [][32]byte{{1, 2, 3}},
+		TicketKeys: [][32]byte{{1, 2, 3}}, window: testWindow,
 	})
 	g.snapshot = testSnapshot(z, servers)
 	t.Cleanup(g.stop)

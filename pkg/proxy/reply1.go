@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"net"
 	"net/http"
 	"strconv"
 
@@ -150,8 +149,5 @@ func (c *conn) abort() {
 	if len(h.out) > 0 {
 		c.flush()
 	}
-	if t, ok := c.tcp.(*net.TCPConn); ok {
-		_ = t.SetLinger(0)
-	}
-	_ = c.tcp.Close()
+	c.cut()
 }

@@ -63,8 +63,11 @@ func (w *Worker) sweepOnce(now int64) {
 			delete(w.upConns, u)
 		}
 	}
+	passed := time.Duration(now - w.swept)
+	w.swept = now
 	for c := range w.conns {
 		c.expire(now)
+		c.tooSlow(passed)
 	}
 }
 
@@ -77,7 +80,7 @@ func (c *conn) expire(now int64) {
 	}
 	if by := c.writeBy.Load(); by != 0 && now > by && c.writeBy.CompareAndSwap(by, 0) {
 		c.expired.Store(true)
-		_ = c.tcp.Close()
+		c.cut()
 	}
 	c.watched.Lock()
 	defer c.watched.Unlock()

@@ -21,6 +21,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -43,6 +44,8 @@ type Options struct {
 	Log          *slog.Logger
 	// TicketKeys encrypt session tickets, the first one new ones. All workers have the same.
 	TicketKeys [][32]byte
+
+	window time.Duration // see rateWindow; 0 is that
 }
 
 // Worker serves connections by the snapshot that was applied last.
@@ -63,6 +66,8 @@ type Worker struct {
 	exchanges    sync.Pool
 	http2        *http2.Pool
 	lastFullSaid atomic.Int64
+	rateWindow   time.Duration
+	swept        int64 // the sweeper's last look, by clock
 	open         atomic.Int64
 	mirrors      atomic.Int64 // copies of requests under way
 
@@ -83,7 +88,7 @@ func New(o Options) *Worker {
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, mirrored: map[*nobody]*upConn{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize},
-		base: time.Now(), stop: make(chan struct{}),
+		rateWindow: cmp.Or(o.window, rateWindow), base: time.Now(), stop: make(chan struct{}),
 	}
 	w.exchanges.New = func() any { return new(Exchange) }
 	w.lastFullSaid.Store(-int64(time.Second))
