@@ -121,7 +121,7 @@ bench: build ## CPU per request beside nginx and HAProxy (root)
 bench-packet: ## nanoseconds per packet beside xdp-filter, and a dropped SYN beside SYN cookies (root)
 	@deploy/setup.sh bench
 	$(GO) run ./bench/packet
-	$(GO) run ./bench/synflood -rate 100000
+	$(GO) run ./bench/synflood
 
 .PHONY: clean
 clean: ## remove what was built

@@ -4,6 +4,10 @@
 // stack, and with the kernel's own SYN cookies alone. Both are what a flood at one rate
 // takes beyond the same flood into a bare XDP_DROP, so that sending it is not counted. Run
 // it as root from the root of the module.
+//
+// Sender and receiver share the machine. Where the stack with SYN cookies cannot keep the
+// rate up, its cost is that of the SYNs that it was sent in fact, and the bench says how
+// many these were; xgw and the bare drop must keep it up.
 package main
 
 import (
@@ -55,6 +59,7 @@ func main() {
 type front struct {
 	name string
 	put  func() (func() error, error) // in the gateway's namespace
+	lags bool                         // it may take fewer SYNs than the rate
 }
 
 func run(ctx context.Context, rate int, duration time.Duration, rounds int, out string) (err error) {
@@ -74,20 +79,23 @@ func run(ctx context.Context, rate int, duration time.Duration, rounds int, out 
 	}); err != nil {
 		return fmt.Errorf("turn SYN cookies on: %w", err)
 	}
-	fronts := []front{{"bare XDP_DROP", bareDrop}, {"xgw", attachXGW}, {"SYN cookies", func() (func() error, error) { return func() error { return nil }, nil }}}
+	fronts := []front{
+		{"bare XDP_DROP", bareDrop, false}, {"xgw", attachXGW, false},
+		{"SYN cookies", func() (func() error, error) { return func() error { return nil }, nil }, true},
+	}
 	perSYN := map[string][]float64{}
 	for round := range rounds {
-		var busy [3]float64
+		var busy, real [3]float64
 		for i, f := range fronts {
-			if busy[i], err = measure(ctx, l, f, rate, duration); err != nil {
+			if busy[i], real[i], err = measure(ctx, l, f, rate, duration); err != nil {
 				return fmt.Errorf("%s: %w", f.name, err)
 			}
 		}
 		for i, f := range fronts[1:] {
 			perSYN[f.name] = append(perSYN[f.name], (busy[i+1]-busy[0])*1e9)
 		}
-		fmt.Printf("round %d: CPU beyond a bare XDP_DROP, for each SYN: xgw %.0f ns, SYN cookies %.0f ns\n", round+1,
-			perSYN["xgw"][round], perSYN["SYN cookies"][round])
+		fmt.Printf("round %d: CPU beyond a bare XDP_DROP, for each SYN: xgw %.0f ns at %.0f/s, SYN cookies %.0f ns at %.0f/s\n", round+1,
+			perSYN["xgw"][round], real[1], perSYN["SYN cookies"][round], real[2])
 	}
 	ours, peer := median(perSYN["xgw"]), median(perSYN["SYN cookies"])
 	fmt.Printf("median: xgw %.0f ns, SYN cookies %.0f ns, ratio %.3f\n", ours, peer, ours/peer)
@@ -118,43 +126,43 @@ func median(v []float64) float64 {
 }
 
 // measure returns the seconds of CPU that the whole machine spends for each SYN of a flood.
-func measure(ctx context.Context, l *lab.Lab, f front, rate int, duration time.Duration) (perSYN float64, err error) {
+func measure(ctx context.Context, l *lab.Lab, f front, rate int, duration time.Duration) (perSYN, real float64, err error) {
 	var remove func() error
 	if err := l.In(lab.Gateway, func() (err error) { remove, err = f.put(); return err }); err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer func() { err = errors.Join(err, l.In(lab.Gateway, remove)) }()
 	time.Sleep(500 * time.Millisecond)
 	before, err := l.Counters(lab.Gateway, lab.EdgeInterface)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	busy, err := busyTime()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	started := time.Now()
 	sent, err := l.Flood(ctx, lab.Flood{
 		Sources: netip.MustParsePrefix("10.0.0.0/8"), Target: netip.AddrPortFrom(lab.GatewayAddr, 443), Rate: rate, Count: int(float64(rate) * duration.Seconds()),
 	})
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
-	if real := float64(sent) / time.Since(started).Seconds(); real < 0.9*float64(rate) {
-		return 0, fmt.Errorf("only %.0f SYNs a second were sent, of %d: this machine is too slow or too busy: take a lower -rate", real, rate)
+	if real = float64(sent) / time.Since(started).Seconds(); real < 0.9*float64(rate) && !f.lags {
+		return 0, 0, fmt.Errorf("only %.0f SYNs a second were sent, of %d: this machine is too slow or too busy: take a lower -rate", real, rate)
 	}
 	end, err := busyTime()
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	after, err := l.Counters(lab.Gateway, lab.EdgeInterface)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if got := after.RxPackets - before.RxPackets; got < uint64(sent)*99/100 {
-		return 0, fmt.Errorf("%d of %d SYNs arrived", got, sent)
+		return 0, 0, fmt.Errorf("%d of %d SYNs arrived", got, sent)
 	}
-	return (end - busy).Seconds() / float64(sent), nil
+	return (end - busy).Seconds() / float64(sent), real, nil
 }
 
 // busyTime is the CPU time of the machine that was not idle, all CPUs together.

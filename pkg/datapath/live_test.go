@@ -197,7 +197,8 @@ func TestOldKernelFallbacks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if drops, err := samples.Read(); err != nil || len(drops) != 2 {
+	// The first of each outcome on each CPU that took part.
+	if drops, err := samples.Read(); err != nil || len(drops) < 2 || len(drops) > 2*runtime.NumCPU() {
 		t.Errorf("samples: %+v, %v", drops, err)
 	}
 	if err := d.Upgrade(); err != nil {

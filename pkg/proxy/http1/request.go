@@ -66,7 +66,7 @@ func (r *Request) Parse(b []byte, seen int, l *Limits) (n int, fault *Fault) {
 // incomplete refuses early what more bytes cannot mend.
 func incomplete(b []byte, l *Limits) *Fault {
 	eol := bytes.IndexByte(b, '\n')
-	if eol < 0 && len(b) > l.LineBytes {
+	if eol > l.LineBytes+len("\r") || eol < 0 && len(b) > l.LineBytes+len("\r") {
 		return FaultTargetLong
 	}
 	if len(b) > l.HeaderBytes {

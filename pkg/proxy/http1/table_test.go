@@ -393,10 +393,37 @@ func TestDifferential(t *testing.T) {
 	}
 }
 
+// lineOf returns a head of total bytes with a request line of line bytes.
+func lineOf(line, total int) []byte {
+	const start, end, host = "GET /", " HTTP/1.1\r\n", "Host: a\r\nX: "
+	b := []byte(start + strings.Repeat("a", line+2-len(start)-len(end)) + end + host)
+	return append(append(b, bytes.Repeat([]byte("x"), max(0, total-len(b)-4))...), "\r\n\r\n"...)
+}
+
+// The longest request line is accepted however it arrives; one byte more is refused as soon
+// as it is there.
+func TestLongestRequestLine(t *testing.T) {
+	for _, more := range []int{0, 1} {
+		b := lineOf(testLimits.LineBytes+more, 0)
+		for cut := range b {
+			var r Request
+			refused := more > 0 && cut >= testLimits.LineBytes+2
+			if n, fault := r.Parse(b[:cut], 0, &testLimits); n != 0 || (fault != nil) != refused {
+				t.Fatalf("a line of %d bytes, %d of the head are there: %d, %v", testLimits.LineBytes+more, cut, n, fault)
+			}
+		}
+		var r Request
+		if n, fault := r.Parse(b, 0, &testLimits); (fault == nil) != (more == 0) || fault == nil && n != len(b) {
+			t.Errorf("a line of %d bytes: %d, %v", testLimits.LineBytes+more, n, fault)
+		}
+	}
+}
+
 func FuzzRequestHead(f *testing.F) {
 	for _, row := range requestRows {
 		f.Add([]byte(row.request))
 	}
+	f.Add(lineOf(testLimits.LineBytes, 2*testLimits.LineBytes+2))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if err := differ(b); err != nil {
 			t.Fatal(err)
