@@ -9,40 +9,20 @@ import (
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	h2 "golang.org/x/net/http2"
-	"golang.org/x/net/http2/hpack"
 )
 
 // Conn is the server side of one HTTP/2 connection. It is made by NewConn and lives while Serve runs.
 type Conn struct {
-	nc      net.Conn
+	wire
 	cfg     Config
 	handler Handler
-	pool    *Pool
 	ownPool bool
 	run     func(func())
 
-	in         input
-	framer     *h2.Framer // reads frame headers and minds their order; payloads are read from in
-	decoder    *hpack.Decoder
-	base       time.Time    // of the clock: see now
-	lastActive atomic.Int64 // when the last byte was read
-	wrote      atomic.Int64 // when the write in progress began, 0 when there is none
-
-	mu sync.Mutex // guards all that follows, and the streams' fields that say so
-
-	// Output. Frames are appended to out; the flusher takes it as a whole.
-	out         *output // nil when nothing waits
-	flusherIdle bool
-	flush       sync.Cond // the flusher waits here
-	flushed     chan struct{}
-	blocked     []*Stream // writers that wait for room in out or for sendWindow
-	encoder     encoder
-	sendWindow  int64
-	peerWindow  int64 // the client's SETTINGS_INITIAL_WINDOW_SIZE
+	// All that follows is guarded by the wire's lock.
 
 	// Input.
 	recvWindow int64  // what the client may still send
@@ -69,9 +49,6 @@ type Conn struct {
 	shortest time.Duration // that any stream set in place of Config.Body; 0: none
 	draining drainStep
 	drainAt  int64
-	began    int64
-	ending   bool  // no frame is read or written by handlers any more
-	err      error // why; nil for a clean end
 }
 
 type settingsState struct {
@@ -100,36 +77,24 @@ const drainWait = time.Second
 func NewConn(c net.Conn, cfg Config, h Handler) *Conn {
 	cfg = cfg.withDefaults()
 	conn := &Conn{
-		nc: c, cfg: cfg, handler: h, pool: cfg.Pool, run: cfg.Run,
-		flushed:    make(chan struct{}),
-		sendWindow: defaultWindow, peerWindow: defaultWindow,
+		cfg: cfg, handler: h, run: cfg.Run,
 		recvWindow: int64(cfg.ConnWindow),
 		streams:    make(map[uint32]*Stream),
 	}
-	if conn.pool == nil {
-		conn.pool, conn.ownPool = NewPool(), true
+	pool := cfg.Pool
+	if pool == nil {
+		pool, conn.ownPool = NewPool(), true
 	}
 	if conn.run == nil {
-		conn.run = conn.pool.Run
+		conn.run = pool.Run
 	}
-	conn.in.c = conn
-	conn.framer = h2.NewFramer(nil, &conn.in)
-	conn.framer.SetMaxReadFrameSize(maxFrame)
-	conn.decoder = hpack.NewDecoder(tableBytes, conn.onField)
-	conn.decoder.SetMaxStringLength(2 * cfg.MaxHeaderBytes)
-	conn.encoder.init()
-	conn.flush.L, conn.idle.L = &conn.mu, &conn.mu
-	conn.base = time.Now()
-	conn.began = conn.base.UnixNano()
+	conn.wire.init(c, pool, cfg.OutputBytes, 2*cfg.MaxHeaderBytes, conn.onField)
+	conn.idle.L = &conn.mu
 	conn.idleAt, conn.partial = conn.began, conn.began
-	conn.lastActive.Store(conn.began)
 	conn.misuse = budget{left: misuseBudget, filled: conn.base}
 	conn.writeSettings()
 	return conn
 }
-
-// now is unix nanoseconds by the monotonic clock: it does not jump.
-func (c *Conn) now() int64 { return c.began + int64(time.Since(c.base)) }
 
 // LastActive is when the client last sent a byte, in unix nanoseconds.
 func (c *Conn) LastActive() int64 { return c.lastActive.Load() }
@@ -138,7 +103,7 @@ func (c *Conn) LastActive() int64 { return c.lastActive.Load() }
 // ended as it should (the client closed it with no stream open, it was idle, Shutdown), and otherwise the cause: a
 // *Misuse, a *ConnError, ErrClosed, or an error of the net.Conn. The net.Conn is closed by then.
 func (c *Conn) Serve() error {
-	go c.flushLoop()
+	go c.flushLoop(c.writeFailed)
 	c.mu.Lock()
 	c.timer = time.AfterFunc(c.period(), c.tick)
 	c.mu.Unlock()
@@ -162,6 +127,12 @@ func (c *Conn) Serve() error {
 		c.pool.Close()
 	}
 	return err
+}
+
+// writeFailed ends a connection that cannot be written to.
+func (c *Conn) writeFailed(err error) {
+	c.end(err)
+	c.runHooks()
 }
 
 // Shutdown asks the client to open no more streams and lets those that are open come to their end. It returns at once;

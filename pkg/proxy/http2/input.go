@@ -13,28 +13,28 @@ import (
 // connection holds none of the pool; what does not fit is read into a pooled one. With TLS, which has the rest of the
 // record at hand, that second read costs no system call.
 type input struct {
-	c     *Conn
+	w     *wire
 	buf   []byte // small, or pooled
-	r, w  int    // unread bytes are buf[r:w]
+	r, n  int    // unread bytes are buf[r:n]
 	large *[inputBytes]byte
 	small [1024]byte
 }
 
 // Read is for the Framer, which reads the nine bytes of a frame header with it.
 func (in *input) Read(p []byte) (int, error) {
-	if in.r == in.w {
+	if in.r == in.n {
 		if err := in.fill(1); err != nil {
 			return 0, err
 		}
 	}
-	n := copy(p, in.buf[in.r:in.w])
+	n := copy(p, in.buf[in.r:in.n])
 	in.r += n
 	return n, nil
 }
 
 // need waits until n bytes, at most a frame, can be had by next.
 func (in *input) need(n int) error {
-	for in.w-in.r < n {
+	for in.n-in.r < n {
 		if err := in.fill(n); err != nil {
 			return err
 		}
@@ -52,10 +52,10 @@ func (in *input) next(n int) []byte {
 // fill reads once. The buffer has room for n unread bytes afterwards.
 func (in *input) fill(n int) error {
 	in.room(n)
-	got, err := in.c.nc.Read(in.buf[in.w:])
+	got, err := in.w.nc.Read(in.buf[in.n:])
 	if got > 0 {
-		in.w += got
-		in.c.lastActive.Store(in.c.now())
+		in.n += got
+		in.w.lastActive.Store(in.w.now())
 		return nil
 	}
 	if err == nil {
@@ -65,21 +65,21 @@ func (in *input) fill(n int) error {
 }
 
 func (in *input) room(n int) {
-	if in.r == in.w {
+	if in.r == in.n {
 		in.release()
-		in.r, in.w, in.buf = 0, 0, in.small[:]
+		in.r, in.n, in.buf = 0, 0, in.small[:]
 	}
 	if in.large == nil {
-		if in.w < len(in.small) && in.r+n <= len(in.small) {
+		if in.n < len(in.small) && in.r+n <= len(in.small) {
 			return
 		}
-		in.large = in.c.pool.inputs.Get().(*[inputBytes]byte)
-		in.w = copy(in.large[:], in.buf[in.r:in.w])
+		in.large = in.w.pool.inputs.Get().(*[inputBytes]byte)
+		in.n = copy(in.large[:], in.buf[in.r:in.n])
 		in.r, in.buf = 0, in.large[:]
 		return
 	}
-	if in.r+n > len(in.buf) || in.w == len(in.buf) {
-		in.w = copy(in.buf, in.buf[in.r:in.w])
+	if in.r+n > len(in.buf) || in.n == len(in.buf) {
+		in.n = copy(in.buf, in.buf[in.r:in.n])
 		in.r = 0
 	}
 }
@@ -87,7 +87,7 @@ func (in *input) room(n int) {
 // release gives the pooled buffer back.
 func (in *input) release() {
 	if in.large != nil {
-		in.c.pool.inputs.Put(in.large)
+		in.w.pool.inputs.Put(in.large)
 		in.large, in.buf = nil, nil
 	}
 }
@@ -97,7 +97,7 @@ func (c *Conn) readPreface() error {
 		if err := c.in.need(1); err != nil {
 			return err
 		}
-		n := min(c.in.w-c.in.r, len(h2.ClientPreface)-got)
+		n := min(c.in.n-c.in.r, len(h2.ClientPreface)-got)
 		if string(c.in.next(n)) != h2.ClientPreface[got:got+n] {
 			return connError(h2.ErrCodeProtocol, "not the preface of HTTP/2")
 		}
@@ -108,12 +108,12 @@ func (c *Conn) readPreface() error {
 
 // readFrame reads one frame and does what it asks for.
 func (c *Conn) readFrame() error {
-	if c.in.r == c.in.w {
+	if c.in.r == c.in.n {
 		if err := c.in.need(1); err != nil {
 			return err
 		}
 	}
-	whole := c.in.w-c.in.r >= frameHeader
+	whole := c.in.n-c.in.r >= frameHeader
 	if !whole {
 		c.markPartial()
 	}
@@ -121,7 +121,7 @@ func (c *Conn) readFrame() error {
 	if err != nil {
 		return c.framerError(err)
 	}
-	if c.in.w-c.in.r < int(fh.Length) {
+	if c.in.n-c.in.r < int(fh.Length) {
 		if fh.Type != h2.FrameData { // a slow body is the business of Config.Body
 			c.markPartial()
 		}
@@ -142,14 +142,14 @@ func (c *Conn) markPartial() {
 	}
 }
 
-func (c *Conn) framerError(err error) error {
+func (w *wire) framerError(err error) error {
 	var ce h2.ConnectionError
 	switch {
 	case errors.Is(err, h2.ErrFrameTooLarge):
 		return connError(h2.ErrCodeFrameSize, "frame is larger than SETTINGS_MAX_FRAME_SIZE")
 	case errors.As(err, &ce):
 		cause := "frame out of order"
-		if d := c.framer.ErrorDetail(); d != nil {
+		if d := w.framer.ErrorDetail(); d != nil {
 			cause = d.Error()
 		}
 		return connError(h2.ErrCode(ce), cause)

@@ -13,57 +13,57 @@ import (
 // The methods of this file that append to the output are called with the lock held.
 
 // waiting is how many bytes wait to be written.
-func (c *Conn) waiting() int {
-	if c.out == nil {
+func (w *wire) waiting() int {
+	if w.out == nil {
 		return 0
 	}
-	return len(c.out.b)
+	return len(w.out.b)
 }
 
 // appendHeader starts a frame in the output, wakes the flusher and returns where the frame begins.
-func (c *Conn) appendHeader(t h2.FrameType, flags h2.Flags, id uint32, length int) int {
-	if c.out == nil {
-		c.out = c.pool.output()
+func (w *wire) appendHeader(t h2.FrameType, flags h2.Flags, id uint32, length int) int {
+	if w.out == nil {
+		w.out = w.pool.output()
 	}
-	if c.flusherIdle {
-		c.flusherIdle = false
-		c.flush.Signal()
+	if w.flusherIdle {
+		w.flusherIdle = false
+		w.flush.Signal()
 	}
-	at := len(c.out.b)
+	at := len(w.out.b)
 	var header [frameHeader]byte
 	putHeader(header[:], t, flags, id, length)
-	c.out.b = append(c.out.b, header[:]...)
+	w.out.b = append(w.out.b, header[:]...)
 	return at
 }
 
-func (c *Conn) appendFrame(t h2.FrameType, flags h2.Flags, id uint32, payload ...byte) {
-	c.appendHeader(t, flags, id, len(payload))
-	c.out.b = append(c.out.b, payload...)
+func (w *wire) appendFrame(t h2.FrameType, flags h2.Flags, id uint32, payload ...byte) {
+	w.appendHeader(t, flags, id, len(payload))
+	w.out.b = append(w.out.b, payload...)
 }
 
-func (c *Conn) writeReset(id uint32, code h2.ErrCode) {
-	c.appendHeader(h2.FrameRSTStream, 0, id, 4)
-	c.out.b = binary.BigEndian.AppendUint32(c.out.b, uint32(code))
+func (w *wire) writeReset(id uint32, code h2.ErrCode) {
+	w.appendHeader(h2.FrameRSTStream, 0, id, 4)
+	w.out.b = binary.BigEndian.AppendUint32(w.out.b, uint32(code))
 }
 
-func (c *Conn) writeWindowUpdate(id uint32, n int64) {
-	c.appendHeader(h2.FrameWindowUpdate, 0, id, 4)
-	c.out.b = binary.BigEndian.AppendUint32(c.out.b, uint32(n))
+func (w *wire) writeWindowUpdate(id uint32, n int64) {
+	w.appendHeader(h2.FrameWindowUpdate, 0, id, 4)
+	w.out.b = binary.BigEndian.AppendUint32(w.out.b, uint32(n))
 }
 
-func (c *Conn) writePing(ack bool, data []byte) {
+func (w *wire) writePing(ack bool, data []byte) {
 	var flags h2.Flags
 	if ack {
 		flags = h2.FlagPingAck
 	}
-	c.appendHeader(h2.FramePing, flags, 0, 8)
-	c.out.b = append(c.out.b, data...)
+	w.appendHeader(h2.FramePing, flags, 0, 8)
+	w.out.b = append(w.out.b, data...)
 }
 
-func (c *Conn) writeGoAway(last uint32, code h2.ErrCode) {
-	c.appendHeader(h2.FrameGoAway, 0, 0, 8)
-	c.out.b = binary.BigEndian.AppendUint32(c.out.b, last)
-	c.out.b = binary.BigEndian.AppendUint32(c.out.b, uint32(code))
+func (w *wire) writeGoAway(last uint32, code h2.ErrCode) {
+	w.appendHeader(h2.FrameGoAway, 0, 0, 8)
+	w.out.b = binary.BigEndian.AppendUint32(w.out.b, last)
+	w.out.b = binary.BigEndian.AppendUint32(w.out.b, uint32(code))
 }
 
 func (c *Conn) writeSettings() {
@@ -82,57 +82,89 @@ func (c *Conn) writeSettings() {
 	}
 }
 
-// flushLoop writes the output until the connection has ended and nothing is left.
-func (c *Conn) flushLoop() {
-	defer close(c.flushed)
+// endBlock makes frames of the header block that was written after the frame header at at.
+func (w *wire) endBlock(at int, id uint32, end bool) {
+	flags := h2.FlagHeadersEndHeaders
+	if end {
+		flags |= h2.FlagHeadersEndStream
+	}
+	block := w.out.b[at+frameHeader:]
+	if len(block) <= maxFrame {
+		putHeader(w.out.b[at:], h2.FrameHeaders, flags, id, len(block))
+		return
+	}
+	putHeader(w.out.b[at:], h2.FrameHeaders, flags&^h2.FlagHeadersEndHeaders, id, maxFrame)
+	rest := append([]byte(nil), block[maxFrame:]...) // so large a header is rare: it may cost a copy
+	w.out.b = w.out.b[:at+frameHeader+maxFrame]
+	for len(rest) > 0 {
+		n := min(len(rest), maxFrame)
+		var f h2.Flags
+		if n == len(rest) {
+			f = h2.FlagContinuationEndHeaders
+		}
+		w.appendHeader(h2.FrameContinuation, f, id, n)
+		w.out.b = append(w.out.b, rest[:n]...)
+		rest = rest[n:]
+	}
+}
+
+func putHeader(b []byte, t h2.FrameType, flags h2.Flags, id uint32, length int) {
+	_ = b[8]
+	b[0], b[1], b[2] = byte(length>>16), byte(length>>8), byte(length)
+	b[3], b[4] = byte(t), byte(flags)
+	binary.BigEndian.PutUint32(b[5:], id)
+}
+
+// flushLoop writes the output until the connection has ended and nothing is left. failed is told of a write that was.
+func (w *wire) flushLoop(failed func(error)) {
+	defer close(w.flushed)
 	for {
-		o := c.takeOutput()
+		o := w.takeOutput()
 		if o == nil {
 			return
 		}
-		err := c.writeOut(o.b)
-		c.pool.putOutput(o)
+		err := w.writeOut(o.b)
+		w.pool.putOutput(o)
 		if err != nil {
-			c.end(fmt.Errorf("write connection: %w", err))
-			c.runHooks()
+			failed(fmt.Errorf("write connection: %w", err))
 			return
 		}
 	}
 }
 
 // takeOutput waits for output and takes it as a whole; nil at the end of the connection.
-func (c *Conn) takeOutput() *output {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for c.out == nil {
-		if c.ending {
+func (w *wire) takeOutput() *output {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.out == nil {
+		if w.ending {
 			return nil
 		}
-		c.flusherIdle = true
-		c.flush.Wait()
-		c.flusherIdle = false
+		w.flusherIdle = true
+		w.flush.Wait()
+		w.flusherIdle = false
 	}
 	// This is where batching comes from: whoever can run now adds to the output first, so that one write, and one TLS
 	// record, carries what many exchanges have to say.
-	c.mu.Unlock()
+	w.mu.Unlock()
 	runtime.Gosched()
-	c.mu.Lock()
-	o := c.out
-	c.out = nil
-	c.wakeBlocked()
+	w.mu.Lock()
+	o := w.out
+	w.out = nil
+	w.wakeBlocked()
 	return o
 }
 
 // writeBytes is how much is written within one Config.Write: with the default of 60 s a client must take 1 KiB/s.
 const writeBytes = 64 << 10
 
-func (c *Conn) writeOut(b []byte) error {
+func (w *wire) writeOut(b []byte) error {
 	for len(b) > 0 {
 		n := min(len(b), writeBytes)
 		// The timer watches this. A deadline on the net.Conn for each write would cost more than the clock.
-		c.wrote.Store(c.now())
-		_, err := c.nc.Write(b[:n])
-		c.wrote.Store(0)
+		w.wrote.Store(w.now())
+		_, err := w.nc.Write(b[:n])
+		w.wrote.Store(0)
 		if err != nil {
 			return err
 		}

@@ -3,7 +3,6 @@
 package http2
 
 import (
-	"encoding/binary"
 	"fmt"
 	"runtime"
 
@@ -173,70 +172,6 @@ func (s *Stream) Reset(code uint32) {
 	s.writable.Broadcast()
 }
 
-// stopped says why nothing more can be sent, nil if it can. The lock is held.
-func (s *Stream) stopped() error {
-	switch {
-	case s.err != nil:
-		return s.err
-	case s.localEnd || !s.open:
-		return ErrEnded
-	}
-	return nil
-}
-
-// waitRoom waits while too much is waiting to be written. The flusher has a deadline of its own, so this needs none.
-// The lock is held.
-func (s *Stream) waitRoom() error {
-	c := s.c
-	for {
-		if err := s.stopped(); err != nil {
-			return err
-		}
-		if c.waiting() < c.cfg.OutputBytes {
-			return nil
-		}
-		c.blocked = append(c.blocked, s)
-		s.writable.Wait()
-		c.unblock(s)
-	}
-}
-
-// waitWindow waits once for a window to open, or for anything else to happen. The lock is held.
-func (s *Stream) waitWindow() error {
-	c := s.c
-	if s.writeSince == 0 {
-		s.writeSince = c.now()
-	}
-	if c.sendWindow <= 0 {
-		c.blocked = append(c.blocked, s)
-	}
-	s.writable.Wait()
-	c.unblock(s)
-	if s.sendWindow > 0 && c.sendWindow > 0 {
-		s.writeSince = 0
-	}
-	return s.stopped()
-}
-
-// wakeBlocked lets all writers look again that wait for the connection.
-func (c *Conn) wakeBlocked() {
-	for i, s := range c.blocked {
-		s.writable.Signal()
-		c.blocked[i] = nil
-	}
-	c.blocked = c.blocked[:0]
-}
-
-// unblock takes s from the list of those that wait, if something else woke it.
-func (c *Conn) unblock(s *Stream) {
-	for i, b := range c.blocked {
-		if b == s {
-			c.blocked = append(c.blocked[:i], c.blocked[i+1:]...)
-			return
-		}
-	}
-}
-
 // endLocal notes our END_STREAM.
 func (s *Stream) endLocal() {
 	s.localEnd = true
@@ -271,32 +206,6 @@ func (c *Conn) writeStatus(id uint32, status int) {
 	c.endBlock(at, id, true)
 }
 
-// endBlock makes frames of the header block that was written after the frame header at at.
-func (c *Conn) endBlock(at int, id uint32, end bool) {
-	flags := h2.FlagHeadersEndHeaders
-	if end {
-		flags |= h2.FlagHeadersEndStream
-	}
-	block := c.out.b[at+frameHeader:]
-	if len(block) <= maxFrame {
-		putHeader(c.out.b[at:], h2.FrameHeaders, flags, id, len(block))
-		return
-	}
-	putHeader(c.out.b[at:], h2.FrameHeaders, flags&^h2.FlagHeadersEndHeaders, id, maxFrame)
-	rest := append([]byte(nil), block[maxFrame:]...) // so large a header is rare: it may cost a copy
-	c.out.b = c.out.b[:at+frameHeader+maxFrame]
-	for len(rest) > 0 {
-		n := min(len(rest), maxFrame)
-		var f h2.Flags
-		if n == len(rest) {
-			f = h2.FlagContinuationEndHeaders
-		}
-		c.appendHeader(h2.FrameContinuation, f, id, n)
-		c.out.b = append(c.out.b, rest[:n]...)
-		rest = rest[n:]
-	}
-}
-
 // writeData sends p. starved says that it is less than could be sent for want of window.
 func (c *Conn) writeData(s *Stream, p []byte, starved, end bool) {
 	var flags h2.Flags
@@ -310,11 +219,4 @@ func (c *Conn) writeData(s *Stream, p []byte, starved, end bool) {
 	if len(p) >= usefulFrame || !starved {
 		c.misuse.sent(len(p))
 	}
-}
-
-func putHeader(b []byte, t h2.FrameType, flags h2.Flags, id uint32, length int) {
-	_ = b[8]
-	b[0], b[1], b[2] = byte(length>>16), byte(length>>8), byte(length)
-	b[3], b[4] = byte(t), byte(flags)
-	binary.BigEndian.PutUint32(b[5:], id)
 }

@@ -15,8 +15,8 @@ import (
 // and is then used again for another request.
 type Stream struct {
 	c     *Conn
-	id    uint32
 	start func() // run, bound
+	sendHalf
 
 	// The request. Written by the reader before the handler starts, read only afterwards.
 	method, scheme, authority, path []byte
@@ -30,12 +30,9 @@ type Stream struct {
 	refusedWith                     int
 
 	// All that follows is guarded by the connection's lock.
-	open       bool // in Conn.streams
 	done       bool // the handler has returned
 	remoteEnd  bool
-	localEnd   bool
-	headed     bool  // final HEADERS were sent
-	err        error // why the exchange is over for the handler
+	headed     bool // final HEADERS were sent
 	cancelled  atomic.Bool
 	cancel     func()
 	cancelling bool      // cancel is due or running
@@ -53,10 +50,6 @@ type Stream struct {
 	trailArena []byte
 	trailBytes int
 
-	sendWindow int64
-	writable   sync.Cond
-	writeSince int64 // since when the response waits for the client's window, 0 when it does not
-
 	// The response's fields between BeginHeaders and EndHeaders; the handler's own.
 	reply reply
 }
@@ -64,7 +57,7 @@ type Stream struct {
 // newStream takes a stream from the pool. The lock is held.
 func (c *Conn) newStream(id uint32) *Stream {
 	s := c.pool.stream()
-	s.c, s.id, s.length = c, id, -1
+	s.c, s.wire, s.id, s.length = c, &c.wire, id, -1
 	s.readable.L, s.writable.L, s.calm.L = &c.mu, &c.mu, &c.mu
 	s.sendWindow = c.peerWindow
 	s.recvWindow = c.initialWindow()
@@ -78,7 +71,7 @@ func (c *Conn) newStream(id uint32) *Stream {
 func (s *Stream) recycle() {
 	const keep = 16 << 10 // what a rare large request grew is not kept for small ones
 	pool := s.c.pool
-	s.c, s.id = nil, 0
+	s.c, s.wire, s.id = nil, nil, 0
 	s.method, s.scheme, s.authority, s.path = nil, nil, nil, nil
 	clear(s.fields) // they point into arenas that may have been left behind
 	s.fields, s.arena, s.parse = s.fields[:0], s.arena[:0], requestParse{}
