@@ -90,7 +90,7 @@ func (c *Conn) onData(fh h2.FrameHeader, p []byte) error {
 		return c.streamError(s, h2.ErrCodeStreamClosed, "DATA after END_STREAM")
 	}
 	s.recvWindow -= size
-	if s.recvWindow < 0 {
+	if s.recvWindow < 0 && size > 0 { // below 0 without a fault: the window was made smaller, see onSettingsAck
 		c.giveBack(size)
 		return c.streamError(s, h2.ErrCodeFlowControl, "more DATA than the stream's window")
 	}
