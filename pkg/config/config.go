@@ -122,7 +122,7 @@ type RequestSizes struct {
 // Upstream is the servers behind a route.
 type Upstream struct {
 	Name           string
-	Servers        []string // host:port
+	Servers        []Server
 	ConnectTimeout time.Duration
 	HeaderTimeout  time.Duration
 	IdleTimeout    time.Duration
@@ -135,7 +135,12 @@ type Upstream struct {
 	FailTime       time.Duration // for this long at first
 	MaxPending     int           // exchanges that wait for a connection, per worker
 	PendingTimeout time.Duration
-	TLS            *UpstreamTLS `json:",omitempty"` // nil: in the clear
+	MaxRequests    int           // under way, per worker
+	TotalTimeout   time.Duration // of an exchange; 0: none
+	SlowStart      time.Duration // of a server that comes back
+	Resolve        time.Duration // between two look-ups of a server's name
+	Health         *HealthCheck  `json:",omitempty"` // nil: servers are not asked
+	TLS            *UpstreamTLS  `json:",omitempty"` // nil: in the clear
 }
 
 // UpstreamTLS is how an upstream's servers are spoken with.

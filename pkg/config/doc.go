@@ -92,6 +92,7 @@
 //	routes[].reply_headers.remove[] none            the name of a header field
 //	routes[].timeouts.header       none            a time with its unit from 1ms to 1h
 //	routes[].timeouts.body         none            a time with its unit from 100ms to 1h
+//	routes[].timeouts.total        none            a time with its unit from 10ms to 24h
 //	routes[].body_bytes            none            a size from 0 to 1024g bytes
 //	routes[].cors.allow_origins[]  required        an origin, SCHEME://*.DOMAIN, or *
 //	routes[].cors.allow_methods[]  none            GET or HEAD or POST or PUT or PATCH or DELETE or OPTIONS
@@ -102,7 +103,7 @@
 //	routes[].mirror                none            a name: 1 to 63 letters, digits and any of -_./@+
 //	routes[].websocket             off             off or a time with its unit from 1s to 24h
 //	upstreams[].name               required        a name: 1 to 63 letters, digits and any of -_./@+
-//	upstreams[].servers[]          required        HOST:PORT
+//	upstreams[].servers[]          required        HOST:PORT or HOST:PORT weight=1 to 1000
 //	upstreams[].connect_timeout    2s              a time with its unit from 1ms to 1m
 //	upstreams[].header_timeout     5s              a time with its unit from 1ms to 1h
 //	upstreams[].idle_timeout       60s             a time with its unit from 1s to 1h
@@ -115,6 +116,19 @@
 //	upstreams[].fail_time          5s              a time with its unit from 100ms to 1h
 //	upstreams[].max_pending        128             a whole number from 0 to 65536
 //	upstreams[].pending_timeout    1s              a time with its unit from 1ms to 1m
+//	upstreams[].max_requests       4096            a whole number from 1 to 1048576
+//	upstreams[].total_timeout      off             off or a time with its unit from 10ms to 24h
+//	upstreams[].slow_start         10s             off or a time with its unit from 1s to 1h
+//	upstreams[].resolve            10s             a time with its unit from 1s to 1h
+//	upstreams[].health.protocol    http            http or tcp or grpc
+//	upstreams[].health.path        /               a path
+//	upstreams[].health.host        none            a host name or an address
+//	upstreams[].health.status      200             a status from 200 to 599, or a range such as 200-399
+//	upstreams[].health.service     none            the name of a gRPC service
+//	upstreams[].health.interval    5s              a time with its unit from 100ms to 1h
+//	upstreams[].health.timeout     2s              a time with its unit from 10ms to 1m
+//	upstreams[].health.rise        2               a whole number from 1 to 100
+//	upstreams[].health.fall        3               a whole number from 1 to 100
 //	upstreams[].tls.server_name    none            a host name or an address
 //	upstreams[].tls.verify         true            true or false
 //	upstreams[].tls.ca             none            the path of a file

@@ -94,6 +94,7 @@ type HeaderValue struct {
 type RouteTimeouts struct {
 	Header time.Duration `json:"header,omitempty"` // for the upstream's reply to begin
 	Body   time.Duration `json:"body,omitempty"`   // between two reads of a body
+	Total  time.Duration `json:"total,omitempty"`  // of an exchange
 }
 
 // CORS says which pages of other origins may read replies: the Fetch standard, 3.2.

@@ -60,14 +60,7 @@ func route(c *Config, seen *routesSeen) mapping {
 
 // webSocket: 0 stands for off.
 func webSocket(dst *time.Duration) scalar {
-	idle := duration(dst, time.Second, 24*time.Hour)
-	return scalar{want: "off or " + idle.want, set: func(s string) error {
-		if s == "off" {
-			*dst = 0
-			return nil
-		}
-		return idle.set(s)
-	}}
+	return offOr(dst, duration(dst, time.Second, 24*time.Hour))
 }
 
 // checkPath: a path is matched in one way.
@@ -217,6 +210,7 @@ func routeTimeouts(r *Route) mapping {
 		rows: []row{
 			{"header", none, duration(&t.Header, time.Millisecond, time.Hour)},
 			{"body", none, duration(&t.Body, 100*time.Millisecond, time.Hour)},
+			{"total", none, duration(&t.Total, 10*time.Millisecond, 24*time.Hour)},
 		},
 		check: func(f *found) {
 			if f.values != nil {

@@ -211,13 +211,6 @@ func isHostName(s string) bool {
 	return true
 }
 
-// serverAddress is where to connect to.
-func serverAddress(dst *string) scalar {
-	return text(dst, "HOST:PORT", "10.0.0.5:8080 or [2001:db8::5]:8080", func(s string) bool {
-		return isHostPort(s, false, 1)
-	})
-}
-
 // listenAddress is where to listen: the host may be left out for every address,
 // and port 0 is one that is free.
 func listenAddress(dst *string) scalar {

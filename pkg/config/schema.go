@@ -318,7 +318,7 @@ func upstream(c *Config) mapping {
 	return mapping{
 		rows: []row{
 			{"name", required, label(&u.Name)},
-			{"servers", required, list{example: `"127.0.0.1:8080"`, least: 1, most: 64, item: added(&u.Servers, serverAddress)}},
+			{"servers", required, list{example: `"127.0.0.1:8080"`, least: 1, most: 64, item: servers(&u.Servers)}},
 			{"connect_timeout", "2s", duration(&u.ConnectTimeout, time.Millisecond, time.Minute)},
 			{"header_timeout", "5s", duration(&u.HeaderTimeout, time.Millisecond, time.Hour)},
 			{"idle_timeout", "60s", duration(&u.IdleTimeout, time.Second, time.Hour)},
@@ -331,6 +331,11 @@ func upstream(c *Config) mapping {
 			{"fail_time", "5s", duration(&u.FailTime, 100*time.Millisecond, time.Hour)},
 			{"max_pending", "128", whole(&u.MaxPending, 0, 1<<16)},
 			{"pending_timeout", "1s", duration(&u.PendingTimeout, time.Millisecond, time.Minute)},
+			{"max_requests", "4096", whole(&u.MaxRequests, 1, 1<<20)},
+			{"total_timeout", "off", offOr(&u.TotalTimeout, duration(&u.TotalTimeout, 10*time.Millisecond, 24*time.Hour))},
+			{"slow_start", "10s", offOr(&u.SlowStart, duration(&u.SlowStart, time.Second, time.Hour))},
+			{"resolve", "10s", duration(&u.Resolve, time.Second, time.Hour)},
+			{"health", none, healthCheck(u)},
 			{"tls", none, upstreamTLS(c, u)},
 		},
 		check: func(f *found) {

@@ -95,7 +95,7 @@ func compilePrefixes(c *config.Config) ([]PrefixRule, error) {
 	explicit := len(all)
 	for _, u := range c.Upstreams {
 		for _, server := range u.Servers {
-			if a, err := netip.ParseAddrPort(server); err == nil {
+			if a, err := netip.ParseAddrPort(server.Address); err == nil {
 				a := a.Addr().Unmap().WithZone("")
 				all = append(all, PrefixRule{netip.PrefixFrom(a, a.BitLen()), Allow})
 			}

@@ -44,7 +44,7 @@ type ClientAddress struct {
 // Upstream is the servers behind a route.
 type Upstream struct {
 	Name           string        `json:"name"`
-	Servers        []string      `json:"servers"`
+	Servers        []Server      `json:"servers"`
 	ConnectTimeout time.Duration `json:"connect_timeout"`
 	HeaderTimeout  time.Duration `json:"header_timeout"`
 	IdleTimeout    time.Duration `json:"idle_timeout"`
@@ -58,7 +58,32 @@ type Upstream struct {
 	MaxPending     int           `json:"max_pending"`     // exchanges that wait for a connection, per worker
 	PendingTimeout time.Duration `json:"pending_timeout"`
 	TLS            *UpstreamTLS  `json:"tls,omitempty"`
-	Slot           int           `json:"slot"` // in the zone; the supervisor fills it
+	MaxRequests    int           `json:"max_requests"`     // under way, per worker
+	TotalTimeout   time.Duration `json:"total_timeout"`    // of an exchange; 0: none
+	SlowStart      time.Duration `json:"slow_start"`       // of a server that comes back
+	Resolve        time.Duration `json:"resolve"`          // between two look-ups of a server's name
+	Health         *HealthCheck  `json:"health,omitempty"` // nil: servers are not asked
+	// Filled by the supervisor: where the upstream counts in the zone, and which of what it
+	// watches the upstream is; 0 for servers that nobody watches.
+	Slot  int    `json:"slot"`
+	Watch uint64 `json:"watch,omitempty"`
+}
+
+// Server is one of an upstream.
+type Server struct {
+	Address string `json:"address"`        // HOST:PORT
+	Host    string `json:"host,omitempty"` // the name that the address was resolved from; "": that of the address
+	Weight  int    `json:"weight"`         // its share of the requests; 0 is 1
+	Down    bool   `json:"down,omitempty"` // its checks fail
+}
+
+// ServersAt are servers of weight 1.
+func ServersAt(addresses ...string) []Server {
+	out := make([]Server, len(addresses))
+	for i, a := range addresses {
+		out[i] = Server{Address: a, Weight: 1}
+	}
+	return out
 }
 
 // UpstreamTLS is how an upstream's servers are spoken with.
@@ -66,6 +91,14 @@ type UpstreamTLS struct {
 	ServerName string `json:"server_name"` // "": the host of each server
 	Verify     bool   `json:"verify"`
 	CA         []byte `json:"ca,omitempty"` // PEM; none: the system's
+}
+
+func compileServers(list []config.Server) []Server {
+	out := make([]Server, len(list))
+	for i, s := range list {
+		out[i] = Server{Address: s.Address, Weight: s.Weight}
+	}
+	return out
 }
 
 func compileTLS(t *config.UpstreamTLS) *UpstreamTLS {
@@ -117,10 +150,11 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 	for i, u := range c.Upstreams {
 		index[u.Name] = i
 		p.Snapshot.Upstreams = append(p.Snapshot.Upstreams, Upstream{
-			Name: u.Name, Servers: slices.Clone(u.Servers), ConnectTimeout: u.ConnectTimeout, HeaderTimeout: u.HeaderTimeout,
+			Name: u.Name, Servers: compileServers(u.Servers), ConnectTimeout: u.ConnectTimeout, HeaderTimeout: u.HeaderTimeout,
 			IdleTimeout: u.IdleTimeout, MaxConnections: u.MaxConnections, MaxIdle: u.MaxIdle,
 			Balance: u.Balance, HashBy: u.HashBy, Retries: u.Retries, MaxFails: u.MaxFails, FailTime: u.FailTime,
-			MaxPending: u.MaxPending, PendingTimeout: u.PendingTimeout, TLS: compileTLS(u.TLS),
+			MaxPending: u.MaxPending, PendingTimeout: u.PendingTimeout, MaxRequests: u.MaxRequests, TotalTimeout: u.TotalTimeout,
+			SlowStart: u.SlowStart, Resolve: u.Resolve, Health: shallow(u.Health), TLS: compileTLS(u.TLS),
 		})
 	}
 	for i := range c.Routes {

@@ -110,8 +110,8 @@ func TestSnapshotTravels(t *testing.T) {
 	if diff := cmp.Diff(first.Snapshot, got); diff != "" {
 		t.Errorf("(-sent +received):\n%s", diff)
 	}
-	c.Upstreams[0].Servers[0] = "changed:1"
-	if first.Snapshot.Upstreams[0].Servers[0] == "changed:1" {
+	c.Upstreams[0].Servers[0].Address = "changed:1"
+	if first.Snapshot.Upstreams[0].Servers[0].Address == "changed:1" {
 		t.Error("the policy shares memory with the configuration")
 	}
 }

@@ -132,4 +132,5 @@ type (
 	HeaderValue = config.HeaderValue
 	Timeouts    = config.RouteTimeouts
 	CORS        = config.CORS
+	HealthCheck = config.HealthCheck
 )

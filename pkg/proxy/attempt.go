@@ -86,7 +86,7 @@ func (a *attempt) mayRepeat() bool {
 		return false
 	}
 	ex.failures++
-	ex.tried |= 1 << a.conn.server
+	u.markTried(ex, a.conn.server)
 	return true
 }
 

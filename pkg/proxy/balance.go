@@ -4,49 +4,81 @@ package proxy
 
 import (
 	"bytes"
+	"cmp"
 	"math/bits"
 	"math/rand/v2"
 
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-// serverSet is a set of an upstream's servers, by their place. An upstream has 64 at most.
+// serverSet is a set of an upstream's servers, by their place.
 type serverSet uint64
+
+// maxServers is what an upstream has at most.
+const maxServers = 64
 
 func (s serverSet) has(i int) bool { return s>>i&1 == 1 }
 
-// pick chooses a server for the exchange: of those that it has not tried, those that are
-// not ejected, by the upstream's balance. If that leaves none, an ejected one is better than
-// none. The lock is held.
-func (u *upstream) pick(ex *Exchange, now int64) int {
-	var may serverSet
-	n := 0
-	for i := range u.servers {
-		if !ex.tried.has(i) && u.servers[i].admits(now) {
-			may |= 1 << i
-			n++
-		}
+// nth is the n-th of the set, from 0.
+func (s serverSet) nth(n int) int {
+	for range n {
+		s &= s - 1
 	}
-	if n == 0 {
-		for i := range u.servers {
-			if !ex.tried.has(i) || len(u.servers) == 1 {
-				may |= 1 << i
-				n++
+	return bits.TrailingZeros64(uint64(s))
+}
+
+// pick chooses a server for the exchange, by the upstream's balance, of those that it has
+// not tried: one that is in balance; or else one that is ejected, or else one whose checks
+// fail, for either is better than none. nil: there are no servers. The lock is held.
+func (u *upstream) pick(ex *Exchange, now int64) *server {
+	if len(u.servers) == 0 {
+		return nil
+	}
+	if ex.triedOf != u.version {
+		ex.tried, ex.triedOf = 0, u.version
+	}
+	var in, up, left serverSet
+	for i, s := range u.servers {
+		if ex.tried.has(i) {
+			continue
+		}
+		left |= 1 << i
+		if !s.down {
+			up |= 1 << i
+			if s.admits(now) {
+				in |= 1 << i
 			}
 		}
 	}
-	if n == 0 { // all were tried
-		may, n = 1<<len(u.servers)-1, len(u.servers)
-	}
-	i := u.choose(ex, may, n)
-	if s := &u.servers[i]; s.ejectedUntil != 0 {
+	may := cmp.Or(in, up, left, 1<<len(u.servers)-1)
+	s := u.servers[u.choose(ex, may, now)]
+	if s.ejectedUntil != 0 {
 		s.probing = true
 	}
-	return i
+	return s
 }
 
-// choose picks one of the n servers of the set.
-func (u *upstream) choose(ex *Exchange, may serverSet, n int) int {
+// markTried keeps the exchange from the server from now on.
+func (u *upstream) markTried(ex *Exchange, s *server) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.tried(ex, s)
+}
+
+// tried is markTried with the lock held, and says whether there is a server left.
+func (u *upstream) tried(ex *Exchange, s *server) (left bool) {
+	if s.place >= 0 && ex.triedOf == u.version {
+		ex.tried |= 1 << s.place
+	}
+	return bits.OnesCount64(uint64(ex.tried)) < len(u.servers)
+}
+
+// choose picks one of the set.
+func (u *upstream) choose(ex *Exchange, may serverSet, now int64) int {
+	if u.uneven || u.rising > 0 {
+		return u.chooseByShare(ex, may, now)
+	}
+	n := bits.OnesCount64(uint64(may))
 	switch u.policy.Balance {
 	case "least_conn":
 		return u.leastBusy(may)
@@ -66,19 +98,11 @@ func (u *upstream) choose(ex *Exchange, may serverSet, n int) int {
 	return u.inTurn(may)
 }
 
-// nth is the n-th of the set, from 0.
-func (s serverSet) nth(n int) int {
-	for range n {
-		s &= s - 1
-	}
-	return bits.TrailingZeros64(uint64(s))
-}
-
 // inTurn is the next of the set.
 func (u *upstream) inTurn(may serverSet) int {
 	for {
 		i := u.next
-		if u.next++; u.next == len(u.servers) {
+		if u.next++; u.next >= len(u.servers) {
 			u.next = 0
 		}
 		if may.has(i) {
@@ -103,11 +127,11 @@ func (u *upstream) leastBusy(may serverSet) int {
 // keys move.
 func (u *upstream) highest(may serverSet, key uint64) (best int) {
 	most := uint64(0)
-	for i := range u.servers {
+	for i, s := range u.servers {
 		if !may.has(i) {
 			continue
 		}
-		if h := mix(key ^ u.servers[i].hash); h >= most {
+		if h := mix(key ^ s.hash); h >= most {
 			most, best = h, i
 		}
 	}
@@ -175,32 +199,39 @@ func (s *server) admits(now int64) bool {
 	return s.ejectedUntil == 0 || now >= s.ejectedUntil && !s.probing
 }
 
-// hear takes the report into account. The lock is held.
-func (u *upstream) hear(w *Worker, i int, r report) {
-	s := &u.servers[i]
-	wasProbe := s.probing
-	s.probing = false
+// hear takes the report into account; probe is that of the exchange which finds out
+// whether an ejected server works again. The lock is held.
+func (u *upstream) hear(w *Worker, s *server, r report, probe bool) {
+	if probe {
+		s.probing = false
+	}
 	switch r {
 	case reportWorked:
+		if s.ejectedUntil != 0 {
+			if !probe {
+				return // what began before the server failed is no news of it
+			}
+			u.rise(s, w.clock.Load())
+		}
 		s.failures, s.ejections, s.ejectedUntil = 0, 0, 0
 	case reportFailed:
 		s.failures++
-		if most := u.policy.MaxFails; most > 0 && (s.failures >= most || wasProbe) {
+		if most := u.policy.MaxFails; most > 0 && (s.failures >= most || probe) {
 			u.eject(w, s)
 		}
 	}
 }
 
 // eject keeps exchanges from a server for a time that doubles with each ejection in a row,
-// up to sixteenfold. At most half of the servers are ejected at once: when more fail than
-// that, the fault lies elsewhere.
+// up to sixteenfold. At most half of the servers are out of balance by it: when more fail
+// than that, the fault lies elsewhere.
 func (u *upstream) eject(w *Worker, s *server) {
 	now, out := w.clock.Load(), 0
-	if s.ejectedUntil > now {
+	if s.ejectedUntil > now || s.place < 0 {
 		return
 	}
-	for k := range u.servers {
-		if other := &u.servers[k]; other != s && other.ejectedUntil != 0 {
+	for _, other := range u.servers {
+		if other != s && (other.ejectedUntil != 0 || other.down) {
 			out++
 		}
 	}

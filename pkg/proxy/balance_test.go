@@ -28,7 +28,7 @@ func balanced(t *testing.T, n int, balance string) *upstream {
 	t.Helper()
 	p := &policy.Upstream{Balance: balance, HashBy: "address"}
 	for i := range n {
-		p.Servers = append(p.Servers, fmt.Sprintf("192.0.2.%d:80", i+1))
+		p.Servers = append(p.Servers, policy.Server{Address: fmt.Sprintf("192.0.2.%d:80", i+1)})
 	}
 	u, err := newUpstream(p)
 	if err != nil {
@@ -43,7 +43,7 @@ func TestBalance(t *testing.T) {
 		u := balanced(t, 3, "round_robin")
 		got := make([]int, 3)
 		for range 300 {
-			got[u.pick(ex, 0)]++
+			got[u.pick(ex, 0).place]++
 		}
 		if got[0] != 100 || got[1] != 100 || got[2] != 100 {
 			t.Errorf("%v", got)
@@ -56,7 +56,7 @@ func TestBalance(t *testing.T) {
 		}
 		got := make([]int, 4)
 		for range 100 {
-			got[u.pick(ex, 0)]++
+			got[u.pick(ex, 0).place]++
 		}
 		if got[0] != 0 || got[2] != 0 || got[1] == 0 || got[3] == 0 {
 			t.Errorf("%v", got)
@@ -68,7 +68,7 @@ func TestBalance(t *testing.T) {
 		got := make([]int, 4)
 		const n = 40_000
 		for range n {
-			got[u.pick(ex, 0)]++
+			got[u.pick(ex, 0).place]++
 		}
 		// The busy one is never the better of two. Of the six pairs each other one is in three.
 		for i, c := range got {
@@ -84,8 +84,8 @@ func TestBalance(t *testing.T) {
 		got, moved := make([]int, 5), 0
 		for k := range keys {
 			ex.peer = netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(k >> 16), byte(k >> 8), byte(k)}), 1000)
-			a, b := five.pick(ex, 0), four.pick(ex, 0)
-			if a != five.pick(ex, 0) {
+			a, b := five.pick(ex, 0).place, four.pick(ex, 0).place
+			if a != five.pick(ex, 0).place {
 				t.Fatal("one key, two servers")
 			}
 			got[a]++
@@ -118,7 +118,7 @@ func TestBalance(t *testing.T) {
 var balancedOnce = func() map[string]*upstream {
 	m := map[string]*upstream{}
 	for _, b := range []string{"round_robin", "least_conn", "p2c", "hash"} {
-		m[b], _ = newUpstream(&policy.Upstream{Balance: b, HashBy: "address", Servers: []string{"a:1", "b:1", "c:1"}})
+		m[b], _ = newUpstream(&policy.Upstream{Balance: b, HashBy: "address", Servers: policy.ServersAt("a:1", "b:1", "c:1")})
 	}
 	return m
 }()
@@ -134,23 +134,23 @@ func TestEjection(t *testing.T) {
 	ex := &Exchange{}
 	seen := func(n int) (set serverSet) {
 		for range n {
-			i := u.pick(ex, w.clock.Load())
-			set |= 1 << i
-			u.hear(w, i, reportNone)
+			s := u.pick(ex, w.clock.Load())
+			set |= 1 << s.place
+			u.hear(w, s, reportNone, s.probing)
 		}
 		return set
 	}
 	for range 2 {
-		u.hear(w, 0, reportFailed)
+		u.hear(w, u.servers[0], reportFailed, false)
 	}
-	u.hear(w, 0, reportWorked)
-	u.hear(w, 0, reportFailed)
+	u.hear(w, u.servers[0], reportWorked, false)
+	u.hear(w, u.servers[0], reportFailed, false)
 	if got := seen(8); got != 0b1111 {
 		t.Errorf("failures that were not in a row: %04b", got)
 	}
 	for _, i := range []int{0, 1, 2} {
 		for range 3 {
-			u.hear(w, i, reportFailed)
+			u.hear(w, u.servers[i], reportFailed, false)
 		}
 	}
 	if got := seen(8); got != 0b1100 {
@@ -163,7 +163,7 @@ func TestEjection(t *testing.T) {
 	u.servers[0].ejectedUntil = 1
 	probe := -1
 	for range 8 {
-		if i := u.pick(ex, 2); i == 0 {
+		if i := u.pick(ex, 2).place; i == 0 {
 			if probe == 0 {
 				t.Error("a second probe beside the first")
 			}
@@ -173,21 +173,25 @@ func TestEjection(t *testing.T) {
 	if probe != 0 {
 		t.Fatal("no probe")
 	}
-	u.hear(w, 0, reportFailed)
+	u.hear(w, u.servers[0], reportWorked, false)
+	if u.servers[0].ejectedUntil == 0 {
+		t.Error("an exchange that began before the ejection ended it")
+	}
+	u.hear(w, u.servers[0], reportFailed, true)
 	if left := u.servers[0].ejectedUntil - w.clock.Load(); left < int64(119*time.Second) {
 		t.Errorf("the second ejection lasts %s, want twice the first", time.Duration(left))
 	}
 	u.servers[0].ejectedUntil = 1
-	for u.pick(ex, 2) != 0 {
+	for u.pick(ex, 2).place != 0 {
 	}
-	u.hear(w, 0, reportWorked)
+	u.hear(w, u.servers[0], reportWorked, true)
 	if got := seen(12); !got.has(0) {
 		t.Errorf("it works again, and %04b are chosen", got)
 	}
 	// An exchange that has tried a server goes to another, an ejected one if need be.
 	two := balanced(t, 2, "round_robin")
 	two.servers[1].ejectedUntil = math.MaxInt64
-	if i := two.pick(&Exchange{tried: 0b01}, 0); i != 1 {
+	if i := two.pick(&Exchange{tried: 0b01, triedOf: two.version}, 0).place; i != 1 {
 		t.Errorf("chose %d again", i)
 	}
 }

@@ -56,7 +56,8 @@ type Exchange struct {
 	connectFor  time.Duration
 	retries     int
 	failures    int       // tries that a server failed
-	tried       serverSet // servers that failed under this exchange
+	tried       serverSet // servers that failed under this exchange, by their place
+	triedOf     uint64    // the version of the list that the places are of
 	bytesIn     uint64
 	bytesOut    uint64
 	webSocket   bool // the client asks for one, and the route has them
@@ -236,7 +237,7 @@ func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 		ex.sentAt = w.now()
 		ex.connectFor = time.Duration(ex.sentAt - began)
 	}
-	ex.server = u.servers[c.server].text
+	ex.server = c.server.text
 	a := attempt{ex: ex, conn: c, in: w.buffers.get(), streamed: streamed}
 	ex.client.watch(c)
 	returned := false

@@ -102,7 +102,7 @@ func testSnapshot(z *zone.Zone, servers []string) policy.Snapshot {
 		Generation: 1,
 		Routes:     []policy.Route{{Name: "all", PathPrefix: "/", Slot: z.RouteSlot("all")}},
 		Upstreams: []policy.Upstream{{
-			Name: "up", Servers: servers, Retries: 1, MaxFails: 3, FailTime: 5 * time.Second, ConnectTimeout: time.Second, HeaderTimeout: 5 * time.Second,
+			Name: "up", Servers: policy.ServersAt(servers...), Retries: 1, MaxFails: 3, FailTime: 5 * time.Second, ConnectTimeout: time.Second, HeaderTimeout: 5 * time.Second,
 			IdleTimeout: time.Minute, MaxConnections: 64, MaxIdle: 64, Slot: z.UpstreamSlot("up"),
 		}},
 		Connections: 1000,

@@ -444,7 +444,7 @@ func TestApplyUnderLoad(t *testing.T) {
 			s := testSnapshot(g.zone, []string{[]string{a, b}[i%2]})
 			s.Generation = uint64(i + 2)
 			if i%4 > 1 {
-				s.Upstreams[0].Servers = []string{a, b}
+				s.Upstreams[0].Servers = policy.ServersAt(a, b)
 			}
 			if err := g.worker.Apply(&s, g.certs); err != nil {
 				t.Fatal(err)

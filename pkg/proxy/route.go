@@ -31,7 +31,7 @@ func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
 		return nil, fmt.Errorf("apply snapshot: %d connections: at least 1 is needed", p.Connections)
 	}
 	for i := range p.Upstreams {
-		if u := &p.Upstreams[i]; len(u.Servers) == 0 || len(u.Servers) > 64 || u.MaxConnections < 1 {
+		if u := &p.Upstreams[i]; len(u.Servers) == 0 || len(u.Servers) > maxServers || u.MaxConnections < 1 {
 			return nil, fmt.Errorf("apply upstream %s: %d servers, %d connections: at least 1 of each is needed, and at most 64 servers", u.Name, len(u.Servers), u.MaxConnections)
 		}
 		u, err := reuse(&p.Upstreams[i], old)

@@ -60,7 +60,7 @@ func routed(t *testing.T, upstreams []*witness, routes ...policy.Route) *gateway
 		s.Upstreams, s.Routes = nil, slices.Clone(routes)
 		for i, w := range upstreams {
 			up := one
-			up.Name, up.Servers = fmt.Sprint("up", i), []string{w.address}
+			up.Name, up.Servers = fmt.Sprint("up", i), policy.ServersAt(w.address)
 			s.Upstreams = append(s.Upstreams, up)
 		}
 		for i := range s.Routes {

@@ -24,7 +24,7 @@ func compiled(tb testing.TB, routes []policy.Route) *snapshot {
 	tb.Helper()
 	p := &policy.Snapshot{
 		Connections: 1, Routes: slices.Clone(routes),
-		Upstreams: []policy.Upstream{{Name: "up", Servers: []string{"127.0.0.1:1"}, MaxConnections: 1}},
+		Upstreams: []policy.Upstream{{Name: "up", Servers: policy.ServersAt("127.0.0.1:1"), MaxConnections: 1}},
 	}
 	for i := range p.Routes {
 		p.Routes[i].Slot = i

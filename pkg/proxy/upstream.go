@@ -27,33 +27,24 @@ type upstream struct {
 	said   atomic.Int64
 
 	mu          sync.Mutex // among this worker's goroutines
-	servers     []server
-	next        int // round robin
-	total       int // connections, idle ones included
-	retryBudget int // in thousandths
+	servers     []*server  // those to choose from; see update
+	version     uint64     // of that list; an exchange's set of places is of one
+	uneven      bool       // weights differ
+	rising      int        // servers in slow start
+	next        int        // round robin
+	total       int        // connections, idle ones included
+	retryBudget int        // in thousandths
 	waiting     []chan struct{}
 	retired     bool
-}
-
-type server struct {
-	address string
-	text    []byte    // the address, for the access record
-	hash    uint64    // of the address
-	idle    []*upConn // the last one used is the first to be used again
-	active  int       // connections in use
-
-	failures     int   // in a row
-	ejections    int   // in a row
-	ejectedUntil int64 // by the worker's clock; 0: it is not
-	probing      bool  // an exchange finds out whether it works again
 }
 
 // upConn is a connection to a server. One exchange at a time owns it.
 type upConn struct {
 	net.Conn
 	up     *upstream
-	server int
+	server *server
 	reused bool
+	probe  bool // its exchange finds out whether an ejected server works again
 
 	// state is the deadline of the present phase by the worker's clock, 0 for none;
 	// or below 0 why the connection was closed under its owner, which is final. One
@@ -80,17 +71,18 @@ const (
 // errSaturated: every connection that the upstream may have is in use.
 var errSaturated = errors.New("upstream is saturated")
 
+// errNoServer: no address of the upstream's servers is known.
+var errNoServer = errors.New("upstream has no server: its names were not resolved")
+
 func newUpstream(p *policy.Upstream) (*upstream, error) {
 	u := &upstream{policy: p, dialer: net.Dialer{Timeout: p.ConnectTimeout}, retryBudget: retrySaved}
-	for _, s := range p.Servers {
-		u.servers = append(u.servers, server{address: s, text: []byte(s), hash: mix(hashBytes(hashBasis, []byte(s)))})
-	}
+	u.update(0, p.Servers)
 	if p.TLS == nil {
 		return u, nil
 	}
 	u.tls = &tls.Config{
 		ServerName: p.TLS.ServerName, InsecureSkipVerify: !p.TLS.Verify, NextProtos: []string{"http/1.1"},
-		ClientSessionCache: tls.NewLRUClientSessionCache(2 * len(p.Servers)), DynamicRecordSizingDisabled: true,
+		ClientSessionCache: tls.NewLRUClientSessionCache(maxServers), DynamicRecordSizingDisabled: true,
 	}
 	if len(p.TLS.CA) > 0 {
 		u.tls.RootCAs = x509.NewCertPool()
@@ -149,8 +141,8 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 	late := 0
 	var by time.Time // by when there must be a connection
 	for {
-		var i int
-		c, i, err = u.reserve(w, ex, fresh)
+		var s *server
+		c, s, err = u.reserve(w, ex, fresh)
 		if errors.Is(err, errSaturated) && u.policy.MaxPending > 0 {
 			if by.IsZero() {
 				by = time.Now().Add(u.policy.PendingTimeout)
@@ -162,16 +154,15 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 		if c != nil || err != nil {
 			return c, passed, err
 		}
-		if c, err = u.dial(w, i); err == nil {
+		if c, err = u.dial(w, s); err == nil {
 			return c, passed, nil
 		}
-		u.release(w, i)
-		u.say(w, i, err)
-		ex.tried |= 1 << i
+		others := u.release(w, ex, s)
+		u.say(w, s, err)
 		if isTimeout(err) {
 			late++
 		}
-		if late > 1 || passed+1 >= len(u.servers) {
+		if late > 1 || !others || passed == maxServers {
 			return nil, passed, err // one more wait as long would be too much
 		}
 		passed++
@@ -180,43 +171,45 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 
 // reserve finds an idle connection of the server whose turn it is, or the right to
 // dial it; when no more may be dialled, an idle connection of any server.
-func (u *upstream) reserve(w *Worker, ex *Exchange, fresh bool) (*upConn, int, error) {
+func (u *upstream) reserve(w *Worker, ex *Exchange, fresh bool) (*upConn, *server, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.retryBudget = min(u.retryBudget+retryShare, retrySaved)
 	turn := u.pick(ex, w.clock.Load())
+	if turn == nil {
+		return nil, nil, errNoServer
+	}
 	if !fresh {
 		if c := u.popIdle(turn); c != nil {
 			return c, turn, nil
 		}
 	}
 	if u.total >= u.policy.MaxConnections && !fresh {
-		for i := range u.servers {
-			if c := u.popIdle(i); c != nil {
-				if i != turn {
-					u.servers[turn].probing = false
+		for _, s := range u.servers {
+			if c := u.popIdle(s); c != nil {
+				if s != turn {
+					turn.probing = false
 				}
-				return c, i, nil
+				return c, s, nil
 			}
 		}
 	}
-	if u.total >= u.policy.MaxConnections {
-		u.servers[turn].probing = false
+	if u.total >= u.policy.MaxConnections && !u.closeIdle() {
+		turn.probing = false
 		return nil, turn, errSaturated
 	}
 	u.total++
-	u.servers[turn].active++
+	turn.active++
 	return nil, turn, nil
 }
 
 // popIdle takes the idle connection of a server that was used last. The lock is held.
-func (u *upstream) popIdle(i int) *upConn {
-	s := &u.servers[i]
+func (u *upstream) popIdle(s *server) *upConn {
 	for len(s.idle) > 0 {
 		c := s.idle[len(s.idle)-1]
 		s.idle = s.idle[:len(s.idle)-1]
 		if c.arm(0) {
-			c.reused = true
+			c.reused, c.probe = true, s.probing
 			s.active++
 			return c
 		}
@@ -225,34 +218,50 @@ func (u *upstream) popIdle(i int) *upConn {
 	return nil
 }
 
-// release gives the right to dial back, which came to nothing.
-func (u *upstream) release(w *Worker, i int) {
+// closeIdle makes room for one connection by closing an idle one; false: there is none.
+// The lock is held.
+func (u *upstream) closeIdle() bool {
+	for _, s := range u.servers {
+		if c := u.popIdle(s); c != nil {
+			s.active--
+			u.total--
+			c.kill(killCancelled)
+			return true
+		}
+	}
+	return false
+}
+
+// release gives the right to dial back, which came to nothing. It says whether there is a
+// server that the exchange has not tried.
+func (u *upstream) release(w *Worker, ex *Exchange, s *server) (others bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.total--
-	u.servers[i].active--
-	u.hear(w, i, reportFailed)
+	s.active--
+	u.hear(w, s, reportFailed, s.probing)
 	u.wake()
+	return u.tried(ex, s)
 }
 
 // say tells the error log why there is no connection, once a second at most.
-func (u *upstream) say(w *Worker, i int, err error) {
+func (u *upstream) say(w *Worker, s *server, err error) {
 	now := w.clock.Load()
 	if last := u.said.Load(); last != 0 && now-last < int64(time.Second) || !u.said.CompareAndSwap(last, now) {
 		return
 	}
-	w.log.Warn("no connection to an upstream's server", "upstream", u.policy.Name, "server", u.servers[i].address, "error", err)
+	w.log.Warn("no connection to an upstream's server", "upstream", u.policy.Name, "server", s.address, "error", err)
 }
 
-func (u *upstream) dial(w *Worker, i int) (*upConn, error) {
+func (u *upstream) dial(w *Worker, s *server) (*upConn, error) {
 	began := time.Now()
-	nc, err := u.dialer.Dial("tcp", u.servers[i].address)
+	nc, err := u.dialer.Dial("tcp", s.address)
 	if err != nil {
 		return nil, err
 	}
-	c := &upConn{Conn: nc, up: u, server: i}
+	c := &upConn{Conn: nc, up: u, server: s}
 	if u.tls != nil {
-		if c.Conn, err = u.secure(nc, i, began.Add(u.policy.ConnectTimeout)); err != nil {
+		if c.Conn, err = u.secure(nc, s, began.Add(u.policy.ConnectTimeout)); err != nil {
 			nc.Close()
 			return nil, err
 		}
@@ -268,16 +277,12 @@ func (u *upstream) dial(w *Worker, i int) (*upConn, error) {
 	return c, nil
 }
 
-// secure does TLS with server i, within what is left of the time to connect.
-func (u *upstream) secure(nc net.Conn, i int, by time.Time) (net.Conn, error) {
+// secure does TLS with the server, within what is left of the time to connect.
+func (u *upstream) secure(nc net.Conn, s *server, by time.Time) (net.Conn, error) {
 	config := u.tls
 	if config.ServerName == "" {
 		config = config.Clone()
-		host, _, err := net.SplitHostPort(u.servers[i].address)
-		if err != nil {
-			return nil, err
-		}
-		config.ServerName = host
+		config.ServerName = s.host
 	}
 	tc := tls.Client(nc, config)
 	_ = nc.SetDeadline(by)
@@ -292,11 +297,11 @@ func (u *upstream) secure(nc net.Conn, i int, by time.Time) (net.Conn, error) {
 func (c *upConn) give(w *Worker, keep bool, r report) {
 	u := c.up
 	u.mu.Lock()
-	s := &u.servers[c.server]
+	s := c.server
 	s.active--
-	u.hear(w, c.server, r)
+	u.hear(w, s, r, c.probe)
 	u.wake()
-	if keep && !u.retired && len(s.idle) < u.policy.MaxIdle && c.arm(w.until(u.policy.IdleTimeout)) {
+	if keep && !u.retired && !s.down && s.place >= 0 && len(s.idle) < u.policy.MaxIdle && c.arm(w.until(u.policy.IdleTimeout)) {
 		s.idle = append(s.idle, c)
 		u.mu.Unlock()
 		return
@@ -314,12 +319,8 @@ func (u *upstream) retire() {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.retired = true
-	for i := range u.servers {
-		for _, c := range u.servers[i].idle {
-			c.kill(killCancelled)
-			u.total--
-		}
-		u.servers[i].idle = nil
+	for _, s := range u.servers {
+		u.dropIdle(s)
 	}
 }
 
