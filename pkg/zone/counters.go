@@ -24,13 +24,15 @@ const (
 	Mirrored      // copies of requests that were sent on their way
 	MirrorDropped // copies for which there was no room
 	UpstreamEjections
-	PlainCounters // how many there are
+	LimitBucketsEvicted // of request limits, while they held something
+	PlainCounters       // how many there are
 )
 
 var counterNames = [PlainCounters]string{
 	"connections_accepted", "connections_closed", "connections_rejected", "requests_http1", "requests_http2",
 	"bytes_received", "bytes_sent", "access_records_dropped", "upstream_connections_opened",
 	"upstream_connections_reused", "upstream_retries", "http2_misuse", "mirrored", "mirror_dropped", "upstream_ejections",
+	"limit_buckets_evicted",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
@@ -61,6 +63,7 @@ const (
 	RequestPanic                                   // a fault of this program
 	RequestRouteReply                              // the route's own: a redirect, a reply, or one to a CORS preflight
 	RequestMaintenance                             // 503: the route is under maintenance
+	RequestLimited                                 // 429, or the limit's own status: over a request limit
 	requestOutcomes
 )
 
@@ -68,7 +71,7 @@ var requestOutcomeNames = [requestOutcomes]string{
 	"ok", "bad_request", "header_too_large", "uri_too_long", "body_too_large", "no_route", "method_refused",
 	"upstream_refused", "upstream_reset", "upstream_invalid", "upstream_saturated", "upstream_timeout",
 	"connect_timeout", "client_reset", "client_timeout", "http2_error", "panic",
-	"route_reply", "maintenance",
+	"route_reply", "maintenance", "limited",
 }
 
 func (o RequestOutcome) String() string { return word(requestOutcomeNames[:], int(o)) }
@@ -129,6 +132,24 @@ func (o UpstreamOutcome) String() string { return word(upstreamNames[:], int(o))
 
 // UpstreamOutcomes lists all.
 func UpstreamOutcomes() []UpstreamOutcome { return upTo(upstreamOutcomes) }
+
+// LimitOutcome is what a request limit did with a request that it is for.
+type LimitOutcome int
+
+const (
+	LimitPassed      LimitOutcome = iota
+	LimitDelayed                  // passed, after a wait
+	LimitRejected                 // refused
+	LimitWouldReject              // passed, since the limit is tried only (dry_run)
+	limitOutcomes
+)
+
+var limitNames = [limitOutcomes]string{"passed", "delayed", "rejected", "would_reject"}
+
+func (o LimitOutcome) String() string { return word(limitNames[:], int(o)) }
+
+// LimitOutcomes lists all.
+func LimitOutcomes() []LimitOutcome { return upTo(limitOutcomes) }
 
 func upTo[T ~int](n T) []T {
 	all := make([]T, n)

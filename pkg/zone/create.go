@@ -3,6 +3,8 @@
 package zone
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -80,12 +82,17 @@ func create(f *os.File, path string, l Layout) (*Zone, error) {
 	if err := unix.Fallocate(int(f.Fd()), 0, 0, l.Size); err != nil {
 		return nil, fmt.Errorf("take %d bytes: %w: `df %s` shows what is free, shared_memory_zone in buffers.conf sets the size", l.Size, err, path)
 	}
+	var secret [16]byte
+	if _, err := rand.Read(secret[:]); err != nil {
+		return nil, err
+	}
 	z, err := mapFile(f, l, unix.PROT_READ|unix.PROT_WRITE)
 	if err != nil {
 		return nil, err
 	}
 	z.file, z.path, z.replaced = f, path, replaced
 	writeHeader(z.header, l)
+	z.keyBuckets(binary.NativeEndian.Uint64(secret[:]), binary.NativeEndian.Uint64(secret[8:]))
 	o := self()
 	z.header.store(headPID, uint64(o.pid))
 	z.header.store(headStart, o.start)
@@ -93,6 +100,7 @@ func create(f *os.File, path string, l Layout) (*Zone, error) {
 	z.setName(NoRoute, noRoute)
 	z.setName(l.Routes-1, overflow)
 	z.setName(l.Routes+l.Upstreams-1, overflow)
+	z.setName(l.Routes+l.Upstreams+l.Limits-1, overflow)
 	if z.info, err = f.Stat(); err == nil {
 		err = os.Rename(f.Name(), path) // readers find the zone from here on
 	}

@@ -30,6 +30,10 @@ const (
 	headUpstreams
 	headAccessRing
 	headSections // how many there are
+	headLimits
+	headBuckets
+	headSecret // two random words, of LimitBuckets.Key
+	_
 
 	// Written while the gateway runs, on cache lines of their own.
 	headBeat       = 2 * lineWords // CLOCK_MONOTONIC, ns
@@ -46,6 +50,7 @@ const (
 	sectionNames = 1 + iota
 	sectionSlabs
 	sectionRings
+	sectionBuckets
 )
 
 type section struct{ kind, offset, length uint64 }
@@ -55,7 +60,8 @@ func (o offsets) sections() []section {
 	return []section{
 		{sectionNames, uint64(o.names), uint64(o.slabs - o.names)},
 		{sectionSlabs, uint64(o.slabs), uint64(o.rings - o.slabs)},
-		{sectionRings, uint64(o.rings), uint64(o.end - o.rings)},
+		{sectionRings, uint64(o.rings), uint64(o.buckets - o.rings)},
+		{sectionBuckets, uint64(o.buckets), uint64(o.end - o.buckets)},
 	}
 }
 
@@ -68,6 +74,8 @@ func writeHeader(h words, l Layout) {
 	h.store(headRoutes, uint64(l.Routes))
 	h.store(headUpstreams, uint64(l.Upstreams))
 	h.store(headAccessRing, uint64(l.AccessRing))
+	h.store(headLimits, uint64(l.Limits))
+	h.store(headBuckets, uint64(l.Buckets))
 	all := l.offsets().sections()
 	h.store(headSections, uint64(len(all)))
 	for i, s := range all {
@@ -90,7 +98,8 @@ func readLayout(h words, size int64) (Layout, error) {
 	bounded := func(i int) int { return int(min(h[i], 1<<40)) }
 	l := Layout{
 		Size: int64(bounded(headSize)), Workers: bounded(headWorkers), Routes: bounded(headRoutes),
-		Upstreams: bounded(headUpstreams), AccessRing: bounded(headAccessRing),
+		Upstreams: bounded(headUpstreams), Limits: bounded(headLimits), AccessRing: bounded(headAccessRing),
+		Buckets: bounded(headBuckets),
 	}
 	if err := l.check(); err != nil {
 		return l, fmt.Errorf("%w: %w: restart the gateway", ErrDamaged, err)

@@ -21,7 +21,7 @@ const (
 	magic = 0x0031656e6f7a7778 // "xwzone1\0", little-endian
 	// layoutVersion changes with anything that moves a byte. New counters go to the
 	// end of their range, new sections behind the last: neither needs a new version.
-	layoutVersion = 3
+	layoutVersion = 4
 
 	pageSize  = 4096
 	cacheLine = 64
@@ -35,7 +35,9 @@ type Layout struct {
 	Workers    int   // 1 to MaxWorkers
 	Routes     int   // slots, overflow included; 0: what fits, at most DefaultRoutes
 	Upstreams  int   // slots, overflow included; 0: what fits, at most DefaultUpstreams
+	Limits     int   // slots of request limits, overflow included; 0: what fits, at most DefaultLimits
 	AccessRing int   // bytes for each worker, cut to a power of two; 0: DefaultAccessRing
+	Buckets    int   // of request limits, a power of two; 0: as many as fit
 }
 
 // Defaults and bounds of a layout.
@@ -43,30 +45,35 @@ const (
 	DefaultSize       = 128 << 20
 	DefaultRoutes     = 1024
 	DefaultUpstreams  = 256
+	DefaultLimits     = 64
 	DefaultAccessRing = 1 << 20
 	MaxWorkers        = 256
 	minAccessRing     = 64 << 10
 	maxAccessRing     = 1 << 30
+	minBuckets        = 1 << 12
+	maxBuckets        = 1 << 26
 	leastFitted       = 16      // slots that are given up last
 	maxSlots          = 1 << 15 // access records carry slots in 16 bits with sign
 )
 
 // offsets are where things lie, in bytes, all derived from a layout.
 type offsets struct {
-	names    int64 // routes, then upstreams
+	names    int64 // routes, upstreams, then limits
 	slabs    int64
 	slabSize int64
 	rings    int64
 	ringSize int64 // with its header
+	buckets  int64
 	end      int64
 
 	// words within a slab
 	routes    int
 	upstreams int
+	limits    int
 }
 
-// Words of a slab: gauges, counters, the handshake histogram, then routes and
-// upstreams. What different processes write lies on different cache lines.
+// Words of a slab: gauges, counters, the handshake histogram, then routes, upstreams and
+// limits. What different processes write lies on different cache lines.
 const (
 	slabGauges    = 0
 	slabCounters  = slabGauges + 4*lineWords
@@ -80,22 +87,29 @@ const (
 	upstreamCounts    = 0 // by UpstreamOutcome
 	upstreamHistogram = 2 * lineWords
 	upstreamWords     = (upstreamHistogram + histogramWords + lineWords - 1) / lineWords * lineWords
+
+	limitWords = lineWords // by LimitOutcome
 )
 
-var _ [upstreamHistogram - int(upstreamOutcomes)]struct{} // the outcomes fit
+var ( // the outcomes fit
+	_ [upstreamHistogram - int(upstreamOutcomes)]struct{}
+	_ [limitWords - int(limitOutcomes)]struct{}
+)
 
 func align[T int | int64](n, to T) T { return (n + to - 1) / to * to }
 
 func (l Layout) offsets() offsets {
 	var o offsets
 	o.names = pageSize
-	o.slabs = align(o.names+int64(l.Routes+l.Upstreams)*nameSize, pageSize)
+	o.slabs = align(o.names+int64(l.Routes+l.Upstreams+l.Limits)*nameSize, pageSize)
 	o.routes = align(slabFixed, lineWords)
 	o.upstreams = o.routes + l.Routes*routeWords
-	o.slabSize = align(int64(o.upstreams+l.Upstreams*upstreamWords)*8, pageSize)
+	o.limits = o.upstreams + l.Upstreams*upstreamWords
+	o.slabSize = align(int64(o.limits+l.Limits*limitWords)*8, pageSize)
 	o.rings = o.slabs + int64(l.Workers)*o.slabSize
 	o.ringSize = ringHeader + int64(l.AccessRing)
-	o.end = o.rings + int64(l.Workers)*o.ringSize
+	o.buckets = o.rings + int64(l.Workers)*o.ringSize
+	o.end = o.buckets + int64(l.Buckets)*bucketBytes
 	return o
 }
 
@@ -112,6 +126,12 @@ func (l Layout) Need() int64 {
 	if l.Upstreams == 0 {
 		l.Upstreams = leastFitted
 	}
+	if l.Limits == 0 {
+		l.Limits = leastFitted
+	}
+	if l.Buckets == 0 {
+		l.Buckets = minBuckets
+	}
 	return l.offsets().end
 }
 
@@ -126,18 +146,30 @@ func (l Layout) Complete() (Layout, error) {
 		l.AccessRing = DefaultAccessRing
 	}
 	l.AccessRing = floorPowerOfTwo(l.AccessRing)
-	fitRoutes, fitUpstreams := l.Routes == 0, l.Upstreams == 0
+	fitRoutes, fitUpstreams, fitLimits := l.Routes == 0, l.Upstreams == 0, l.Limits == 0
 	if fitRoutes {
 		l.Routes = DefaultRoutes
 	}
 	if fitUpstreams {
 		l.Upstreams = DefaultUpstreams
 	}
+	if fitLimits {
+		l.Limits = DefaultLimits
+	}
 	for fitRoutes && l.Routes > leastFitted && l.Need() > l.Size {
 		l.Routes /= 2
 	}
 	for fitUpstreams && l.Upstreams > leastFitted && l.Need() > l.Size {
 		l.Upstreams /= 2
+	}
+	for fitLimits && l.Limits > leastFitted && l.Need() > l.Size {
+		l.Limits /= 2
+	}
+	if l.Buckets == 0 {
+		l.Buckets = minBuckets
+		for l.Buckets < maxBuckets && l.offsets().end+int64(l.Buckets)*bucketBytes <= l.Size {
+			l.Buckets *= 2
+		}
 	}
 	if err := l.check(); err != nil {
 		return l, err
@@ -153,8 +185,10 @@ func (l Layout) check() error {
 	switch {
 	case l.Workers < 1 || l.Workers > MaxWorkers:
 		return fmt.Errorf("%d workers: 1 to %d are possible", l.Workers, MaxWorkers)
-	case l.Routes < 2 || l.Routes > maxSlots || l.Upstreams < 2 || l.Upstreams > maxSlots:
-		return fmt.Errorf("%d route and %d upstream slots: 2 to %d are possible", l.Routes, l.Upstreams, maxSlots)
+	case l.Routes < 2 || l.Routes > maxSlots || l.Upstreams < 2 || l.Upstreams > maxSlots || l.Limits < 2 || l.Limits > maxSlots:
+		return fmt.Errorf("%d route, %d upstream and %d limit slots: 2 to %d are possible", l.Routes, l.Upstreams, l.Limits, maxSlots)
+	case l.Buckets < minBuckets || l.Buckets > maxBuckets || l.Buckets != floorPowerOfTwo(l.Buckets):
+		return fmt.Errorf("%d buckets: a power of two from %d to %d is possible", l.Buckets, minBuckets, maxBuckets)
 	case l.AccessRing < minAccessRing || l.AccessRing > maxAccessRing || l.AccessRing != floorPowerOfTwo(l.AccessRing):
 		return fmt.Errorf("access ring of %d bytes: %d to %d are possible", l.AccessRing, minAccessRing, maxAccessRing)
 	}

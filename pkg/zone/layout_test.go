@@ -12,17 +12,18 @@ func TestLayoutComplete(t *testing.T) {
 		says string // of the error
 	}{
 		{"defaults", Layout{Workers: 2},
-			Layout{Size: DefaultSize, Workers: 2, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, AccessRing: DefaultAccessRing}, ""},
+			Layout{Size: DefaultSize, Workers: 2, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, Limits: DefaultLimits, AccessRing: DefaultAccessRing, Buckets: 1 << 22}, ""},
 		{"ring is cut to a power of two", Layout{Workers: 1, AccessRing: 100_000},
-			Layout{Size: DefaultSize, Workers: 1, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, AccessRing: 65536}, ""},
+			Layout{Size: DefaultSize, Workers: 1, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, Limits: DefaultLimits, AccessRing: 65536, Buckets: 1 << 22}, ""},
 		{"many workers get fewer slots", Layout{Workers: 100},
 			Layout{Size: DefaultSize, Workers: 100, Routes: 64, Upstreams: 64, AccessRing: DefaultAccessRing}, ""},
 		{"what is asked for stays", Layout{Workers: 1, Routes: 2, Upstreams: 2},
-			Layout{Size: DefaultSize, Workers: 1, Routes: 2, Upstreams: 2, AccessRing: DefaultAccessRing}, ""},
+			Layout{Size: DefaultSize, Workers: 1, Routes: 2, Upstreams: 2, Limits: DefaultLimits, AccessRing: DefaultAccessRing, Buckets: 1 << 22}, ""},
 		{"no workers", Layout{}, Layout{}, "0 workers: 1 to 256"},
 		{"too many workers", Layout{Workers: 257}, Layout{}, "257 workers"},
 		{"one slot", Layout{Workers: 1, Routes: 1}, Layout{}, "2 to 32768"},
 		{"too many slots", Layout{Workers: 1, Upstreams: maxSlots + 1}, Layout{}, "2 to 32768"},
+		{"buckets that are no power of two", Layout{Workers: 1, Buckets: 5000}, Layout{}, "power of two"},
 		{"ring too small", Layout{Workers: 1, AccessRing: 65535}, Layout{}, "access ring"},
 		{"ring negative", Layout{Workers: 1, AccessRing: -1}, Layout{}, "access ring"},
 		{"ring too large", Layout{Workers: 1, AccessRing: 2 << 30}, Layout{}, "access ring"},
@@ -69,7 +70,7 @@ func TestLayoutLeastSize(t *testing.T) {
 }
 
 func TestLayoutOffsets(t *testing.T) {
-	for _, l := range []Layout{small(), {Workers: 256, Routes: maxSlots, Upstreams: maxSlots, AccessRing: maxAccessRing}} {
+	for _, l := range []Layout{small(), {Workers: 256, Routes: maxSlots, Upstreams: maxSlots, Limits: maxSlots, AccessRing: maxAccessRing, Buckets: maxBuckets}} {
 		o := l.offsets()
 		end := int64(pageSize)
 		for _, s := range o.sections() {
@@ -84,10 +85,10 @@ func TestLayoutOffsets(t *testing.T) {
 		if o.slabSize%pageSize != 0 || o.ringSize%pageSize != 0 {
 			t.Errorf("slabs of %d and rings of %d bytes share pages", o.slabSize, o.ringSize)
 		}
-		if last := int64(o.upstreams+l.Upstreams*upstreamWords) * 8; last > o.slabSize {
-			t.Errorf("upstreams end at %d in a slab of %d bytes", last, o.slabSize)
+		if last := int64(o.limits+l.Limits*limitWords) * 8; last > o.slabSize {
+			t.Errorf("limits end at %d in a slab of %d bytes", last, o.slabSize)
 		}
-		for _, at := range []int{slabGauges, slabCounters, slabHandshake, o.routes, routeWords, o.upstreams, upstreamWords} {
+		for _, at := range []int{slabGauges, slabCounters, slabHandshake, o.routes, routeWords, o.upstreams, upstreamWords, o.limits, limitWords} {
 			if at%lineWords != 0 {
 				t.Errorf("word %d is within a cache line", at)
 			}
@@ -132,6 +133,9 @@ func TestWords(t *testing.T) {
 	}
 	for _, o := range UpstreamOutcomes() {
 		check("upstream", o.String())
+	}
+	for _, o := range LimitOutcomes() {
+		check("limit", o.String())
 	}
 	for g := range gaugeCount {
 		check("gauge", g.String())

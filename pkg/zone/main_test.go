@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Tests of what processes do to each other start the test binary again, in a role.
@@ -76,7 +78,7 @@ func mustSupervisor(tb testing.TB, path string) *exec.Cmd {
 
 // small is a layout that costs little to make.
 func small() Layout {
-	l := Layout{Workers: 2, Routes: 4, Upstreams: 3, AccessRing: minAccessRing}
+	l := Layout{Workers: 2, Routes: 4, Upstreams: 3, Limits: 3, AccessRing: minAccessRing, Buckets: minBuckets}
 	l.Size = l.Need()
 	return l
 }
@@ -158,3 +160,13 @@ func wantContains(tb testing.TB, err error, parts ...string) {
 }
 
 func text[T int | int64](n T) string { return strconv.FormatInt(int64(n), 10) }
+
+// dup is the descriptor that a worker would be handed.
+func dup(tb testing.TB, z *Zone) *os.File {
+	tb.Helper()
+	fd, err := unix.Dup(int(z.File().Fd()))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return os.NewFile(uintptr(fd), "zone")
+}

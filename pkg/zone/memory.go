@@ -35,6 +35,9 @@ func bytesOf(w words) []byte {
 func (w words) load(i int) uint64     { return atomic.LoadUint64(&w[i]) }
 func (w words) store(i int, v uint64) { atomic.StoreUint64(&w[i], v) }
 func (w words) add(i int, v uint64)   { atomic.AddUint64(&w[i], v) }
+func (w words) swap(i int, old, next uint64) bool {
+	return atomic.CompareAndSwapUint64(&w[i], old, next)
+}
 
 func mapMemory(f *os.File, size int64, protection int) ([]byte, error) {
 	mem, err := unix.Mmap(int(f.Fd()), 0, int(size), protection, unix.MAP_SHARED)

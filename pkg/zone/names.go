@@ -103,6 +103,11 @@ func (z *Zone) UpstreamSlot(name string) int {
 	return z.slotOf(z.layout.Routes, z.layout.Upstreams, name)
 }
 
+// LimitSlot finds or takes the slot of a request limit's name, as RouteSlot does.
+func (z *Zone) LimitSlot(name string) int {
+	return z.slotOf(z.layout.Routes+z.layout.Upstreams, z.layout.Limits, name)
+}
+
 // Routes lists the names by slot; "" is a free one.
 func (z *Zone) Routes() []string { return z.names(0, z.layout.Routes) }
 
@@ -115,6 +120,11 @@ func (z *Zone) RouteName(slot int) string { return z.nameIn(0, z.layout.Routes, 
 // UpstreamName is the name of a slot, as RouteName has it.
 func (z *Zone) UpstreamName(slot int) string {
 	return z.nameIn(z.layout.Routes, z.layout.Upstreams, slot)
+}
+
+// LimitName is the name of a slot, as RouteName has it.
+func (z *Zone) LimitName(slot int) string {
+	return z.nameIn(z.layout.Routes+z.layout.Upstreams, z.layout.Limits, slot)
 }
 
 func (z *Zone) nameIn(first, n, slot int) string {

@@ -11,8 +11,10 @@ type Slab struct {
 	mem           words
 	route         int // first word of the first route
 	upstream      int
+	limit         int
 	routeSlots    int
 	upstreamSlots int
+	limitSlots    int
 
 	// Access is the worker's ring of access records.
 	Access *Ring
@@ -20,8 +22,8 @@ type Slab struct {
 
 func newSlab(mem []byte, l Layout, o offsets, ring *Ring) *Slab {
 	return &Slab{
-		mem: wordsOf(mem), route: o.routes, upstream: o.upstreams,
-		routeSlots: l.Routes, upstreamSlots: l.Upstreams, Access: ring,
+		mem: wordsOf(mem), route: o.routes, upstream: o.upstreams, limit: o.limits,
+		routeSlots: l.Routes, upstreamSlots: l.Upstreams, limitSlots: l.Limits, Access: ring,
 	}
 }
 
@@ -83,6 +85,16 @@ func (s *Slab) Upstream(upstream int, outcome UpstreamOutcome, d time.Duration) 
 	u := s.upstreamWords(upstream)
 	u.add(upstreamCounts+int(outcome), 1)
 	observe(u[upstreamHistogram:], d)
+}
+
+// Limit counts what a request limit did with one request.
+func (s *Slab) Limit(limit int, outcome LimitOutcome) {
+	s.mem.add(s.limit+within(limit, s.limitSlots)*limitWords+int(outcome), 1)
+}
+
+// LoadLimit reads how many requests the limit did that with.
+func (s *Slab) LoadLimit(limit int, o LimitOutcome) uint64 {
+	return s.mem.load(s.limit + within(limit, s.limitSlots)*limitWords + int(o))
 }
 
 // Handshake counts one, and the time it took.

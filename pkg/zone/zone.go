@@ -22,6 +22,7 @@ type Zone struct {
 	off      offsets
 	header   words
 	slabs    []*Slab
+	buckets  *LimitBuckets
 	replaced int
 }
 
@@ -93,8 +94,12 @@ func mapFile(f *os.File, l Layout, protection int) (*Zone, error) {
 		slabAt := o.slabs + i*o.slabSize
 		z.slabs = append(z.slabs, newSlab(mem[slabAt:slabAt+o.slabSize], l, o, newRing(mem[ringAt:ringAt+o.ringSize])))
 	}
+	z.buckets = newLimitBuckets(mem[o.buckets:o.end], z.header.load(headSecret), z.header.load(headSecret+1))
 	return z, nil
 }
+
+// LimitBuckets are those of request limits.
+func (z *Zone) LimitBuckets() *LimitBuckets { return z.buckets }
 
 // File is the descriptor to hand to a worker; the zone keeps owning it. Nil for
 // all but the supervisor.
@@ -167,7 +172,7 @@ func (z *Zone) Close() error {
 		err = z.file.Close()
 	}
 	err = errors.Join(err, unix.Munmap(z.mem))
-	z.mem, z.header, z.slabs, z.file = nil, nil, nil, nil
+	z.mem, z.header, z.slabs, z.buckets, z.file = nil, nil, nil, nil, nil
 	if err != nil {
 		return fmt.Errorf("close zone: %w", err)
 	}

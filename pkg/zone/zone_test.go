@@ -65,15 +65,13 @@ func TestWorkerCountsOn(t *testing.T) {
 	z := mustCreate(t, path, small())
 	for want := uint64(1); want <= 3; want++ {
 		// A worker has no way to the file but the descriptor that it is handed.
-		fd, err := unix.Dup(int(z.File().Fd()))
+		f := dup(t, z)
+		fd := f.Fd()
+		w, err := OpenFile(f)
 		if err != nil {
 			t.Fatal(err)
 		}
-		w, err := OpenFile(os.NewFile(uintptr(fd), "zone"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
+		if _, err := unix.FcntlInt(fd, unix.F_GETFD, 0); !errors.Is(err, unix.EBADF) {
 			t.Errorf("the worker kept descriptor %d: %v", fd, err)
 		}
 		w.Worker(0).Add(ConnectionsAccepted, 1)
@@ -464,8 +462,9 @@ func TestOpenPassesOverUnknownSections(t *testing.T) {
 	l := small()
 	l.Size += pageSize
 	mustCreate(t, path, l).Worker(0).Add(BytesSent, 9)
-	mustPatch(t, path, headSections, 4)
-	at := headTable + 3*sectionWords
+	known := len(l.offsets().sections())
+	mustPatch(t, path, headSections, uint64(known+1))
+	at := headTable + known*sectionWords
 	mustPatch(t, path, at, 77)
 	mustPatch(t, path, at+1, uint64(l.Need()))
 	mustPatch(t, path, at+2, pageSize)
