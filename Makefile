@@ -25,6 +25,8 @@ LINT := $(GO) tool -modfile=tools.mod golangci-lint
 CLANG_FORMAT := clang-format-14
 C_FILES := $(wildcard bpf/*.c bpf/*.h bpf/test/*.c bpf/test/*.h)
 GENERATE := BPF2GO_CFLAGS="-I/usr/include/$$(uname -m)-linux-gnu" $(GO) generate gen.go
+# Neither the binary nor its tests use cgo, whatever compiler is at hand.
+export CGO_ENABLED := 0
 # Root's tools are not on every user's PATH.
 export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin:$(CURDIR)/bin
 
