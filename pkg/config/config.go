@@ -14,31 +14,32 @@ import (
 
 // Config is the whole configuration, defaults filled in.
 type Config struct {
-	Path         string // the file it was read from
-	Instance     string // filled by the caller
-	Interfaces   []Interface
-	Allow        []netip.Prefix // packets from these meet no deny rule and no verdict
-	Deny         []netip.Prefix // packets from these are dropped in the kernel plane
-	PortGuard    PortGuard
-	Admin        []Pinhole
-	PacketLimits []PacketLimit
-	Budgets      Budgets
-	Verdicts     Verdicts
-	Spread       bool // flows over CPUs, where there are more of these than queues
-	Listeners    []Listener
-	Client       ClientAddress
-	Telemetry    Telemetry
-	Workers      int    // 0: one for each allowed core
-	Pin          bool   // each worker to a core
-	WorkerUser   string // the user that workers run as
-	Connections  int    // per worker
-	Timeouts     Timeouts
-	Limits       RequestSizes
-	Routes       []Route
-	Upstreams    []Upstream
-	Log          Log
-	State        string // directory for the made certificate
-	Buffers      Buffers
+	Path          string // the file it was read from
+	Instance      string // filled by the caller
+	Interfaces    []Interface
+	Allow         []netip.Prefix // packets from these meet no deny rule and no verdict
+	Deny          []netip.Prefix // packets from these are dropped in the kernel plane
+	PortGuard     PortGuard
+	Admin         []Pinhole
+	PacketLimits  []PacketLimit
+	RequestLimits []RequestLimit
+	Budgets       Budgets
+	Verdicts      Verdicts
+	Spread        bool // flows over CPUs, where there are more of these than queues
+	Listeners     []Listener
+	Client        ClientAddress
+	Telemetry     Telemetry
+	Workers       int    // 0: one for each allowed core
+	Pin           bool   // each worker to a core
+	WorkerUser    string // the user that workers run as
+	Connections   int    // per worker
+	Timeouts      Timeouts
+	Limits        RequestSizes
+	Routes        []Route
+	Upstreams     []Upstream
+	Log           Log
+	State         string // directory for the made certificate
+	Buffers       Buffers
 }
 
 // Interface is a network interface of the kernel plane.

@@ -321,6 +321,10 @@ func (s *supervisor) message(c *config.Config, p *policy.Policy) (*message, erro
 		u := &p.Snapshot.Upstreams[i]
 		u.Slot = s.zone.UpstreamSlot(u.Name)
 	}
+	for i := range p.Snapshot.RequestLimits {
+		l := &p.Snapshot.RequestLimits[i]
+		l.Slot = s.zone.LimitSlot(l.Name)
+	}
 	m := &message{Kind: kindApply, Snapshot: &p.Snapshot}
 	for i := range c.Listeners {
 		certs, err := certificates(&c.Listeners[i], c.State, s.log)

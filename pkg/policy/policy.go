@@ -24,14 +24,16 @@ type Policy struct {
 
 // Snapshot is the L7 plane of one generation, as it is sent to the workers.
 type Snapshot struct {
-	Generation  uint64              `json:"generation"`
-	Routes      []Route             `json:"routes"`
-	Upstreams   []Upstream          `json:"upstreams"`
-	Timeouts    config.Timeouts     `json:"timeouts"`
-	Sizes       config.RequestSizes `json:"sizes"`
-	Connections int                 `json:"connections"` // per worker
-	MinTLS      string              `json:"min_tls"`     // "1.2" or "1.3"
-	Client      ClientAddress       `json:"client"`
+	Generation uint64     `json:"generation"`
+	Routes     []Route    `json:"routes"`
+	Upstreams  []Upstream `json:"upstreams"`
+	// RequestLimits are asked in this order.
+	RequestLimits []RequestLimit      `json:"request_limits,omitempty"`
+	Timeouts      config.Timeouts     `json:"timeouts"`
+	Sizes         config.RequestSizes `json:"sizes"`
+	Connections   int                 `json:"connections"` // per worker
+	MinTLS        string              `json:"min_tls"`     // "1.2" or "1.3"
+	Client        ClientAddress       `json:"client"`
 }
 
 // ClientAddress says whose word about a client is believed.
@@ -163,6 +165,9 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 			return nil, fmt.Errorf("compile route %s: %w", c.Routes[i].Name, err)
 		}
 		p.Snapshot.Routes = append(p.Snapshot.Routes, r)
+	}
+	if p.Snapshot.RequestLimits, err = compileRequestLimits(c); err != nil {
+		return nil, fmt.Errorf("compile %w", err)
 	}
 	return p, nil
 }

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -98,7 +99,9 @@ func TestExchangeDoesNotAllocate(t *testing.T) {
 	}
 	// A collection empties the pools, which is not what is asked here.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	g := newGateway(t, []string{plainUpstream(t)}, nil)
+	g := newGateway(t, []string{plainUpstream(t)}, func(s *policy.Snapshot) {
+		s.RequestLimits = []policy.RequestLimit{hourly("wide", 1<<30, byAddress, byRoute)}
+	})
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

@@ -224,8 +224,8 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 		room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
 		head:    http1.Request{Fields: ex.head.Fields[:0]},
 		reply:   http1.Response{Fields: ex.reply.Fields[:0]},
-		routing: ex.routing.cleared(),
-		pump:    pump{done: ex.pump.done, chunk: ex.pump.chunk},
+		routing: ex.routing.cleared(), limiting: ex.limiting.cleared(),
+		pump: pump{done: ex.pump.done, chunk: ex.pump.chunk},
 	}
 	return ex
 }

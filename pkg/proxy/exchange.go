@@ -47,6 +47,7 @@ type Exchange struct {
 	// How it went.
 	route       *route
 	routing     routing
+	limiting    limiting
 	reply       http1.Response
 	status      int
 	outcome     zone.RequestOutcome

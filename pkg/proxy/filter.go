@@ -25,6 +25,7 @@ func filterList() []filter {
 		{"client address", clientAddress},
 		{"one reading", refuseAmbiguous},
 		{"route", chooseRoute},
+		{"request limit", limitRequests},
 		{"rewrite", rewriteTarget},
 		{"body size", limitBody},
 	}

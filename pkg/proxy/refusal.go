@@ -17,6 +17,7 @@ type refusal struct {
 	outcome    zone.RequestOutcome
 	text       string
 	retryAfter bool
+	fields     []http1.Field // further ones
 }
 
 // refuse answers in place of an upstream.
@@ -32,6 +33,7 @@ func (ex *Exchange) refuse(r *refusal) {
 	if r.retryAfter {
 		fields = append(fields, http1.Field{Name: []byte("Retry-After"), Value: []byte("1")})
 	}
+	fields = append(fields, r.fields...)
 	reply := &http1.Response{
 		Status: r.status, Reason: []byte(http.StatusText(r.status)), Fields: fields, Body: http1.Body{Length: int64(len(body))},
 	}

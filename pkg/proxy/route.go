@@ -19,6 +19,8 @@ type snapshot struct {
 	routes    table
 	upstreams []*upstream
 	tls       *tls.Config
+
+	requestLimits []*requestLimit
 }
 
 // compile builds the route table. An upstream that did not change keeps its
@@ -40,8 +42,15 @@ func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
 		}
 		s.upstreams = append(s.upstreams, u)
 	}
+	for i := range p.RequestLimits {
+		l, err := newRequestLimit(&p.RequestLimits[i])
+		if err != nil {
+			return nil, fmt.Errorf("apply request limit %s: %w", p.RequestLimits[i].Name, err)
+		}
+		s.requestLimits = append(s.requestLimits, l)
+	}
 	for i := range p.Routes {
-		r, err := s.newRoute(&p.Routes[i])
+		r, err := s.newRoute(&p.Routes[i], s.limitsOf(i))
 		if err == nil {
 			err = s.routes.add(&p.Routes[i], r)
 		}

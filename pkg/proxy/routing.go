@@ -17,6 +17,7 @@ import (
 
 // route is a compiled policy.Route. It does not change.
 type route struct {
+	name    string
 	slot    int
 	methods []string // none: any
 	headers []headerCondition
@@ -30,6 +31,7 @@ type route struct {
 	request, reply *edits
 	cors           *cors
 	mirror         *mirror // nil: no copies
+	limits         []*requestLimit
 
 	headerTime time.Duration // 0: the upstream's
 	bodyTime   time.Duration // 0: the general one
@@ -38,9 +40,9 @@ type route struct {
 }
 
 // newRoute compiles one. Upstreams are those of the snapshot.
-func (s *snapshot) newRoute(p *policy.Route) (*route, error) {
+func (s *snapshot) newRoute(p *policy.Route, limits []*requestLimit) (*route, error) {
 	r := &route{
-		slot: p.Slot, methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
+		name: p.Name, slot: p.Slot, limits: limits, methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
 		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1, webSocket: p.WebSocket,
 	}
 	for _, h := range p.Headers {

@@ -237,10 +237,11 @@ func (r *route) admits(a *asked) bool {
 }
 
 func (r *route) hasMethod(method []byte) bool {
-	if len(r.methods) == 0 {
-		return true
-	}
-	for _, m := range r.methods {
+	return len(r.methods) == 0 || hasMethod(r.methods, method)
+}
+
+func hasMethod(list []string, method []byte) bool {
+	for _, m := range list {
 		if string(method) == m {
 			return true
 		}

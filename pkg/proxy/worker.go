@@ -40,6 +40,7 @@ import (
 // Options are what a worker is, for its whole life.
 type Options struct {
 	Slab         *zone.Slab
+	Limits       *zone.LimitBuckets
 	Worker, Core int // Core -1: not pinned
 	Log          *slog.Logger
 	// TicketKeys encrypt session tickets, the first one new ones. All workers have the same.
@@ -51,11 +52,14 @@ type Options struct {
 // Worker serves connections by the snapshot that was applied last.
 type Worker struct {
 	slab         *zone.Slab
+	limits       *zone.LimitBuckets
 	id, core     int
 	log          *slog.Logger
 	ticketKeys   [][32]byte
 	current      atomic.Pointer[snapshot]
 	base         time.Time
+	boot         int64        // base by CLOCK_MONOTONIC
+	delayed      atomic.Int64 // exchanges that wait for their turn under a limit
 	clock        atomic.Int64 // ns since base, renewed by the sweeper
 	filters      []filter
 	idPrefix     uint64 // random; half of each request id
@@ -77,6 +81,7 @@ type Worker struct {
 	mirrored  map[*nobody]*upConn // what copies of requests have in use
 	listeners map[net.Listener]struct{}
 	draining  atomic.Bool
+	leaving   chan struct{} // closed when draining begins
 	stop      chan struct{}
 	serving   sync.WaitGroup // one for each open client connection
 }
@@ -84,12 +89,14 @@ type Worker struct {
 // New makes a worker, which refuses connections until Apply.
 func New(o Options) *Worker {
 	w := &Worker{
-		slab: o.Slab, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
+		slab: o.Slab, limits: o.Limits, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, mirrored: map[*nobody]*upConn{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize},
-		rateWindow: cmp.Or(o.window, rateWindow), base: time.Now(), stop: make(chan struct{}),
+		rateWindow: cmp.Or(o.window, rateWindow), base: time.Now(),
+		leaving: make(chan struct{}), stop: make(chan struct{}),
 	}
+	w.boot = monotonicBoot(w.base)
 	w.exchanges.New = func() any { return new(Exchange) }
 	w.lastFullSaid.Store(-int64(time.Second))
 	go w.sweep()
@@ -191,6 +198,7 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 	if w.draining.Swap(true) {
 		return errors.New("shut down worker: already under way")
 	}
+	close(w.leaving)
 	w.mu.Lock()
 	for l := range w.listeners {
 		l.Close()

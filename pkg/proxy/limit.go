@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/proxy/http1"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// mostDelayed bounds the exchanges of a worker that wait for their turn under a limit:
+// beyond, what would have to wait is refused.
+const mostDelayed = 1024
+
+// requestLimit is a compiled policy.RequestLimit. It does not change.
+type requestLimit struct {
+	policy  *policy.RequestLimit
+	rate    zone.Rate // with all of the burst
+	atOnce  zone.Rate // with the part of it that does not wait
+	headers [][]byte  // by part of the key; nil where that is no header
+	text    string    // of a refusal
+	quota   []byte    // RateLimit-Policy
+	names   []byte    // RateLimit, up to the seconds
+}
+
+func newRequestLimit(p *policy.RequestLimit) (*requestLimit, error) {
+	if p.Requests == 0 || p.Burst == 0 || p.Delay == 0 || p.Delay > p.Burst || p.Period <= 0 || len(p.Key) == 0 {
+		return nil, fmt.Errorf("request limit %s: %+v", p.Name, *p)
+	}
+	l := &requestLimit{
+		policy: p, rate: zone.NewRate(p.Requests, p.Period, p.Burst), atOnce: zone.NewRate(p.Requests, p.Period, p.Delay),
+		text:  "over the limit " + p.Name,
+		quota: fmt.Appendf(nil, "%q;q=%d;w=%d", p.Name, p.Requests, int(p.Period/time.Second)),
+		names: fmt.Appendf(nil, "%q;r=0;t=", p.Name),
+	}
+	for _, k := range p.Key {
+		var header []byte
+		switch k.Kind {
+		case "address", "route", "host":
+		case "header":
+			header = []byte(k.Header)
+		default:
+			return nil, fmt.Errorf("request limit %s: key %q", p.Name, k.Kind)
+		}
+		l.headers = append(l.headers, header)
+	}
+	return l, nil
+}
+
+// limitsOf are those for the route at the index, in the order of the configuration.
+func (s *snapshot) limitsOf(route int) (out []*requestLimit) {
+	for _, l := range s.requestLimits {
+		if len(l.policy.Routes) == 0 || slices.Contains(l.policy.Routes, route) {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
+// limiting is what an exchange keeps for the sake of limits.
+type limiting struct {
+	key     []byte
+	text    []byte
+	fields  []http1.Field
+	refusal refusal
+	charges []charge
+}
+
+// charge is what a limit took for the exchange, to be returned if another refuses it.
+type charge struct {
+	limit *requestLimit
+	key   uint64
+}
+
+// cleared keeps the room alone.
+func (l *limiting) cleared() limiting {
+	return limiting{key: l.key[:0], text: l.text[:0], fields: l.fields[:0], charges: l.charges[:0]}
+}
+
+// limitRequests holds the exchange to the limits of its route. One that refuses it ends it,
+// and those before take back their charge: a request that is refused is charged nowhere.
+func limitRequests(ex *Exchange) *refusal {
+	if len(ex.route.limits) == 0 {
+		return nil
+	}
+	w := ex.worker
+	now := w.boot + ex.start
+	var wait time.Duration
+	for _, l := range ex.route.limits {
+		if !l.isFor(ex) {
+			continue
+		}
+		key := w.limits.Key(l.policy.ID, ex.limiting.key)
+		rate := l.rate
+		if w.delayed.Load() >= mostDelayed {
+			rate = l.atOnce
+		}
+		t := w.limits.Take(key, now, rate)
+		if t.Evicted {
+			w.slab.Add(zone.LimitBucketsEvicted, 1)
+		}
+		switch {
+		case t.OK:
+			ex.limiting.charges = append(ex.limiting.charges, charge{l, key})
+			if !l.policy.DryRun {
+				wait = max(wait, t.Excess-time.Duration(l.atOnce.Tolerance))
+			}
+		case l.policy.DryRun:
+			w.slab.Limit(l.policy.Slot, zone.LimitWouldReject)
+		default:
+			w.slab.Limit(l.policy.Slot, zone.LimitRejected)
+			for _, c := range ex.limiting.charges {
+				w.limits.Return(c.key, now, c.limit.rate)
+			}
+			return ex.overLimit(l, t.Wait)
+		}
+	}
+	outcome := zone.LimitPassed
+	if wait > 0 {
+		outcome = zone.LimitDelayed
+	}
+	for _, c := range ex.limiting.charges {
+		w.slab.Limit(c.limit.policy.Slot, outcome)
+	}
+	if wait > 0 {
+		ex.delay(wait)
+	}
+	return nil
+}
+
+// delay lets the exchange wait for its turn, unless the worker is told to stop.
+func (ex *Exchange) delay(wait time.Duration) {
+	w := ex.worker
+	w.delayed.Add(1)
+	defer w.delayed.Add(-1)
+	turn := time.NewTimer(wait)
+	defer turn.Stop()
+	select {
+	case <-turn.C:
+	case <-w.leaving:
+	}
+}
+
+// isFor tells whether the limit is for this exchange, and leaves its key in limiting.key.
+func (l *requestLimit) isFor(ex *Exchange) bool {
+	if len(l.policy.Methods) > 0 && !hasMethod(l.policy.Methods, ex.method) {
+		return false
+	}
+	b := ex.limiting.key[:0]
+	for i, k := range l.policy.Key {
+		at := len(b)
+		b = append(b, 0, 0) // its length, so that no two lists of parts are alike
+		switch k.Kind {
+		case "address":
+			b = appendClient(b, ex)
+		case "route":
+			b = append(b, ex.route.name...)
+		case "host":
+			b = append(b, ex.routing.host...)
+		default:
+			for j := range ex.fields {
+				if f := &ex.fields[j]; len(f.Name) == len(l.headers[i]) && bytes.EqualFold(f.Name, l.headers[i]) {
+					b = append(b, f.Value...)
+					break
+				}
+			}
+		}
+		n := len(b) - at - 2
+		if n == 0 {
+			ex.limiting.key = b
+			return false
+		}
+		binary.BigEndian.PutUint16(b[at:], uint16(n))
+	}
+	ex.limiting.key = b
+	return true
+}
+
+// appendClient appends whom an address stands for: itself, or of IPv6 the /64.
+func appendClient(b []byte, ex *Exchange) []byte {
+	a := ex.peer.Addr()
+	if a.Is4() {
+		four := a.As4()
+		return append(b, four[:]...)
+	}
+	sixteen := a.As16()
+	return append(b, sixteen[:8]...)
+}
+
+// overLimit is the refusal: RFC 9110, 10.2.3 for Retry-After, in whole seconds from 1; RateLimit
+// and RateLimit-Policy as draft-ietf-httpapi-ratelimit-headers has them.
+func (ex *Exchange) overLimit(l *requestLimit, wait time.Duration) *refusal {
+	m := &ex.limiting
+	seconds := max(1, int64((wait+time.Second-1)/time.Second))
+	m.text = strconv.AppendInt(m.text[:0], seconds, 10)
+	digits := len(m.text)
+	m.text = append(append(m.text, l.names...), m.text[:digits]...)
+	m.fields = append(m.fields[:0],
+		http1.Field{Name: nameRetryAfter, Value: m.text[:digits]},
+		http1.Field{Name: nameRateLimit, Value: m.text[digits:]},
+		http1.Field{Name: nameRateLimitPolicy, Value: l.quota})
+	m.refusal = refusal{status: l.policy.Status, outcome: zone.RequestLimited, text: l.text, fields: m.fields}
+	return &m.refusal
+}
+
+var (
+	nameRetryAfter      = []byte("Retry-After")
+	nameRateLimit       = []byte("RateLimit")
+	nameRateLimitPolicy = []byte("RateLimit-Policy")
+)
+
+// monotonicBoot is CLOCK_MONOTONIC at base, in ns: buckets are kept by that clock, which
+// all workers and those that come after them share.
+func monotonicBoot(base time.Time) int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
+	return ts.Nano() - int64(time.Since(base))
+}
