@@ -56,6 +56,7 @@ func RunWorker(slot int, log *slog.Logger) error {
 	w := proxy.New(proxy.Options{
 		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys,
 	})
+	go tendMemory()
 	return serve(w, c, z.Worker(slot), log)
 }
 

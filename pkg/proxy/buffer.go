@@ -6,7 +6,7 @@ import "sync"
 
 // Sizes of the buffers that exchanges borrow. An idle connection holds none.
 const (
-	inputSize  = 16 << 10           // of a client: request heads and what comes with them
+	inputSize  = 4 << 10            // of a client: request heads and what comes with them; it grows for longer ones
 	bufferSize = 32 << 10           // of an upstream: two full TLS records
 	outputSize = bufferSize + 4<<10 // to a client: a whole buffer of an upstream, and a head
 	keepSize   = 2 * outputSize     // one that grew beyond is not kept

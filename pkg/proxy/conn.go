@@ -66,18 +66,34 @@ func (w *Worker) newConn(nc net.Conn) *conn {
 	return c
 }
 
-// serve is the whole life of a connection.
-func (c *conn) serve() {
-	defer c.close()
+// start does the handshake, on a goroutine that is used again for others: it needs a deep
+// stack, which the connection's own would keep for as long as it lives.
+func (c *conn) start() {
+	serves := false
 	defer func() {
 		if v := recover(); v != nil {
 			c.worker.recovered(v)
+		}
+		if !serves {
+			c.close()
 		}
 	}()
 	snap := c.worker.current.Load()
 	if !c.handshake(snap) {
 		return
 	}
+	serves = true
+	go c.serve(snap)
+}
+
+// serve is the life of a connection after its handshake.
+func (c *conn) serve(snap *snapshot) {
+	defer c.close()
+	defer func() {
+		if v := recover(); v != nil {
+			c.worker.recovered(v)
+		}
+	}()
 	if c.isHTTP2 {
 		c.serveHTTP2(snap)
 		return
@@ -97,6 +113,7 @@ func (c *conn) close() {
 	w.open.Add(-1)
 	w.slab.Move(zone.GaugeConnections, -1)
 	w.slab.Add(zone.ConnectionsClosed, 1)
+	w.serving.Done()
 }
 
 // handshake does TLS and counts how it ended.

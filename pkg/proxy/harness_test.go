@@ -7,10 +7,12 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -325,5 +327,12 @@ func (g *gateway) outcomes() (n uint64) {
 }
 
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(crowdVariable); spec != "" {
+		if err := crowdMain(spec); err != nil {
+			fmt.Fprintln(os.Stderr, "crowd:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	goleak.VerifyTestMain(m)
 }

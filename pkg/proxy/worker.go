@@ -188,7 +188,8 @@ func (w *Worker) accept(nc net.Conn) {
 	w.slab.Add(zone.ConnectionsAccepted, 1)
 	w.slab.Move(zone.GaugeConnections, 1)
 	c := w.newConn(nc)
-	w.serving.Go(c.serve)
+	w.serving.Add(1)
+	w.http2.Run(c.start)
 }
 
 // Shutdown stops accepting, lets exchanges under way finish (HTTP/1.1 replies say

@@ -88,11 +88,13 @@ func NewConn(c net.Conn, cfg Config, h Handler) *Conn {
 	if conn.run == nil {
 		conn.run = pool.Run
 	}
-	conn.wire.init(c, pool, cfg.OutputBytes, 2*cfg.MaxHeaderBytes, conn.onField)
+	conn.wire.init(c, pool, cfg.OutputBytes, 2*cfg.MaxHeaderBytes, conn.onField, conn.writeFailed)
 	conn.idle.L = &conn.mu
 	conn.idleAt, conn.partial = conn.began, conn.began
 	conn.misuse = budget{left: misuseBudget, filled: conn.base}
-	conn.writeSettings()
+	conn.mu.Lock()
+	conn.writeSettings() // the flusher begins at once
+	conn.mu.Unlock()
 	return conn
 }
 
@@ -103,7 +105,6 @@ func (c *Conn) LastActive() int64 { return c.lastActive.Load() }
 // ended as it should (the client closed it with no stream open, it was idle, Shutdown), and otherwise the cause: a
 // *Misuse, a *ConnError, ErrClosed, or an error of the net.Conn. The net.Conn is closed by then.
 func (c *Conn) Serve() error {
-	go c.flushLoop(c.writeFailed)
 	c.mu.Lock()
 	c.timer = time.AfterFunc(c.period(), c.tick)
 	c.mu.Unlock()
@@ -111,7 +112,7 @@ func (c *Conn) Serve() error {
 	err := c.readLoop()
 	c.end(err)
 	c.runHooks()
-	<-c.flushed
+	c.awaitFlush()
 	c.linger(err)
 	c.nc.Close()
 
@@ -189,7 +190,6 @@ func (c *Conn) endLocked(err error) {
 		c.abort(s, ErrGone)
 	}
 	clear(c.streams)
-	c.flush.Signal()
 	// The reader may wait for the client: wake it. What is left to write must not keep us long, other than the end of
 	// the last response of a connection that ends well.
 	now := time.Now()

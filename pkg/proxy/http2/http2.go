@@ -4,8 +4,8 @@
 // connections, for as little CPU as can be.
 //
 // What makes it cheap is batching. One goroutine reads the connection and hands requests to parked goroutines; these
-// append their frames to one output buffer under the connection's lock; one flusher goroutine lets the run queue drain
-// into that buffer and then writes it with a single call. Nothing is allocated per request in the steady state, other
+// append their frames to one output buffer under the connection's lock; one flusher, borrowed for that, lets the run
+// queue drain into that buffer and then writes it with a single call. Nothing is allocated per request in the steady state, other
 // than strings of header fields that the client chose not to index.
 //
 // What makes it safe is that it refuses. A request that is malformed by RFC 9113, section 8, never reaches the

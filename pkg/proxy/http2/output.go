@@ -20,14 +20,14 @@ func (w *wire) waiting() int {
 	return len(w.out.b)
 }
 
-// appendHeader starts a frame in the output, wakes the flusher and returns where the frame begins.
+// appendHeader starts a frame in the output, starts the flusher and returns where the frame begins.
 func (w *wire) appendHeader(t h2.FrameType, flags h2.Flags, id uint32, length int) int {
 	if w.out == nil {
 		w.out = w.pool.output()
 	}
-	if w.flusherIdle {
-		w.flusherIdle = false
-		w.flush.Signal()
+	if !w.flushing {
+		w.flushing = true
+		w.pool.Run(w.flush)
 	}
 	at := len(w.out.b)
 	var header [frameHeader]byte
@@ -115,9 +115,9 @@ func putHeader(b []byte, t h2.FrameType, flags h2.Flags, id uint32, length int) 
 	binary.BigEndian.PutUint32(b[5:], id)
 }
 
-// flushLoop writes the output until the connection has ended and nothing is left. failed is told of a write that was.
-func (w *wire) flushLoop(failed func(error)) {
-	defer close(w.flushed)
+// flushLoop writes the output until nothing is left. It runs on a goroutine of the pool, so that a connection which has
+// nothing to say has none for it.
+func (w *wire) flushLoop() {
 	for {
 		o := w.takeOutput()
 		if o == nil {
@@ -126,23 +126,19 @@ func (w *wire) flushLoop(failed func(error)) {
 		err := w.writeOut(o.b)
 		w.pool.putOutput(o)
 		if err != nil {
-			failed(fmt.Errorf("write connection: %w", err))
-			return
+			w.failed(fmt.Errorf("write connection: %w", err))
 		}
 	}
 }
 
-// takeOutput waits for output and takes it as a whole; nil at the end of the connection.
+// takeOutput takes the output as a whole; nil when there is none, with which the flusher's work is done.
 func (w *wire) takeOutput() *output {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for w.out == nil {
-		if w.ending {
-			return nil
-		}
-		w.flusherIdle = true
-		w.flush.Wait()
-		w.flusherIdle = false
+	if w.out == nil {
+		w.flushing = false
+		w.flushed.Broadcast()
+		return nil
 	}
 	// This is where batching comes from: whoever can run now adds to the output first, so that one write, and one TLS
 	// record, carries what many exchanges have to say.
@@ -171,4 +167,13 @@ func (w *wire) writeOut(b []byte) error {
 		b = b[n:]
 	}
 	return nil
+}
+
+// awaitFlush waits until nothing is being written or waits to be.
+func (w *wire) awaitFlush() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for w.flushing {
+		w.flushed.Wait()
+	}
 }

@@ -30,31 +30,32 @@ type wire struct {
 	mu sync.Mutex // guards all that follows, and the streams' fields that say so
 
 	// Output. Frames are appended to out; the flusher takes it as a whole.
-	out         *output // nil when nothing waits
-	flusherIdle bool
-	flush       sync.Cond // the flusher waits here
-	flushed     chan struct{}
-	blocked     []*sync.Cond // writers that wait for room in out or for sendWindow
-	encoder     encoder
-	sendWindow  int64
-	peerWindow  int64 // the peer's SETTINGS_INITIAL_WINDOW_SIZE
+	out        *output      // nil when nothing waits
+	flushing   bool         // a goroutine is the flusher; so it is while out is not nil
+	flush      func()       // flushLoop, bound once
+	flushed    sync.Cond    // signalled when flushing becomes false
+	failed     func(error)  // is told, without the lock, of a write that failed
+	blocked    []*sync.Cond // writers that wait for room in out or for sendWindow
+	encoder    encoder
+	sendWindow int64
+	peerWindow int64 // the peer's SETTINGS_INITIAL_WINDOW_SIZE
 
 	ending bool  // no frame is read or written by handlers any more
 	err    error // why; nil for a clean end
 }
 
-// init makes the wire ready; onField is told of each field that is decoded, of strings up to maxString bytes.
-func (w *wire) init(nc net.Conn, pool *Pool, outputBytes, maxString int, onField func(hpack.HeaderField)) {
+// init makes the wire ready; onField is told of each field that is decoded, of strings up to maxString bytes, and failed
+// of a write that failed, by the flusher, which ends then.
+func (w *wire) init(nc net.Conn, pool *Pool, outputBytes, maxString int, onField func(hpack.HeaderField), failed func(error)) {
 	w.nc, w.pool, w.outputBytes = nc, pool, outputBytes
 	w.sendWindow, w.peerWindow = defaultWindow, defaultWindow
-	w.flushed = make(chan struct{})
 	w.in.w = w
 	w.framer = h2.NewFramer(nil, &w.in)
 	w.framer.SetMaxReadFrameSize(maxFrame)
 	w.decoder = hpack.NewDecoder(tableBytes, onField)
 	w.decoder.SetMaxStringLength(maxString)
 	w.encoder.init()
-	w.flush.L = &w.mu
+	w.flush, w.flushed.L, w.failed = w.flushLoop, &w.mu, failed
 	w.base = time.Now()
 	w.began = w.base.UnixNano()
 	w.lastActive.Store(w.began)

@@ -1,0 +1,173 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"runtime"
+	"strconv"
+	"strings"
+	"testing"
+
+	h2 "golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/xgw-project/xgw/pkg/policy"
+)
+
+// crowdVariable makes the test binary a crowd of clients: "address count state".
+const crowdVariable = "XGW_TEST_CROWD"
+
+// The states in which a crowd leaves its connections.
+const (
+	crowdIdle1   = "idle-http1" // one exchange, then silence
+	crowdIdle2   = "idle-http2"
+	crowdFresh   = "fresh" // handshake, then silence
+	crowdHead    = "half-a-head"
+	crowdHeaders = "half-a-block" // of HTTP/2
+)
+
+// crowdMain opens the connections, says so, and holds them until its input ends. It is a process
+// of its own, so that the memory of its ends is not counted.
+func crowdMain(spec string) error {
+	f := strings.Fields(spec)
+	n, err := strconv.Atoi(f[1])
+	if err != nil {
+		return err
+	}
+	conns := make([]*tls.Conn, 0, n)
+	for i := range n {
+		c, err := crowdDial(f[0], f[2])
+		if err != nil {
+			return fmt.Errorf("connection %d: %w", i, err)
+		}
+		conns = append(conns, c)
+	}
+	fmt.Println("ready")
+	_, err = io.Copy(io.Discard, os.Stdin)
+	for _, c := range conns {
+		c.NetConn().Close()
+	}
+	return err
+}
+
+func crowdDial(address, state string) (*tls.Conn, error) {
+	protocol := "http/1.1"
+	if state == crowdIdle2 || state == crowdHeaders {
+		protocol = "h2"
+	}
+	c, err := tls.Dial("tcp", address, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{protocol}})
+	if err != nil {
+		return nil, fmt.Errorf("handshake: %w", err)
+	}
+	const cookie = 700 // of a usual request
+	switch state {
+	case crowdIdle1:
+		fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: localhost\r\nCookie: a=%s\r\n\r\n", strings.Repeat("x", cookie))
+		r, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			return nil, err
+		}
+		_, err = io.Copy(io.Discard, r.Body)
+		return c, err
+	case crowdHead:
+		_, err = fmt.Fprintf(c, "GET / HTTP/1.1\r\nHost: localhost\r\nCookie: a=%s", strings.Repeat("x", cookie))
+	case crowdIdle2, crowdHeaders:
+		err = crowdStream(c, state == crowdIdle2, cookie)
+	}
+	return c, err
+}
+
+// crowdStream sends a request of HTTP/2; whole and awaited, or the first half of its fields.
+func crowdStream(c *tls.Conn, whole bool, cookie int) error {
+	var block, out bytes.Buffer
+	enc := hpack.NewEncoder(&block)
+	for _, f := range [][2]string{{":method", "GET"}, {":scheme", "https"}, {":authority", "localhost"}, {":path", "/"}, {"cookie", strings.Repeat("x", cookie)}} {
+		_ = enc.WriteField(hpack.HeaderField{Name: f[0], Value: f[1]})
+	}
+	out.WriteString(h2.ClientPreface)
+	fr := h2.NewFramer(&out, c)
+	_ = fr.WriteSettings()
+	_ = fr.WriteSettingsAck()
+	_ = fr.WriteHeaders(h2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: whole})
+	if _, err := c.Write(out.Bytes()); err != nil || !whole {
+		return err
+	}
+	for {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			return err
+		}
+		if d, ok := f.(*h2.DataFrame); ok && d.StreamEnded() {
+			return nil
+		}
+	}
+}
+
+// crowd starts n clients and waits until all have come to their state.
+func (g *gateway) crowd(n int, state string) (leave func()) {
+	g.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s", crowdVariable, g.address, n, state))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		g.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		g.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		g.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		g.Fatalf("crowd: %q, %v, log: %s", line, err, g.log)
+	}
+	return func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			g.Errorf("crowd: %v", err)
+		}
+	}
+}
+
+// inUse is the bytes of heap and stacks.
+func inUse() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.GC() // what pools gave up
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc + m.StackInuse)
+}
+
+// What a connection costs while it waits, idle or slow with its head: heap and stacks, without
+// what the collector lets come together.
+func TestMemoryOfConnections(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector has memory of its own")
+	}
+	const n, most = 1000, 20 << 10
+	for _, state := range []string{crowdFresh, crowdIdle1, crowdIdle2, crowdHead, crowdHeaders} {
+		t.Run(state, func(t *testing.T) {
+			up := httpUpstream(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") })
+			g := newGateway(t, []string{up}, func(s *policy.Snapshot) { s.Connections = 2 * n })
+			g.crowd(10, state)() // what is made once
+			before := inUse()
+			leave := g.crowd(n, state)
+			each := (inUse() - before) / n
+			t.Logf("%.1f KiB a connection", float64(each)/1024)
+			if each > most {
+				t.Errorf("%d bytes a connection, want at most %d", each, most)
+			}
+			leave()
+		})
+	}
+}
