@@ -111,6 +111,7 @@ func (h *http2Handler) ServeHTTP2(s *http2.Stream) {
 	case s.EndStream():
 	case s.ContentLength() >= 0:
 		ex.body = http1.Body{Length: s.ContentLength()}
+		ex.late = s.ContentLength() == 0
 	default:
 		ex.body = http1.Body{Chunked: true, Length: -1}
 	}
@@ -236,6 +237,8 @@ func (st *stream) readError(err error) zone.RequestOutcome {
 		return zone.RequestBodyTooLarge
 	case errors.Is(err, errPanic):
 		return zone.RequestPanic
+	case st.s.Err() != nil:
+		err = st.s.Err() // the upstream's end was only the consequence
 	}
 	return st.writeError(err)
 }

@@ -41,6 +41,7 @@ type Exchange struct {
 	room         []http1.Field // for fields that are not parsed by http1
 	head         http1.Request // for those that are
 	body         http1.Body
+	late         bool // the body's end is still to come, though its length is 0
 	id           [32]byte
 	trace        trace
 
@@ -155,7 +156,7 @@ func (ex *Exchange) forward() {
 		ex.client.proceed()
 	}
 	streamed := ex.body.Chunked || ex.body.Length > smallBody
-	if !streamed && ex.body.Length > 0 {
+	if !streamed && (ex.body.Length > 0 || ex.late) {
 		if err := ex.readSmallBody(); err != nil {
 			ex.failRead(err)
 			return
@@ -173,21 +174,25 @@ func (ex *Exchange) forward() {
 	}
 }
 
+// readSmallBody reads to the body's end, which HTTP/2 tells apart from its last byte: what is
+// longer than it says must not go on.
 func (ex *Exchange) readSmallBody() error {
 	at, n := len(ex.request), int(ex.body.Length)
-	ex.request = slices.Grow(ex.request, n)[:at+n]
-	for got := 0; got < n; {
+	ex.request = slices.Grow(ex.request, n+1)[:at+n+1]
+	for got := 0; ; {
 		read, err := ex.client.readBody(ex.request[at+got:])
 		got += read
 		ex.bytesIn += uint64(read)
-		if err != nil && got < n {
-			if errors.Is(err, io.EOF) {
-				err = io.ErrUnexpectedEOF
-			}
+		switch {
+		case errors.Is(err, io.EOF) && got == n:
+			ex.request = ex.request[:at+n]
+			return nil
+		case errors.Is(err, io.EOF), err == nil && got > n:
+			return io.ErrUnexpectedEOF
+		case err != nil:
 			return err
 		}
 	}
-	return nil
 }
 
 // failRead ends an exchange whose request body did not come.

@@ -46,13 +46,16 @@ func giveID(ex *Exchange) *refusal {
 
 // refuseAmbiguous refuses what an upstream might read in another way than the route
 // table: dot segments, which it may resolve. It also holds HTTP/2 to the rules that
-// the HTTP/1.1 parser has for targets and hosts, since both go on as HTTP/1.1.
+// the HTTP/1.1 parser has for targets, hosts and expectations, since both go on as HTTP/1.1.
 func refuseAmbiguous(ex *Exchange) *refusal {
 	if http1.DotSegments(ex.target) {
 		return &refusal{status: 400, outcome: zone.RequestBad, text: "the path has a segment . or .."}
 	}
 	if ex.major == 2 && (!http1.ValidTarget(ex.target) || !http1.ValidHost(ex.host)) {
 		return &refusal{status: 400, outcome: zone.RequestBad, text: "request target or authority is malformed"}
+	}
+	if ex.major == 2 && !http1.ValidExpect(ex.fields) {
+		return &refusal{status: 417, outcome: zone.RequestBad, text: http1.FaultExpect.Reason}
 	}
 	return nil
 }

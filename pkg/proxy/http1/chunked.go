@@ -133,8 +133,13 @@ func validTrailer(text []byte) bool {
 	if colon < 0 || !isToken(text[:colon]) || !all(trim(text[colon+1:]), classValue) {
 		return false
 	}
-	switch kindOf(text[:colon]) {
-	case Host, ContentLength, TransferEncoding, Connection, Expect:
+	return mayTrail(kindOf(text[:colon]))
+}
+
+// mayTrail: fields that frame, route or connect come before the body or not at all.
+func mayTrail(k Kind) bool {
+	switch k {
+	case Host, ContentLength, TransferEncoding, Connection, Expect, Trailer:
 		return false
 	}
 	return true

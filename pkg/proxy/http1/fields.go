@@ -15,6 +15,10 @@ func kindOf(name []byte) Kind {
 		if equalFold(name, "host") {
 			return Host
 		}
+	case 5:
+		if equalFold(name, "proxy") { // CGI makes HTTP_PROXY of it
+			return HopByHop
+		}
 	case 6:
 		if equalFold(name, "expect") {
 			return Expect
@@ -58,6 +62,10 @@ func kindOf(name []byte) Kind {
 		}
 	case 16:
 		if equalFold(name, "proxy-connection") {
+			return HopByHop
+		}
+	case 19:
+		if equalFold(name, "proxy-authorization") {
 			return HopByHop
 		}
 	case 17:
@@ -142,6 +150,10 @@ func (f *framing) note(field *Field) *Fault {
 		f.chunked = true
 	case Connection:
 		f.connection = true
+	case Trailer:
+		if !list(field.Value, func(name []byte) bool { return isToken(name) && mayTrail(kindOf(name)) }) {
+			return FaultTrailer
+		}
 	case Upgrade:
 		f.upgrades++
 		f.webSocket = equalFold(field.Value, "websocket")

@@ -8,10 +8,10 @@
 // Differences from what the RFC would allow a server to accept, all refusals:
 // bare LF as line end, folded lines, more than one empty line before a request,
 // absolute-form whose authority is not the Host, CONNECT, any method outside of
-// the list in request.go, '#', bytes outside of printable ASCII and broken escapes in
+// the list in request.go, '#', bytes outside of printable ASCII, broken escapes and %00 in
 // a target, transfer codings other than chunked, chunk lines over 256 bytes or 4 KiB
 // of chunk extensions, repeated Content-Length even if equal, hosts that are no
-// name, address or address with port.
+// name, address or address with port, Trailer fields that name framing.
 package http1
 
 import "fmt"
@@ -66,7 +66,7 @@ const (
 	ContentLength
 	TransferEncoding
 	Connection
-	HopByHop  // Keep-Alive, Proxy-Connection, TE, and what Connection names
+	HopByHop  // Keep-Alive, TE, Proxy, Proxy-Connection, Proxy-Authorization, and what Connection names
 	Expect    // answered here, not passed on
 	Forwarded // what tells of the client: only a gateway may say it
 	RequestID

@@ -126,22 +126,22 @@ func known(method []byte) bool {
 
 // finish checks what concerns several fields, and settles body and connection.
 func (r *Request) finish(f *framing) *Fault {
-	hosts := 0
+	hosts, expects := 0, false
 	for i := range r.Fields {
 		switch field := &r.Fields[i]; field.Kind {
 		case Host:
 			hosts++
 			r.Host = field.Value
 		case Expect:
-			if !equalFold(field.Value, "100-continue") {
-				return FaultExpect
-			}
-			r.Expects100 = r.Minor == 1
+			expects, r.Expects100 = true, r.Minor == 1
 		case UserAgent:
 			r.UserAgent = field.Value
 		case Referer:
 			r.Referer = field.Value
 		}
+	}
+	if expects && !ValidExpect(r.Fields) {
+		return FaultExpect
 	}
 	if hosts > 1 || hosts == 0 && r.Minor == 1 || hosts == 1 && !ValidHost(r.Host) {
 		return FaultHost
@@ -162,6 +162,16 @@ func (r *Request) finish(f *framing) *Fault {
 	r.KeepAlive = !f.close && (r.Minor == 1 || f.keepAlive)
 	r.WebSocket = f.isWebSocket() && r.Minor == 1 && string(r.Method) == "GET" && r.Body.Empty() && !r.Expects100
 	return nil
+}
+
+// ValidExpect: there is no other expectation than 100-continue, RFC 9110, 10.1.1.
+func ValidExpect(fields []Field) bool {
+	for i := range fields {
+		if f := &fields[i]; f.Kind == Expect && !equalFold(f.Value, "100-continue") {
+			return false
+		}
+	}
+	return true
 }
 
 // settleTarget leaves origin-form or "*". Absolute-form is accepted where it says

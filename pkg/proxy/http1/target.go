@@ -2,18 +2,21 @@
 
 package http1
 
-import "bytes"
+import (
+	"bytes"
+	"net/netip"
+)
 
 // ValidTarget checks origin-form and "*". The path follows RFC 3986 in that each
 // percent sign begins an escape, and has no backslash, which some servers take for
-// a slash. The query may hold any printable ASCII: clients in use send a lot of it.
+// a slash, nor an escaped NUL, at which some end it. The query may hold any printable ASCII: clients in use send a lot of it.
 func ValidTarget(t []byte) bool {
 	path, query, _ := bytes.Cut(t, []byte{'?'})
 	if !all(path, classPath) || !all(query, classTarget) {
 		return false
 	}
 	for at := bytes.IndexByte(path, '%'); at >= 0; {
-		if at+2 >= len(path) || !isHex(path[at+1]) || !isHex(path[at+2]) {
+		if at+2 >= len(path) || !isHex(path[at+1]) || !isHex(path[at+2]) || path[at+1] == '0' && path[at+2] == '0' {
 			return false
 		}
 		next := bytes.IndexByte(path[at+1:], '%')
@@ -71,13 +74,11 @@ func ValidHost(h []byte) bool {
 	name, port := h, []byte(nil)
 	if h[0] == '[' {
 		end := bytes.IndexByte(h, ']')
-		if end < 3 {
+		if end < 3 || bytes.IndexByte(h[:end], '%') >= 0 {
 			return false
 		}
-		for _, c := range h[1:end] {
-			if c != ':' && c != '.' && !isHex(c) {
-				return false
-			}
+		if a, err := netip.ParseAddr(string(h[1:end])); err != nil || !a.Is6() {
+			return false
 		}
 		if end+1 == len(h) {
 			return true
@@ -93,7 +94,7 @@ func ValidHost(h []byte) bool {
 			return false
 		}
 	}
-	return len(name) > 0 && all(name, classHost)
+	return len(name) > 0 && name[0] != '.' && !bytes.Contains(name, []byte("..")) && all(name, classHost)
 }
 
 // MaxHost is the length of the longest host that is accepted, port included.

@@ -198,6 +198,13 @@ func (s *Stream) SetBodyTimeout(d time.Duration) {
 // Cancelled says that the client has reset the stream or is gone.
 func (s *Stream) Cancelled() bool { return s.cancelled.Load() }
 
+// Err is why the stream ended before its exchange was over; nil while it has not.
+func (s *Stream) Err() error {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.err
+}
+
 // SetCancel registers f, to be called once, at most, when the client resets the stream or is gone; at once when that
 // has happened. f runs on another goroutine, must not block and must not use the stream. When SetCancel returns, and
 // when the exchange is over, an f that was registered before neither runs nor will. Nil takes it back.
