@@ -3,12 +3,9 @@
 package http1
 
 import (
-	"bufio"
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
-	"net/http"
 	"strings"
 	"testing"
 )
@@ -294,105 +291,6 @@ func TestDotSegments(t *testing.T) {
 	}
 }
 
-// differences from net/http: why we refuse what it accepts. A request that we refuse
-// and net/http accepts must have one of these; there is no list for the opposite.
-var differences = []struct {
-	name string
-	is   func(f *Fault, r *http.Request, raw []byte) bool
-}{
-	{"method outside of the list", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultMethod }},
-	{"version other than 1.0 and 1.1", func(f *Fault, r *http.Request, _ []byte) bool { return f == FaultVersion }},
-	{"limits on size and number", func(f *Fault, _ *http.Request, _ []byte) bool {
-		return f == FaultTooLarge || f == FaultTooMany || f == FaultTargetLong
-	}},
-	{"bare LF as line end", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultLineEnd }},
-	{"folded field", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultFolded }},
-	{"field that textproto repairs, or that only the server checks", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultField }},
-	{"request line whose parts are no tokens", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultLine }},
-	{"target outside of RFC 3986, fragment, absolute-form that is not the Host", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultTarget }},
-	{"Host that is missing, doubled, or no name or address", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultHost }},
-	{"Content-Length that is repeated or too large", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultLength }},
-	{"both lengths", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultBoth }},
-	{"coding in HTTP/1.0, which net/http leaves out", func(f *Fault, r *http.Request, _ []byte) bool {
-		return (f == FaultCoding || f == FaultCodingOther) && !r.ProtoAtLeast(1, 1)
-	}},
-	{"Connection that names framing", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultConnection }},
-	{"expectation, which only the server checks", func(f *Fault, _ *http.Request, _ []byte) bool { return f == FaultExpect }},
-}
-
-// differ reads raw in both ways and says how they disagree beyond the named list.
-func differ(raw []byte) error {
-	var r Request
-	n, fault := r.Parse(raw, 0, &testLimits)
-	if n == 0 && fault == nil {
-		return nil
-	}
-	theirs := bytes.TrimPrefix(raw, []byte("\r\n"))
-	ref, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(theirs)))
-	if fault != nil {
-		if err != nil {
-			return nil
-		}
-		for _, d := range differences {
-			if d.is(fault, ref, raw) {
-				return nil
-			}
-		}
-		return fmt.Errorf("refused (%v), net/http reads it", fault)
-	}
-	if err != nil {
-		return fmt.Errorf("accepted, net/http refuses: %w", err)
-	}
-	body := Body{Length: max(ref.ContentLength, 0)}
-	if len(ref.TransferEncoding) > 0 {
-		body = Body{Chunked: true, Length: -1}
-	}
-	target := ref.RequestURI
-	if i := strings.Index(target, "://"); i >= 0 && target[0] != '/' {
-		target = target[i+3:]
-		target = target[strings.IndexByte(target, '/'):]
-	}
-	switch {
-	case ref.Method != string(r.Method), target != string(r.Target), !strings.EqualFold(ref.Host, string(r.Host)), body != r.Body:
-		return fmt.Errorf("ours: %s %s host %s %+v; net/http: %s %s host %s %+v", r.Method, r.Target, r.Host, r.Body, ref.Method, ref.RequestURI, ref.Host, body)
-	case ref.ProtoMinor != int(r.Minor):
-		return fmt.Errorf("minor %d and %d", r.Minor, ref.ProtoMinor)
-	}
-	fields := 0
-	for _, v := range ref.Header {
-		fields += len(v)
-	}
-	ours := 0
-	for _, f := range r.Fields {
-		switch f.Kind {
-		case Host, TransferEncoding, Trailer: // net/http takes them out
-			continue
-		}
-		ours++
-		found := false
-		for k, vs := range ref.Header {
-			for _, v := range vs {
-				found = found || strings.EqualFold(k, string(f.Name)) && v == string(f.Value)
-			}
-		}
-		if !found {
-			return fmt.Errorf("field %q: %q is not in net/http's %v", f.Name, f.Value, ref.Header)
-		}
-	}
-	if trailer := len(ref.Trailer) > 0 || strings.Contains(strings.ToLower(string(raw)), "trailer"); ours != fields && !trailer {
-		return fmt.Errorf("%d fields, net/http has %d", ours, fields)
-	}
-	return nil
-}
-
-func TestDifferential(t *testing.T) {
-	for _, row := range requestRows {
-		if err := differ([]byte(row.request)); err != nil {
-			t.Errorf("%s: %q: %v", row.name, row.request, err)
-		}
-	}
-}
-
 // lineOf returns a head of total bytes with a request line of line bytes.
 func lineOf(line, total int) []byte {
 	const start, end, host = "GET /", " HTTP/1.1\r\n", "Host: a\r\nX: "
@@ -417,88 +315,4 @@ func TestLongestRequestLine(t *testing.T) {
 			t.Errorf("a line of %d bytes: %d, %v", testLimits.LineBytes+more, n, fault)
 		}
 	}
-}
-
-func FuzzRequestHead(f *testing.F) {
-	for _, row := range requestRows {
-		f.Add([]byte(row.request))
-	}
-	f.Add(lineOf(testLimits.LineBytes, 2*testLimits.LineBytes+2))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		if err := differ(b); err != nil {
-			t.Fatal(err)
-		}
-		// In two pieces the verdict is the same, and an early refusal is not taken back.
-		var whole, split Request
-		n, fault := whole.Parse(b, 0, &testLimits)
-		half := len(b) / 2
-		if n1, f1 := split.Parse(b[:half], 0, &testLimits); f1 != nil {
-			if fault == nil {
-				t.Fatalf("refused early (%v), accepted whole", f1)
-			}
-		} else if n1 == 0 {
-			if n2, f2 := split.Parse(b, half, &testLimits); n2 != n || f2 != fault {
-				t.Fatalf("in two pieces: %d %v; whole: %d %v", n2, f2, n, fault)
-			}
-		}
-	})
-}
-
-func FuzzChunked(f *testing.F) {
-	for _, s := range []string{"5\r\nhello\r\n0\r\n\r\n", "5;x=y\r\nhello\r\n0\r\nX: y\r\n\r\nmore", "a\r\n0123456789\r\n", "0\r\n\r\n", "-1\r\n", "5\nhello", "ffffffffffffffff\r\n"} {
-		f.Add([]byte(s))
-	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		body, used, err := decode(b, len(b)+1)
-		slow, usedSlow, errSlow := decode(b, 1)
-		if (err == nil) != (errSlow == nil) || err == nil && (!bytes.Equal(body, slow) || used != usedSlow) {
-			t.Fatalf("whole: %q %v; byte by byte: %q %v", body, err, slow, errSlow)
-		}
-		if err != nil {
-			return
-		}
-		// What we accept, net/http reads the same.
-		head := "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
-		req, rerr := http.ReadRequest(bufio.NewReader(io.MultiReader(strings.NewReader(head), bytes.NewReader(b))))
-		if rerr != nil {
-			t.Fatal(rerr)
-		}
-		ref, rerr := io.ReadAll(req.Body)
-		if rerr != nil || !bytes.Equal(ref, body) {
-			t.Fatalf("ours %q; net/http %q %v", body, ref, rerr)
-		}
-	})
-}
-
-func FuzzResponseHead(f *testing.F) {
-	for _, s := range []string{
-		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", "HTTP/1.0 304 \r\n\r\n", "HTTP/1.1 100 Continue\r\n\r\n",
-		"HTTP/1.1 204 No\r\nConnection: x, close\r\nX: y\r\n\r\n", "HTTP/1.1 200\r\n\r\n",
-	} {
-		f.Add([]byte(s), "GET")
-		f.Add([]byte(s), "HEAD")
-	}
-	f.Fuzz(func(t *testing.T, b []byte, method string) {
-		if method != "HEAD" {
-			method = "GET"
-		}
-		var r Response
-		n, fault := r.Parse(b, 0, &testLimits, []byte(method))
-		if fault != nil || n == 0 {
-			return
-		}
-		ref, err := http.ReadResponse(bufio.NewReader(bytes.NewReader(b[:n])), &http.Request{Method: method})
-		if err != nil {
-			t.Fatalf("accepted, net/http refuses: %v", err)
-		}
-		if ref.StatusCode != r.Status || ref.ProtoMinor != int(r.Minor) {
-			t.Fatalf("%d.%d; net/http %s %s", r.Status, r.Minor, ref.Proto, ref.Status)
-		}
-		if method == "GET" && r.Status >= 200 && r.Status != 204 && r.Status != 304 {
-			chunked := len(ref.TransferEncoding) > 0
-			if chunked != r.Body.Chunked || !chunked && ref.ContentLength != r.Body.Length {
-				t.Fatalf("%+v; net/http %v %d", r.Body, ref.TransferEncoding, ref.ContentLength)
-			}
-		}
-	})
 }
