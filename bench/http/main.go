@@ -37,7 +37,7 @@ func main() {
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 3, "measured rounds; the median counts")
 	flag.DurationVar(&o.duration, "duration", 4*time.Second, "of one measurement, whole seconds: CPU time is counted in ticks of 10 ms")
-	flag.StringVar(&o.only, "only", "", "only cases whose name holds this")
+	flag.StringVar(&o.only, "only", "", "only cases whose name matches this regular expression")
 	flag.StringVar(&o.out, "o", "bench/results/http.json", "file for the results")
 	flag.BoolVar(&o.skipXGW, "skip-xgw", false, "the peers alone; writes no results")
 	flag.StringVar(&o.peers, "peers", "", "root directory (of debootstrap) to take nginx and HAProxy from, instead of the installed ones")

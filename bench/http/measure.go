@@ -7,8 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
-	"strings"
 	"time"
 )
 
@@ -45,16 +45,20 @@ type result struct {
 }
 
 func (b *bench) run(ctx context.Context) ([]result, error) {
+	only, err := regexp.Compile(b.options.only)
+	if err != nil {
+		return nil, fmt.Errorf("-only: %w", err)
+	}
 	var results []result
 	for i := range cases {
-		if strings.Contains(cases[i].name, b.options.only) {
+		if only.MatchString(cases[i].name) {
 			results = append(results, result{name: cases[i].name, figures: map[string][]float64{}})
 		}
 	}
 	for round := range b.options.rounds {
 		next := 0
 		for i := range cases {
-			if !strings.Contains(cases[i].name, b.options.only) {
+			if !only.MatchString(cases[i].name) {
 				continue
 			}
 			r := &results[next]
