@@ -100,6 +100,13 @@ backend backend
 	server one %[3]s pool-purge-delay 600s
 `
 
+// Logging peers write what they write by default: nginx's combined format, by 64 KiB;
+// HAProxy's HTTP format, to its standard output, which is a file.
+var (
+	nginxLogging   = strings.NewReplacer("access_log off;", "access_log %[1]s/nginx-access.log combined buffer=64k flush=1s;", "nginx.pid", "nginx-log.pid")
+	haproxyLogging = strings.NewReplacer("global\n", "global\n\tlog stdout format raw local0\n", "defaults\n", "defaults\n\tlog global\n\toption httplog\n")
+)
+
 const xgwConfig = `interfaces:
   - name: ` + linkXGW + `
     mode: native
@@ -161,11 +168,22 @@ func startGateways(ctx context.Context, l *lab, p *place, o options) (all []*gat
 		}
 	}
 	dir := p.peer("")
-	err = add("nginx", addrPeers+":8443", "gateway-nginx.conf", nginxConfig, dir, p.root,
-		"/usr/sbin/nginx", "-p", dir, "-c", p.peer("gateway-nginx.conf"))
-	if err == nil {
-		err = add("haproxy", addrPeers+":8444", "haproxy.cfg", haproxyConfig, dir, p.root,
-			"/usr/sbin/haproxy", "-db", "-f", p.peer("haproxy.cfg"))
+	peers := []struct{ suffix, nginx, haproxy, nginxText, haproxyText string }{
+		{"", ":8443", ":8444", nginxConfig, haproxyConfig},
+		{logged, ":8445", ":8446", nginxLogging.Replace(nginxConfig), haproxyLogging.Replace(haproxyConfig)},
+	}
+	if o.unlogged {
+		peers = peers[:1]
+	}
+	for _, peer := range peers {
+		conf, cfg := "gateway-nginx"+peer.suffix+".conf", "haproxy"+peer.suffix+".cfg"
+		err = add("nginx"+peer.suffix, addrPeers+peer.nginx, conf, peer.nginxText, dir, p.root, "/usr/sbin/nginx", "-p", dir, "-c", p.peer(conf))
+		if err == nil {
+			err = add("haproxy"+peer.suffix, addrPeers+peer.haproxy, cfg, peer.haproxyText, dir, p.root, "/usr/sbin/haproxy", "-db", "-f", p.peer(cfg))
+		}
+		if err != nil {
+			return all, stop, err
+		}
 	}
 	for _, g := range all {
 		if err == nil {
@@ -222,9 +240,9 @@ func versionOf(name, root string) string {
 	argv := map[string][]string{
 		"xgw": {xgwBinary, "version"}, "nginx": {"/usr/sbin/nginx", "-v"}, "haproxy": {"/usr/sbin/haproxy", "-v"},
 		"wrk": {"wrk", "-v"}, "h2load": {"h2load", "--version"},
-	}[name]
+	}[strings.TrimSuffix(name, logged)]
 	cmd := exec.Command(argv[0], argv[1:]...)
-	if root != "" && (name == "nginx" || name == "haproxy") {
+	if root != "" && (argv[0] == "/usr/sbin/nginx" || argv[0] == "/usr/sbin/haproxy") {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root}
 		cmd.Dir = "/"
 	}

@@ -47,6 +47,8 @@ func TestParseLoad(t *testing.T) {
 		{"full", parseClient, small, "result 10 0 1000\n", 10},
 		{"full, one resumed", parseClient, small, "result 10 1 1000\n", 0},
 		{"resumed", parseClient, resumed, "result 1000 984 100000\n", 1000},
+		{"paced", parsePaced, small, "result 10 700 2000\n", 10},
+		{"paced, short bodies", parsePaced, small, "result 10 700 900\n", 0},
 		{"resumed, many full", parseClient, resumed, "result 1000 900 100000\n", 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -97,8 +99,8 @@ func TestUsage(t *testing.T) {
 }
 
 func TestRecord(t *testing.T) {
-	r := result{name: "case", figures: map[string][]float64{ours: {30, 10, 20}, "nginx": {40, 20}, "haproxy": {50, 25, 10}}}
-	want := record{Name: "case", Unit: unit, Ours: 20, Peers: map[string]float64{"nginx": 30, "haproxy": 25}, Ratio: 0.8}
+	r := result{name: "case", unit: "us/request", figures: map[string][]float64{ours: {30, 10, 20}, "nginx": {40, 20}, "haproxy": {50, 25, 10}, "nginx" + logged: {40}}}
+	want := record{Name: "case", Unit: "us/request", Ours: 20, Peers: map[string]float64{"nginx": 30, "haproxy": 25, "nginx-log": 40}, Ratio: 0.8, RatioLogged: 0.5}
 	if diff := cmp.Diff(want, r.record()); diff != "" {
 		t.Error(diff)
 	}

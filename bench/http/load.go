@@ -20,9 +20,10 @@ type benchCase struct {
 	body   int // bytes of the response's body
 	flight int // requests under way at once
 	http2  bool
-	load   func(c *benchCase, url string, p *place, d time.Duration) []string
+	load   func(c *benchCase, url string, p *place, d time.Duration, rate int) []string
 	parse  func(text string, c *benchCase) (int64, error)
 	resume bool
+	paced  bool // measured is the latency at a given rate
 }
 
 // cases in the order of the table.
@@ -33,6 +34,7 @@ var cases = []benchCase{
 	{name: "h1 GET 100 B, resumed handshake each", path: "/", body: smallBody, flight: 16, load: handshakes, parse: parseClient, resume: true},
 	{name: "h1 GET 64 KiB", path: "/large", body: largeBody, flight: 64, load: wrk, parse: parseWrk},
 	{name: "h1 POST 16 KiB", path: "/", post: true, body: smallBody, flight: 64, load: wrk, parse: parseWrk},
+	{name: "h1 GET 100 B, p99 at half of saturation", path: "/", body: smallBody, flight: 64, load: pacedLoad, parse: parsePaced, paced: true},
 }
 
 // wrkDone makes wrk print its own counts on a line of their own.
@@ -43,7 +45,7 @@ done = function(s, latency, requests)
 end
 `
 
-func wrk(c *benchCase, url string, p *place, d time.Duration) []string {
+func wrk(c *benchCase, url string, p *place, d time.Duration, _ int) []string {
 	script := "get.lua"
 	if c.post {
 		script = "post.lua"
@@ -51,16 +53,29 @@ func wrk(c *benchCase, url string, p *place, d time.Duration) []string {
 	return []string{"wrk", "-t1", "-c64", "-d", seconds(d) + "s", "-s", p.file(script), url}
 }
 
-func h2load(_ *benchCase, url string, _ *place, d time.Duration) []string {
+func h2load(_ *benchCase, url string, _ *place, d time.Duration, _ int) []string {
 	return []string{"h2load", "-t1", "-c16", "-m16", "-D", seconds(d), url}
 }
 
-func handshakes(c *benchCase, url string, p *place, d time.Duration) []string {
-	self, err := os.Executable()
+func handshakes(c *benchCase, url string, p *place, d time.Duration, _ int) []string {
+	return []string{self(), clientWord, hostPort(c, url), p.file("cert.pem"), seconds(d), strconv.FormatBool(c.resume)}
+}
+
+func pacedLoad(c *benchCase, url string, p *place, d time.Duration, rate int) []string {
+	return []string{self(), pacedWord, hostPort(c, url), p.file("cert.pem"), seconds(d), strconv.Itoa(rate)}
+}
+
+// self is this program, which is some of the clients, too.
+func self() string {
+	path, err := os.Executable()
 	if err != nil {
-		self = "/proc/self/exe"
+		return "/proc/self/exe"
 	}
-	return []string{self, clientWord, strings.TrimSuffix(strings.TrimPrefix(url, "https://"), c.path), p.file("cert.pem"), seconds(d), strconv.FormatBool(c.resume)}
+	return path
+}
+
+func hostPort(c *benchCase, url string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(url, "https://"), c.path)
 }
 
 func seconds(d time.Duration) string { return strconv.Itoa(int(d / time.Second)) }
@@ -137,6 +152,24 @@ func parseH2load(text string, c *benchCase) (int64, error) {
 		return 0, fmt.Errorf("parse h2load: %w", err)
 	}
 	return n, checkBytes(n, bytes, c)
+}
+
+// parsePaced: see p99.
+func parsePaced(text string, c *benchCase) (int64, error) {
+	n, err := resultLine(text, 3)
+	if err != nil {
+		return 0, err
+	}
+	return n[0], checkBytes(n[0], n[2], c)
+}
+
+// p99 is what the paced client measured, in µs.
+func p99(text string) (float64, error) {
+	n, err := resultLine(text, 3)
+	if err != nil {
+		return 0, err
+	}
+	return float64(n[1]), nil
 }
 
 // probe sends one request with a client that verifies the certificate.

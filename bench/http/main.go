@@ -28,11 +28,16 @@ type options struct {
 	out      string
 	skipXGW  bool
 	peers    string
+	unlogged bool
+	merge    bool
 }
 
 func main() {
 	if len(os.Args) > 1 && os.Args[1] == clientWord {
 		os.Exit(clientMain(os.Args[2:]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == pacedWord {
+		os.Exit(pacedMain(os.Args[2:]))
 	}
 	var o options
 	flag.IntVar(&o.rounds, "rounds", 3, "measured rounds; the median counts")
@@ -41,6 +46,8 @@ func main() {
 	flag.StringVar(&o.out, "o", "bench/results/http.json", "file for the results")
 	flag.BoolVar(&o.skipXGW, "skip-xgw", false, "the peers alone; writes no results")
 	flag.StringVar(&o.peers, "peers", "", "root directory (of debootstrap) to take nginx and HAProxy from, instead of the installed ones")
+	flag.BoolVar(&o.unlogged, "unlogged", false, "peers without an access log only")
+	flag.BoolVar(&o.merge, "merge", false, "with -only: put the results into the file, where others stay")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, o, os.Stdout)
@@ -92,10 +99,10 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 	if err := remarks(w, b); err != nil {
 		return err
 	}
-	if o.skipXGW || o.only != "" {
+	if o.skipXGW || o.only != "" && !o.merge {
 		return nil
 	}
-	return write(o.out, results)
+	return write(o.out, results, o.merge)
 }
 
 // check refuses what cannot give meaningful figures, and says which cores the

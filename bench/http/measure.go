@@ -24,6 +24,7 @@ type bench struct {
 	noisy    int // measurements beside which other work ran on the gateway's core
 	measured int
 	answered int64 // by xgw, for comparison with its access log
+	rate     int   // requests a second of the paced case; 0: not known yet
 }
 
 // sample is one measurement.
@@ -31,16 +32,24 @@ type sample struct {
 	cpu      time.Duration // of all processes of the gateway
 	others   time.Duration // of anything else on its core
 	requests int64
+	p99      float64 // µs, of the paced case
 }
 
-func (s sample) figure() float64 { return float64(s.cpu.Microseconds()) / float64(s.requests) }
+// figure is what the case is about: µs of CPU for each request, or µs of latency.
+func (s sample) figure() float64 {
+	if s.p99 > 0 {
+		return s.p99
+	}
+	return float64(s.cpu.Microseconds()) / float64(s.requests)
+}
 
 // warmUp comes before the first round of each pair, unmeasured.
 const warmUp = time.Second
 
-// result is a case's figures, µs of CPU per request, by gateway and round.
+// result is a case's figures by gateway and round.
 type result struct {
 	name    string
+	unit    string
 	figures map[string][]float64
 }
 
@@ -52,7 +61,7 @@ func (b *bench) run(ctx context.Context) ([]result, error) {
 	var results []result
 	for i := range cases {
 		if only.MatchString(cases[i].name) {
-			results = append(results, result{name: cases[i].name, figures: map[string][]float64{}})
+			results = append(results, result{name: cases[i].name, unit: cases[i].unit(), figures: map[string][]float64{}})
 		}
 	}
 	for round := range b.options.rounds {
@@ -81,6 +90,11 @@ func (b *bench) turn(ctx context.Context, round int, c *benchCase, g *gateway) (
 	if err := probe(ctx, b.lab, b.place, g, c); err != nil {
 		return 0, err
 	}
+	if c.paced && b.rate == 0 {
+		if err := b.findRate(ctx); err != nil {
+			return 0, fmt.Errorf("find saturation: %w", err)
+		}
+	}
 	if round == 0 {
 		if _, err := b.measure(ctx, c, g, warmUp); err != nil {
 			return 0, fmt.Errorf("warm up: %w", err)
@@ -95,9 +109,25 @@ func (b *bench) turn(ctx context.Context, round int, c *benchCase, g *gateway) (
 	if percent(s.others) > noise {
 		b.noisy++
 	}
-	fmt.Fprintf(b.progress, "round %d  %-38s %-8s %8.1f us/request %9d requests, core %3.0f %% busy with it and %2.0f %% with other work\n",
-		round+1, c.name, g.name, s.figure(), s.requests, percent(s.cpu), percent(s.others))
+	fmt.Fprintf(b.progress, "round %d  %-40s %-11s %8.1f %-10s %9d requests, core %3.0f %% busy with it and %2.0f %% with other work\n",
+		round+1, c.name, g.name, s.figure(), c.unit(), s.requests, percent(s.cpu), percent(s.others))
 	return s.figure(), nil
+}
+
+// findRate sets the pace to half of what the slowest gateway can do, so that it is one
+// pace for all.
+func (b *bench) findRate(ctx context.Context) error {
+	for _, g := range b.gateways {
+		s, err := b.measure(ctx, &cases[0], g, 2*warmUp)
+		if err != nil {
+			return err
+		}
+		if half := int(float64(s.requests) / (2 * warmUp).Seconds() / 2); b.rate == 0 || half < b.rate {
+			b.rate = half
+		}
+	}
+	fmt.Fprintf(b.progress, "half of saturation: %d requests a second\n", b.rate)
+	return nil
 }
 
 // measure runs the load once, between two readings of all clocks and counters.
@@ -112,7 +142,7 @@ func (b *bench) measure(ctx context.Context, c *benchCase, g *gateway, d time.Du
 	if err := checkPinned(before.usage.pids, b.core); err != nil {
 		return sample{}, err
 	}
-	text, err := b.lab.client.output(ctx, c.load(c, g.url(c.path), b.place, d)...)
+	text, err := b.lab.client.output(ctx, c.load(c, g.url(c.path), b.place, d, b.rate)...)
 	if ctx.Err() != nil {
 		return sample{}, errors.New("interrupted")
 	}
@@ -134,6 +164,11 @@ func (b *bench) measure(ctx context.Context, c *benchCase, g *gateway, d time.Du
 		b.answered += requests
 	}
 	s := sample{cpu: after.usage.time - before.usage.time, requests: requests}
+	if c.paced {
+		if s.p99, err = p99(text); err != nil {
+			return sample{}, err
+		}
+	}
 	s.others = max(after.core-before.core-s.cpu, 0)
 	return s, checkSeen(requests, c.flight, seen{after.seen.connections - before.seen.connections, after.seen.requests - before.seen.requests})
 }

@@ -21,8 +21,17 @@ import (
 
 const (
 	ours = "xgw"
-	unit = "us/request"
+	// logged is the end of the name of a peer that writes an access log.
+	logged = "-log"
 )
+
+// unit of a case's figures.
+func (c *benchCase) unit() string {
+	if c.paced {
+		return "us"
+	}
+	return "us/request"
+}
 
 // record is a case as it is kept.
 type record struct {
@@ -30,12 +39,14 @@ type record struct {
 	Unit  string             `json:"unit"`
 	Ours  float64            `json:"ours"`
 	Peers map[string]float64 `json:"peers"`
-	Ratio float64            `json:"ratio"` // ours to the best peer's
+	Ratio float64            `json:"ratio"` // ours to the best peer's that writes no access log
+	// The same with those that write one, as ours does; 0: there was none.
+	RatioLogged float64 `json:"ratio_logged,omitempty"`
 }
 
 func (r *result) record() record {
-	out := record{Name: r.name, Unit: unit, Peers: map[string]float64{}}
-	best := 0.0
+	out := record{Name: r.name, Unit: r.unit, Peers: map[string]float64{}}
+	best := map[bool]float64{} // by whether it logs
 	for name, figures := range r.figures {
 		m := hundredths(median(figures))
 		if name == ours {
@@ -43,12 +54,16 @@ func (r *result) record() record {
 			continue
 		}
 		out.Peers[name] = m
-		if best == 0 || m < best {
-			best = m
+		logs := strings.HasSuffix(name, logged)
+		if best[logs] == 0 || m < best[logs] {
+			best[logs] = m
 		}
 	}
-	if best > 0 {
-		out.Ratio = hundredths(out.Ours / best)
+	if best[false] > 0 {
+		out.Ratio = hundredths(out.Ours / best[false])
+	}
+	if best[true] > 0 {
+		out.RatioLogged = hundredths(out.Ours / best[true])
 	}
 	return out
 }
@@ -71,17 +86,20 @@ func heading(w io.Writer, b *bench, cores [2]int) {
 	fmt.Fprintf(w, "CPU time per request, all processes of each gateway: median of %d rounds of %s, ± half the range.\n", b.options.rounds, b.options.duration)
 	for _, g := range b.gateways {
 		note := "no access log, no XDP"
-		if g.name == ours {
+		switch {
+		case g.name == ours:
 			note = "access log on, native XDP program on its link"
+		case strings.HasSuffix(g.name, logged):
+			note = "access log on, no XDP"
 		}
-		fmt.Fprintf(w, "  %-8s %s (%s)\n", g.name, g.version, note)
+		fmt.Fprintf(w, "  %-11s %s (%s)\n", g.name, g.version, note)
 	}
-	fmt.Fprintf(w, "  load     %s; %s; upstream %s\n", versionOf("wrk", ""), versionOf("h2load", ""), versionOf("nginx", ""))
+	fmt.Fprintf(w, "  load        %s; %s; upstream %s\n", versionOf("wrk", ""), versionOf("h2load", ""), versionOf("nginx", ""))
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
-		fmt.Fprintf(w, "  kernel   %s %s\n", unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Machine[:]))
+		fmt.Fprintf(w, "  kernel      %s %s\n", unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Machine[:]))
 	}
-	fmt.Fprintf(w, "  cores    gateway %d, client and upstream %d; %s\n\n", cores[0], cores[1], processor())
+	fmt.Fprintf(w, "  cores       gateway %d, client and upstream %d; %s\n\n", cores[0], cores[1], processor())
 }
 
 func processor() string {
@@ -101,18 +119,18 @@ func table(w io.Writer, gateways []*gateway, results []result) {
 		names = append(names, g.name)
 	}
 	withOurs := slices.Contains(names, ours)
-	fmt.Fprintf(t, "%s\t%s", unit, strings.Join(names, "\t"))
+	fmt.Fprintf(t, "\t%s", strings.Join(names, "\t"))
 	if withOurs {
-		fmt.Fprint(t, "\txgw / best peer")
+		fmt.Fprint(t, "\txgw / best peer\twith its log")
 	}
 	fmt.Fprintln(t)
 	for _, r := range results {
-		fmt.Fprint(t, r.name)
+		fmt.Fprintf(t, "%s, %s", r.name, r.unit)
 		for _, name := range names {
 			fmt.Fprintf(t, "\t%.1f ±%.1f", median(r.figures[name]), spread(r.figures[name]))
 		}
 		if withOurs {
-			fmt.Fprintf(t, "\t%.2f", r.record().Ratio)
+			fmt.Fprintf(t, "\t%.2f\t%.2f", r.record().Ratio, r.record().RatioLogged)
 		}
 		fmt.Fprintln(t)
 	}
@@ -156,10 +174,26 @@ func countLines(path string) (int64, error) {
 	}
 }
 
-func write(path string, results []result) error {
-	records := make([]record, 0, len(results))
-	for _, r := range results {
-		records = append(records, r.record())
+// write keeps what the file says of cases that were not measured now, if merge says so.
+func write(path string, results []result, merge bool) error {
+	var records []record
+	if merge {
+		text, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(text, &records)
+		}
+		if err != nil {
+			return fmt.Errorf("merge results: %w", err)
+		}
+	}
+	for i := range results {
+		r := results[i].record()
+		at := slices.IndexFunc(records, func(old record) bool { return old.Name == r.Name })
+		if at < 0 {
+			records = append(records, r)
+		} else {
+			records[at] = r
+		}
 	}
 	text, err := json.MarshalIndent(records, "", "  ")
 	if err != nil {

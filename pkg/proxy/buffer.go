@@ -6,10 +6,11 @@ import "sync"
 
 // Sizes of the buffers that exchanges borrow. An idle connection holds none.
 const (
-	inputSize  = 4 << 10            // of a client: request heads and what comes with them; it grows for longer ones
-	bufferSize = 32 << 10           // of an upstream: two full TLS records
-	outputSize = bufferSize + 4<<10 // to a client: a whole buffer of an upstream, and a head
-	keepSize   = 2 * outputSize     // one that grew beyond is not kept
+	inputSize   = 4 << 10            // of a client: request heads and what comes with them; it grows for longer ones
+	bufferSize  = 32 << 10           // of an upstream: two full TLS records
+	outputSize  = bufferSize + 4<<10 // to a client: a whole buffer of an upstream, and a head
+	recordsSize = 64<<10 + 1<<10     // four full TLS records to a client
+	keepSize    = 2 * outputSize     // one that grew beyond is not kept
 )
 
 // buffer is a borrowed slice; it may have grown.

@@ -22,6 +22,7 @@ import (
 type conn struct {
 	worker *Worker
 	tcp    net.Conn
+	sock   *sock // tcp, where that is TCP
 	raw    syscall.RawConn
 	tls    *tls.Conn
 
@@ -29,6 +30,8 @@ type conn struct {
 	tlsVersion uint16
 	resumed    bool
 	isHTTP2    bool
+
+	held *buffer // for what is written, while it is held back
 
 	// For the sweeper and Shutdown. Deadlines are by the worker's clock, 0 for none.
 	readBy  atomic.Int64 // of the present wait for input
@@ -53,6 +56,9 @@ type conn struct {
 
 func (w *Worker) newConn(nc net.Conn) *conn {
 	c := &conn{worker: w, tcp: nc}
+	if c.sock = newSock(nc); c.sock != nil {
+		c.tcp = c.sock
+	}
 	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		ap := a.AddrPort()
 		c.peer = netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
@@ -104,7 +110,7 @@ func (c *conn) serve(snap *snapshot) {
 func (c *conn) close() {
 	w := c.worker
 	if c.tls != nil && !c.expired.Load() {
-		_ = c.tls.Close()
+		c.sayGoodbye()
 	}
 	_ = c.tcp.Close()
 	w.mu.Lock()
@@ -114,6 +120,35 @@ func (c *conn) close() {
 	w.slab.Move(zone.GaugeConnections, -1)
 	w.slab.Add(zone.ConnectionsClosed, 1)
 	w.serving.Done()
+}
+
+// sayGoodbye ends TLS. What was held back, the alert and the end of the connection fit
+// into one packet, mostly.
+func (c *conn) sayGoodbye() {
+	w := c.worker
+	if c.held == nil {
+		c.hold()
+	}
+	c.writeBy.Store(w.until(w.current.Load().policy.Timeouts.Write))
+	c.sock.ending()
+	_ = c.tls.CloseWrite()
+	_ = c.sock.uncork(c.held)
+	c.writeBy.Store(0)
+	w.records.put(c.held)
+	c.held = nil
+}
+
+// hold keeps back what is written until release, to write it by one system call.
+func (c *conn) hold() {
+	c.held = c.worker.records.get()
+	c.sock.cork(c.held)
+}
+
+func (c *conn) release() error {
+	err := c.sock.uncork(c.held)
+	c.worker.records.put(c.held)
+	c.held = nil
+	return err
 }
 
 // handshake does TLS and counts how it ended.

@@ -239,7 +239,7 @@ func (c *conn) proceed() {
 		return
 	}
 	h.expects = false
-	c.send([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+	c.send([]byte("HTTP/1.1 100 Continue\r\n\r\n"), nil)
 }
 
 // readRaw takes what came with the head first.

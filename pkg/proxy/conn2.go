@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"crypto/tls"
 	"errors"
 	"strconv"
 	"sync"
@@ -52,7 +53,7 @@ func (c *conn) serveHTTP2(snap *snapshot) {
 		st.cancel = st.onCancel
 		return st
 	}
-	h2 := http2.NewConn(c.tls, http2Config(snap.policy, h), h)
+	h2 := http2.NewConn(&recordWriter{c.tls, c}, http2Config(snap.policy, h), h)
 	c.http2.Store(h2)
 	if c.closing.Load() {
 		h2.Shutdown() // drain may have missed it
@@ -62,6 +63,24 @@ func (c *conn) serveHTTP2(snap *snapshot) {
 	if errors.As(err, &misuse) {
 		c.worker.slab.Add(zone.HTTP2Misuse, 1)
 	}
+}
+
+// recordWriter writes all records of a Write by one system call. One goroutine writes.
+type recordWriter struct {
+	*tls.Conn
+	conn *conn
+}
+
+func (w *recordWriter) Write(p []byte) (int, error) {
+	if len(p) <= recordBytes {
+		return w.Conn.Write(p)
+	}
+	w.conn.hold()
+	n, err := w.Conn.Write(p)
+	if held := w.conn.release(); err == nil {
+		err = held
+	}
+	return n, err
 }
 
 func http2Config(p *policy.Snapshot, h *http2Handler) http2.Config {

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"cmp"
 	"net/http"
 	"strconv"
 
@@ -80,8 +81,9 @@ func (c *conn) appendFraming(b []byte, ex *Exchange, r *http1.Response, bodiless
 func (c *conn) write(ex *Exchange, p []byte) error {
 	h := &c.http1
 	ex.bytesOut += uint64(len(p))
-	if len(h.out) == 0 && len(p) >= flushAt && !h.chunked {
-		c.send(p) // nothing to join it with: spare the copy
+	if len(p) >= flushAt && !h.chunked { // long enough to spare the copy
+		c.send(h.out, p)
+		h.out = h.out[:0]
 		return h.err
 	}
 	if len(h.out) > 0 && len(h.out)+len(p)+chunkOverhead > cap(h.out) {
@@ -106,24 +108,43 @@ func (c *conn) flush() {
 	if len(h.out) == 0 {
 		return
 	}
-	c.send(h.out)
+	c.send(h.out, nil)
 	h.out = h.out[:0]
 }
 
-func (c *conn) send(p []byte) {
+// send writes a, then b, by one system call.
+func (c *conn) send(a, b []byte) {
 	h := &c.http1
 	if h.err != nil {
 		return
 	}
 	c.writeBy.Store(c.worker.until(c.worker.current.Load().policy.Timeouts.Write))
-	_, h.err = c.tls.Write(p)
+	hold := c.held == nil && len(a)+len(b) > recordBytes
+	if hold {
+		c.hold()
+	}
+	if len(a) > 0 {
+		_, h.err = c.tls.Write(a)
+	}
+	if len(b) > 0 && h.err == nil {
+		_, h.err = c.tls.Write(b)
+	}
+	if hold {
+		h.err = cmp.Or(h.err, c.release())
+	}
 	c.writeBy.Store(0)
 }
+
+// recordBytes is what a TLS record holds at most.
+const recordBytes = 16 << 10
 
 func (c *conn) end(*Exchange) error {
 	h := &c.http1
 	if h.chunked {
 		h.out = http1.AppendLastChunk(h.out)
+	}
+	if !h.keep && h.bodyDone.Load() && c.held == nil {
+		c.hold() // until the connection ends, which follows
 	}
 	c.flush()
 	return h.err

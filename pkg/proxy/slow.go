@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"net"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -70,7 +69,7 @@ func (c *conn) tooSlow(passed time.Duration) {
 // cut closes the connection at once: what the kernel still holds for a client that does not
 // take it would stay there for minutes.
 func (c *conn) cut() {
-	if t, ok := c.tcp.(*net.TCPConn); ok {
+	if t, ok := c.tcp.(interface{ SetLinger(seconds int) error }); ok {
 		_ = t.SetLinger(0)
 	}
 	_ = c.tcp.Close()

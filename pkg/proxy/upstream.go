@@ -259,6 +259,9 @@ func (u *upstream) dial(w *Worker, s *server) (*upConn, error) {
 	if err != nil {
 		return nil, err
 	}
+	if k := newSock(nc); k != nil {
+		nc = k
+	}
 	c := &upConn{Conn: nc, up: u, server: s}
 	if u.tls != nil {
 		if c.Conn, err = u.secure(nc, s, began.Add(u.policy.ConnectTimeout)); err != nil {

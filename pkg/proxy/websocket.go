@@ -78,7 +78,7 @@ func (c *conn) sendUpgrade(ex *Exchange) {
 	b = append(b, ex.id[:]...)
 	b = append(b, "\r\n\r\n"...)
 	ex.bytesOut += uint64(len(b))
-	c.send(b)
+	c.send(b, nil)
 	c.worker.outputs.put(&buffer{b: b})
 }
 
@@ -147,7 +147,7 @@ func (t *tunnel) down(ex *Exchange, a *attempt) (serverErr, clientErr error) {
 		if a.r < a.n {
 			t.touch()
 			ex.bytesOut += uint64(a.n - a.r)
-			c.send(a.in.b[a.r:a.n])
+			c.send(a.in.b[a.r:a.n], nil)
 			if c.http1.err != nil {
 				return nil, c.http1.err
 			}

@@ -67,6 +67,7 @@ type Worker struct {
 	inputs       bufferPool
 	buffers      bufferPool
 	outputs      bufferPool
+	records      bufferPool
 	exchanges    sync.Pool
 	http2        *http2.Pool
 	lastFullSaid atomic.Int64
@@ -92,7 +93,7 @@ func New(o Options) *Worker {
 		slab: o.Slab, limits: o.Limits, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, mirrored: map[*nobody]*upConn{}, listeners: map[net.Listener]struct{}{},
-		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize},
+		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize}, records: bufferPool{size: recordsSize},
 		rateWindow: cmp.Or(o.window, rateWindow), base: time.Now(),
 		leaving: make(chan struct{}), stop: make(chan struct{}),
 	}
