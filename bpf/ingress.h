@@ -52,8 +52,12 @@ static __always_inline enum outcome apply_budgets(const struct tables *t, const 
 	b = bpf_map_lookup_elem(&queue_buckets, &w->request.row);
 	if (!b)
 		return o; /* cannot be: there is a bucket for each row */
+	/* What anybody far away can send must not use up what only neighbours can. */
 	if (is_essential(o))
-		return over_budget(&b->essential, &t->essential, now) ? OUTCOME_drop_essential : o;
+		return over_budget(o <= OUTCOME_pass_nd ? &b->essential : &b->routed, &t->essential,
+				   now)
+			       ? OUTCOME_drop_essential
+			       : o;
 	if (w->packet.echo)
 		return over_budget(&b->echo, &t->echo, now) ? OUTCOME_drop_echo : o;
 	return over_budget(&b->unclassified, &t->unclassified, now) ? OUTCOME_drop_unclassified : o;
@@ -157,7 +161,9 @@ static __always_inline enum outcome decide(const struct frame *f, __u32 queue,
 	__u32 zero = 0;
 	void *inner;
 
+	/* Of the packet before: what has no ports must not be judged by its. */
 	p->family = p->protocol = p->tcp_flags = p->echo = 0;
+	p->source_port = p->destination_port = 0;
 	e->prefix = e->over = e->generation = 0;
 	e->verdict = STEP_NONE;
 	w->request.row = count_row(queue);

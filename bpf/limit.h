@@ -54,6 +54,17 @@ static __always_inline bool conform(__u64 *tat, __u64 amount, __u64 tolerance, _
 	return true;
 }
 
+/*
+ * Nobody owes a limit more than its tolerance, unless the limit was another one when the
+ * debt was made: then what is beyond is forgiven, or a limit that was loosened would stay
+ * closed for as long as the old one would have.
+ */
+static __always_inline void forgive(__u64 *tat, __u64 tolerance, __u64 now)
+{
+	if ((__s64)(*tat - now) > (__s64)tolerance)
+		*tat = now + tolerance;
+}
+
 /* Of the counts that are over, is there one that is held? */
 static __always_inline bool is_held(const struct limit *limits, __u32 over)
 {
@@ -87,8 +98,12 @@ static __always_inline __u32 charge(__u64 *tat, const struct limit *limits, __u3
 				      l->tolerance - (l->reserve & held_back))
 				<< i;
 	}
-	if (over && is_held(limits, over))
+	if (over && is_held(limits, over)) {
+		for (int i = 0; i < COUNT_KINDS; i++)
+			if (over & 1U << i)
+				forgive(&tat[i], limits[i].tolerance, now);
 		return over;
+	}
 	counts &= ~over;
 	for (int i = 0; i < COUNT_KINDS; i++) {
 		if (!(counts & 1U << i))
@@ -228,11 +243,14 @@ static __noinline bool draw(const struct limit *l, __u64 amount, struct work *w)
 
 	if (!b || !credit)
 		return false;
+	if (*credit > l->batch)
+		*credit = 0; /* of another limit than this: see forgive() */
 	if (l->reserve && !is_verified(&w->packet))
 		tolerance -= l->reserve;
 	bpf_spin_lock(&b->lock);
 	conforms = conform(&b->tat, wanted, tolerance, now);
 	if (!conforms) {
+		forgive(&b->tat, l->tolerance, now);
 		wanted = amount;
 		conforms = conform(&b->tat, wanted, tolerance, now);
 	}
@@ -258,7 +276,7 @@ static __always_inline bool over_shared_limit(const struct limit *limits, struct
 		if (!(counts & 1U << i) || !amount)
 			continue;
 		credit = bpf_map_lookup_elem(&shared_credits, &slot);
-		if (credit && *credit >= amount)
+		if (credit && *credit >= amount && *credit <= l->batch)
 			*credit -= amount;
 		else if (draw(l, amount, w))
 			return true;

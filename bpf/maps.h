@@ -21,11 +21,11 @@ struct bucket {
 /* State of one queue; a queue has one CPU in native mode, so there is no lock. */
 struct queue_bucket {
 	__u64 tat[COUNT_KINDS];
-	__u64 essential;
+	__u64 essential; /* ARP and neighbour discovery */
 	__u64 echo;
 	__u64 unclassified;
 	__u64 admin;
-	__u64 unused;
+	__u64 routed; /* essentials that come from beyond the link: DHCP, "packet too big" */
 };
 
 /* State that all CPUs share; they draw on it in batches. */

@@ -213,6 +213,15 @@ static __always_inline enum outcome classify_icmp4(struct cursor *c, struct pack
 	return OUTCOME_pass_icmp;
 }
 
+/* All ones when a packet that says it is 0 bytes long has more than it could say, else 0. */
+static __always_inline __u64 is_big(__u64 length, __u64 left)
+{
+	__u64 none = length - 1, more = 0xffff - left;
+
+	asm volatile("" : "+r"(none), "+r"(more)); /* or it is branches */
+	return 0 - ((none & more) >> 63);
+}
+
 static __always_inline enum outcome classify_ipv4(struct cursor *c, struct packet *p)
 {
 	__u64 left = c->left;
@@ -223,6 +232,8 @@ static __always_inline enum outcome classify_ipv4(struct cursor *c, struct packe
 	if (!ip)
 		return OUTCOME_drop_truncated;
 	length = bpf_ntohs(ip->tot_len);
+	/* GRO has merged more than the field can tell ("BIG TCP"): the frame's length holds. */
+	length |= left & is_big(length, left);
 	if (ip->version != 4 || ip->ihl < 5 || length < ip->ihl * 4UL)
 		return OUTCOME_drop_malformed;
 	if (length > left)
@@ -307,6 +318,7 @@ static __always_inline enum outcome classify_ipv6(struct cursor *c, struct packe
 	if (length > c->left)
 		return OUTCOME_drop_truncated;
 	/* 0 with a hop-by-hop header may be a jumbogram: the frame's length holds. */
+	length |= c->left & is_big(length, c->left);
 	if (length != 0 || ip->nexthdr != IPPROTO_HOPOPTS)
 		c->left = length;
 	hop_limit = ip->hop_limit;

@@ -165,7 +165,7 @@ type GatewayQueueBucket struct {
 	Echo         uint64
 	Unclassified uint64
 	Admin        uint64
-	Unused       uint64
+	Routed       uint64
 }
 
 type GatewayQueueCounts struct {

@@ -193,6 +193,24 @@ func (p *drivenPlane) sendQuietly(t testing.TB, frame []byte) bool {
 	return action == 2
 }
 
+// What has no ports, a later fragment, is not spared by those of the packet before it.
+func TestFragmentsHaveNoPorts(t *testing.T) {
+	p := newDrivenPlane(t, 1, &policy.Tables{Prefixes: denied("0.0.0.0/0")})
+	if err := p.SetPinholes([]policy.Pinhole{{Source: netip.MustParsePrefix("192.0.2.10/32"), Port: server4.Port()}}); err != nil {
+		t.Fatal(err)
+	}
+	syn := TCPSegment(client4, server4, SYN)
+	p.expect(t, "to the pinhole", syn, "pass_admin")
+	p.expect(t, "a later fragment from there", Set(syn, EthernetLen+6, 0, 1), "drop_deny")
+
+	p.leave(t, TCPSegment(server4, client4, SYN)) // to client4's port: its answers are awaited
+	if err := p.SetPinholes(nil); err != nil {
+		t.Fatal(err)
+	}
+	p.expect(t, "an answer", TCPSegment(client4, server4, SYN|ACK), "pass_own_flow")
+	p.expect(t, "a later fragment from there", Set(syn, EthernetLen+6, 0, 1), "drop_deny")
+}
+
 func TestBudgets(t *testing.T) {
 	budget := func(rate uint64) policy.Budget {
 		l := limit(policy.ByQueue, policy.Packets, rate, rate)
@@ -201,13 +219,16 @@ func TestBudgets(t *testing.T) {
 	p := newDrivenPlane(t, 2, &policy.Tables{Budgets: policy.Budgets{Essential: budget(4), Echo: budget(3), Unclassified: budget(2)}})
 	tcp6 := TCPSegment(client6, server6, ACK)
 	ns := Set(ICMPMessage(client6.Addr(), server6.Addr(), 135, 0), EthernetLen+7, 255)
+	dhcp := UDPDatagram(netip.MustParseAddrPort("192.0.2.1:67"), netip.MustParseAddrPort("192.0.2.9:68"), make([]byte, 240))
 	for _, row := range []struct {
 		name   string
 		frames [][]byte
 		passes int
 		drop   string
 	}{
-		{"essentials", [][]byte{Ethernet(TypeARP, make([]byte, 28)), ns, ICMPMessage(client4.Addr(), server4.Addr(), 3, 4)}, 4, "drop_essential"},
+		{"essentials from anywhere", [][]byte{dhcp, ICMPMessage(client4.Addr(), server4.Addr(), 3, 4), ICMPMessage(client6.Addr(), server6.Addr(), 2, 0)}, 4, "drop_essential"},
+		// Behind the others, which must not have used up what only neighbours can send.
+		{"essentials of the link", [][]byte{Ethernet(TypeARP, make([]byte, 28)), ns}, 4, "drop_essential"},
 		{"echo", [][]byte{ICMPMessage(client4.Addr(), server4.Addr(), 8, 0), ICMPMessage(client6.Addr(), server6.Addr(), 128, 0)}, 3, "drop_echo"},
 		{"unclassified", [][]byte{
 			Set(TCPSegment(client4, server4, ACK), EthernetLen+6, 0, 1), Ethernet(TypeLLDP, make([]byte, 46)),

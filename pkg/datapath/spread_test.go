@@ -3,6 +3,7 @@
 package datapath
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -129,6 +130,52 @@ func TestLongFrames(t *testing.T) {
 	}
 	if n := outcomeSum(t, d, "drop", "deny"); n != 3 {
 		t.Errorf("%d of 3 long frames denied", n)
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// At tc, segments that GRO has merged to more than 64 KiB say they are 0 bytes long (BIG TCP).
+// They are what they were before, and as many.
+func TestMergedSegmentsLongerThanIPCanTell(t *testing.T) {
+	w := newWire(t, 1)
+	for _, l := range []netlink.Link{w.near, w.far} {
+		if err := errors.Join(netlink.LinkSetGSOMaxSize(l, 185_000), netlink.LinkSetGSOIPv4MaxSize(l, 185_000)); err != nil {
+			t.Skipf("this kernel has no BIG TCP for IPv4 (Linux 6.3): %v", err)
+		}
+	}
+	d := w.mustAttach(t, ModeTC)
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	const segment, segments, packetVnetHeader = 1400, 50, 15
+	if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_PACKET, packetVnetHeader, 1),
+		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, 4<<20)); err != nil {
+		t.Fatal(err)
+	}
+	merged := Set(append(TCPSegment(client4, server4, ACK), make([]byte, segments*segment)...), EthernetLen+2, 0, 0)
+	// struct virtio_net_hdr: checksum to be made, TCP over IPv4, lengths, and where the checksum is.
+	header := []byte{1, 1, EthernetLen + IPv4Len + TCPLen, 0, segment & 0xff, segment >> 8, EthernetLen + IPv4Len, 0, 16, 0}
+	err = unix.Sendto(fd, append(header, merged...), 0, &unix.SockaddrLinklayer{Ifindex: w.far.Attrs().Index, Halen: 6})
+	if errors.Is(err, unix.EMSGSIZE) {
+		t.Skip("this kernel has no BIG TCP for IPv4 (Linux 6.3): it sends no such frame")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	waitFor(t, "the frame", func() bool { n, _ := packetSum(t, d, ingressRows); return n > 0 })
+	if n := outcomeSum(t, d, "pass", "tcp"); n != segments {
+		var c Counters
+		_ = d.Counters(&c)
+		for _, r := range c.Ingress {
+			if r.Packets > 0 {
+				t.Logf("%+v", r)
+			}
+		}
+		t.Errorf("%d of %d merged segments passed as TCP", n, segments)
 	}
 	if err := d.Detach(); err != nil {
 		t.Fatal(err)

@@ -109,7 +109,7 @@ type DrivenQueueBucket struct {
 	Echo         uint64
 	Unclassified uint64
 	Admin        uint64
-	Unused       uint64
+	Routed       uint64
 }
 
 type DrivenQueueCounts struct {
