@@ -4,7 +4,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -61,16 +60,11 @@ a while. It fails when the attach would be refused.`,
 
 func attach(e *env, name string, mode datapath.Mode, confirm time.Duration) error {
 	o := datapath.Options{Interface: name, Instance: e.instance}
-	d, err := gateway.Attach(o, mode)
+	d, err := gateway.Attach(o, mode, confirm)
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	if confirm > 0 {
-		if err := d.AttachUntil(confirm); err != nil {
-			return errors.Join(err, d.Detach())
-		}
-	}
 	s := d.Status()
 	if err := printStatus(e, "attached", s); err != nil || e.json {
 		return err
@@ -118,11 +112,7 @@ func confirmCommand(e *env) *cobra.Command {
 			if err := d.Confirm(); err != nil {
 				return err
 			}
-			said := "confirmed"
-			if s.Waits == 0 {
-				said = "nothing waits to be confirmed"
-			}
-			fmt.Fprintf(e.out, "%s: %s\n", args[0], said)
+			fmt.Fprintf(e.out, "%s: confirmed\n", args[0])
 			return nil
 		},
 	}

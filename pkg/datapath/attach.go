@@ -65,14 +65,16 @@ func (d *Datapath) Attach(mode Mode) (err error) {
 			return err
 		}
 	}
-	if err := d.attachIngress(mode); err != nil {
+	// The ingress program comes last: where a killed process left it attached, the other one
+	// is there as well.
+	if err := d.options.step("attach egress"); err != nil {
 		return err
 	}
-	if err := d.options.step("attach egress"); err != nil {
-		return errors.Join(err, d.detachIngress())
-	}
 	if err := d.attachTC(&tcEgress); err != nil {
-		return errors.Join(err, d.detachIngress())
+		return err
+	}
+	if err := d.attachIngress(mode); err != nil {
+		return errors.Join(err, d.detachTC(&tcEgress))
 	}
 	return nil
 }

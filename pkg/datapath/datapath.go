@@ -298,6 +298,9 @@ func (d *Datapath) open() error {
 	if err := d.loadPins(); err != nil {
 		return err
 	}
+	if err := d.finishUpgrade(); err != nil {
+		return err
+	}
 	spec, err := bpf.LoadGateway()
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"time"
 
@@ -36,7 +37,12 @@ func (d *Datapath) ApplyUntil(t *policy.Tables, confirm time.Duration) error {
 }
 
 func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
-	state, err := d.settle()
+	unlock, err := d.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	state, err := d.settleLocked()
 	if err != nil {
 		return err
 	}
@@ -59,7 +65,13 @@ func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
 	if state.Current == 0 {
 		idle = 1
 	}
+	if err := d.awaitPackets(idle); err != nil {
+		return err
+	}
 	if err := d.fill(idle, g); err != nil {
+		return err
+	}
+	if err := d.prepareSpread(t.Spread); err != nil {
 		return err
 	}
 	if err := d.options.step("flip"); err != nil {
@@ -73,28 +85,102 @@ func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
 	if err := d.objects.Control.Put(uint32(0), &next); err != nil {
 		return fmt.Errorf("flip generation: %w", err)
 	}
+	// None of these allocates, so none fails.
 	return errors.Join(d.settleShared(g, live), d.spread(t.Spread))
 }
 
-// Confirm makes the last change stay. Without one that waits it does nothing.
-func (d *Datapath) Confirm() error {
-	state, err := d.settle()
+// awaitPackets returns when no packet is left that read the control word while the slot
+// was the one that held. The kernel waits for them whenever an element of an outer map is
+// replaced, even by itself.
+func (d *Datapath) awaitPackets(slot uint32) error {
+	var inner *ebpf.Map
+	err := d.objects.GenTables.Lookup(slot, &inner)
+	if errors.Is(err, ebpf.ErrKeyNotExist) {
+		return nil // the slot has never held
+	}
+	if err == nil {
+		err = errors.Join(d.objects.GenTables.Put(slot, inner), inner.Close())
+	}
 	if err != nil {
-		return fmt.Errorf("confirm %s: %w", d.options.Interface, err)
-	}
-	if state.Deadline == 0 {
-		return nil
-	}
-	state.Deadline = 0
-	if err := d.objects.Control.Put(uint32(0), &state); err != nil {
-		return fmt.Errorf("confirm %s: %w", d.options.Interface, err)
+		return fmt.Errorf("wait for packets in flight: %w", err)
 	}
 	return nil
 }
 
-// settle reads the control word. A change whose deadline has passed is made undone in
-// it, too, as the program has treated it all along.
+// lock keeps other processes, and other holders of these pins in this one, from changing
+// which generation holds, until the function that it returns is called. Readers need none.
+func (d *Datapath) lock() (unlock func(), err error) {
+	if d.dir == "" {
+		return func() {}, nil // without pins nobody else has the maps
+	}
+	dir, err := os.Open(d.dir)
+	if err != nil {
+		return nil, fmt.Errorf("lock %s: %w", d.dir, err)
+	}
+	for err = unix.EINTR; errors.Is(err, unix.EINTR); {
+		err = unix.Flock(int(dir.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		dir.Close()
+		return nil, fmt.Errorf("lock %s: %w", d.dir, err)
+	}
+	return func() { dir.Close() }, nil
+}
+
+// Confirm makes the last change stay. Without one that waits it does nothing.
+func (d *Datapath) Confirm() error {
+	return d.decide("confirm", func(s bpf.GatewayControlState) bpf.GatewayControlState {
+		s.Deadline = 0
+		return s
+	})
+}
+
+// Undo takes the last change back at once, while it waits to be confirmed. Without one that
+// waits it does nothing.
+func (d *Datapath) Undo() error {
+	return d.decide("undo change of", func(s bpf.GatewayControlState) bpf.GatewayControlState {
+		return bpf.GatewayControlState{Current: s.Fallback, Fallback: s.Fallback}
+	})
+}
+
+// decide writes what becomes of a change that waits.
+func (d *Datapath) decide(verb string, next func(bpf.GatewayControlState) bpf.GatewayControlState) error {
+	unlock, err := d.lock()
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", verb, d.options.Interface, err)
+	}
+	defer unlock()
+	state, err := d.settleLocked()
+	if err == nil && state.Deadline > 0 {
+		state = next(state)
+		err = d.objects.Control.Put(uint32(0), &state)
+	}
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", verb, d.options.Interface, err)
+	}
+	return nil
+}
+
+// settle reads the control word, and settles first what is overdue.
 func (d *Datapath) settle() (bpf.GatewayControlState, error) {
+	var s bpf.GatewayControlState
+	if err := d.objects.Control.Lookup(uint32(0), &s); err != nil {
+		return s, fmt.Errorf("read control: %w", err)
+	}
+	if s.Deadline == 0 || monotonic() <= s.Deadline {
+		return s, nil
+	}
+	unlock, err := d.lock()
+	if err != nil {
+		return s, err
+	}
+	defer unlock()
+	return d.settleLocked()
+}
+
+// settleLocked makes a change whose deadline has passed undone in the control word, too, as
+// the program has treated it all along.
+func (d *Datapath) settleLocked() (bpf.GatewayControlState, error) {
 	var s bpf.GatewayControlState
 	if err := d.objects.Control.Lookup(uint32(0), &s); err != nil {
 		return s, fmt.Errorf("read control: %w", err)
@@ -249,6 +335,33 @@ func (d *Datapath) SetPinholes(holes []policy.Pinhole) error {
 	}
 	if err != nil {
 		return fmt.Errorf("set pinholes of %s: %w", d.options.Interface, err)
+	}
+	return nil
+}
+
+// AddPinholes is SetPinholes, but for those that are there: they stay.
+func (d *Datapath) AddPinholes(holes []policy.Pinhole) error {
+	var live bpf.GatewayPinholeList
+	list, err := encodePinholes(holes)
+	if err == nil {
+		err = d.objects.Pinholes.Lookup(uint32(0), &live)
+	}
+	for i := 0; err == nil && i < int(min(live.Count, maxPinholes)); i++ {
+		if slices.Contains(list.Entry[:list.Count], live.Entry[i]) {
+			continue
+		}
+		if list.Count == maxPinholes {
+			err = fmt.Errorf("more than %d pinholes, with those that stay until the change is confirmed: leave some out, or change rules and pinholes apart", maxPinholes)
+			break
+		}
+		list.Entry[list.Count] = live.Entry[i]
+		list.Count++
+	}
+	if err == nil {
+		err = d.objects.Pinholes.Put(uint32(0), list)
+	}
+	if err != nil {
+		return fmt.Errorf("add pinholes to %s: %w", d.options.Interface, err)
 	}
 	return nil
 }

@@ -54,7 +54,8 @@ func TestNoPacketSeesTwoGenerations(t *testing.T) {
 		done <- nil
 	}()
 	flips := 0
-	for started := time.Now(); time.Since(started) < 2*time.Second; flips++ {
+	// An emulated or busy machine needs longer for some flips.
+	for started := time.Now(); time.Since(started) < 2*time.Second || flips < 6 && time.Since(started) < time.Minute; flips++ {
 		if err := d.Apply([]*policy.Tables{second, first}[flips%2]); err != nil {
 			t.Fatal(err)
 		}
@@ -113,7 +114,7 @@ func TestUpgradeUnderTheLiveLink(t *testing.T) {
 			w.send(t, frame, 10)
 			waitFor(t, "10 frames", func() bool { p, _ := packetSum(t, d, ingressRows); return p == 10 })
 			before, state := d.Status(), w.state(t)
-			steps := []string{"load new programs", "replace xdp_ingress", "replace tc_egress", "pin new xdp_ingress", "pin new tc_egress"}
+			steps := []string{"load new programs", "replace xdp_ingress", "replace tc_egress", "pin new xdp_ingress", "pin new tc_egress", "rename new pins"}
 			if testing.Short() {
 				steps = steps[2:4] // each loads all programs again
 			}
@@ -151,6 +152,85 @@ func TestUpgradeUnderTheLiveLink(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// A process that is killed in the midst of an upgrade leaves what the next one goes on with.
+func TestKilledInAnUpgrade(t *testing.T) {
+	for _, row := range []struct {
+		mode    Mode
+		netlink bool
+	}{{ModeNative, false}, {ModeNative, true}, {ModeTC, true}} {
+		for _, last := range []string{"replace xdp_ingress", "replace tc_egress", "rename new pins"} {
+			if testing.Short() && last != "replace tc_egress" {
+				continue
+			}
+			w := newWire(t, 1)
+			w.options.Netlink = row.netlink
+			d := w.mustAttach(t, row.mode)
+			d.options.fault = func(step string) error {
+				if step == last {
+					panic("killed")
+				}
+				return nil
+			}
+			func() {
+				defer func() { _ = recover() }()
+				_ = d.Upgrade()
+			}()
+			again, err := Open(w.options)
+			if err != nil {
+				t.Fatalf("%s, killed before %q: %v", row.mode, last, err)
+			}
+			w.send(t, TCPSegment(client4, server4, ACK), 10)
+			waitFor(t, "10 frames", func() bool { p, _ := packetSum(t, again, ingressRows); return p == 10 })
+			if id, _ := again.runsTC(&tcEgress); id == 0 {
+				t.Errorf("%s, killed before %q: egress is not known as ours", row.mode, last)
+			}
+			if err := errors.Join(again.Upgrade(), again.Detach(), again.Close()); err != nil {
+				t.Errorf("%s, killed before %q: %v", row.mode, last, err)
+			}
+			if left := w.state(t); strings.Contains(left, w.options.Instance) || strings.Contains(left, "xdp program") || strings.Contains(left, "filter") {
+				t.Errorf("%s, killed before %q: left are\n%s", row.mode, last, left)
+			}
+		}
+	}
+}
+
+// A process that is killed while it attaches leaves nothing that passes for attached.
+func TestKilledInAnAttach(t *testing.T) {
+	w := newWire(t, 1)
+	var steps []string
+	w.options.fault = func(step string) error { steps = append(steps, step); return nil }
+	if err := w.mustAttach(t, ModeNative).Detach(); err != nil {
+		t.Fatal(err)
+	}
+	for _, last := range steps[max(len(steps)-5, 0):] {
+		w.options.fault = func(step string) error {
+			if step == last {
+				panic("killed")
+			}
+			return nil
+		}
+		func() {
+			defer func() { _ = recover() }()
+			d, err := Create(w.options)
+			if err == nil {
+				defer d.Close()
+				_ = d.Attach(ModeNative)
+			}
+		}()
+		w.options.fault = nil
+		if d, err := Open(w.options); err == nil {
+			t.Errorf("killed before %q: it passes for attached: %+v", last, d.Status())
+			d.Close()
+		}
+		if err := Detach(w.options); err != nil && !errors.Is(err, ErrNotAttached) {
+			t.Errorf("killed before %q: %v", last, err)
+		}
+		if err := w.mustAttach(t, ModeNative).Detach(); err != nil {
+			t.Errorf("after a death before %q: %v", last, err)
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -392,6 +393,79 @@ func TestUnconfirmedChangeIsUndone(t *testing.T) {
 	p.now += uint64(61 * time.Second)
 	p.expect(t, "malformed, after it", broken, "pass_unconfirmed")
 	p.expect(t, "a packet, after it", syn, "pass_tcp")
+}
+
+// Two processes that change the tables do so one after the other; a reader that settles an
+// overdue change cannot undo a later one.
+func TestChangesOfTwoProcesses(t *testing.T) {
+	w := newWire(t, 1)
+	d := w.mustAttach(t, ModeNative)
+	if err := d.Apply(&policy.Tables{}); err != nil {
+		t.Fatal(err)
+	}
+	other, err := Open(w.options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	done := make(chan error, 1)
+	d.options.fault = func(step string) error {
+		if step == "flip" {
+			go func() { done <- other.ApplyUntil(&policy.Tables{Prefixes: denied("192.0.2.0/24")}, time.Minute) }()
+			select {
+			case err := <-done:
+				t.Errorf("another process changed the tables meanwhile: %v", err)
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		return nil
+	}
+	if err := d.Apply(&policy.Tables{Prefixes: denied("198.18.0.0/15")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	if s, err := d.State(); err != nil || s.Generation != 3 || s.Waits == 0 {
+		t.Errorf("state %+v, %v; want the third generation, waiting", s, err)
+	}
+	if err := d.Undo(); err != nil {
+		t.Fatal(err)
+	}
+	if s, err := other.State(); err != nil || s.Generation != 2 || s.Waits != 0 {
+		t.Errorf("undone: state %+v, %v; want the second generation", s, err)
+	}
+	if err := errors.Join(other.Undo(), d.Confirm()); err != nil {
+		t.Error(err)
+	}
+	if s, err := other.State(); err != nil || s.Generation != 2 {
+		t.Errorf("nothing waits, and yet: state %+v, %v", s, err)
+	}
+	if err := d.Detach(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Until a change is confirmed, the pinholes of the one before stay as well.
+func TestPinholesStayUntilConfirmed(t *testing.T) {
+	hole := func(i int) policy.Pinhole {
+		return policy.Pinhole{Source: netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}), 32), Port: server4.Port()}
+	}
+	p := newDrivenPlane(t, 1, &policy.Tables{Prefixes: denied("0.0.0.0/0")})
+	if err := errors.Join(p.SetPinholes([]policy.Pinhole{hole(10)}), p.AddPinholes([]policy.Pinhole{hole(11), hole(10)})); err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]string{"192.0.2.10": "pass_admin", "192.0.2.11": "pass_admin", "192.0.2.12": "drop_deny"} {
+		p.expect(t, host, synFrom(host), want)
+	}
+	var many []policy.Pinhole
+	for i := range maxPinholes {
+		many = append(many, hole(20+i))
+	}
+	if err := p.AddPinholes(many); err == nil || !strings.Contains(err.Error(), "stay until the change is confirmed") {
+		t.Errorf("more than there is room for: %v", err)
+	}
+	p.expect(t, "after that", synFrom("192.0.2.10"), "pass_admin")
 }
 
 // A million prefixes load in seconds, and work.

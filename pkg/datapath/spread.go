@@ -11,29 +11,47 @@ import (
 // spreadQueue is how many packets may wait for a CPU: as many as a usual receive ring has.
 const spreadQueue = 2048
 
+// prepareSpread makes the queues of the CPUs that spread will use.
+func (d *Datapath) prepareSpread(wanted bool) error {
+	cpus, err := d.spreadCPUs(wanted)
+	for i := 0; err == nil && i < cpus; i++ {
+		if err = d.objects.Cpus.Put(uint32(i), uint32(spreadQueue)); err != nil {
+			err = fmt.Errorf("spread flows to CPU %d: %w", i, err)
+		}
+	}
+	return err
+}
+
 // spread makes the program hand flows to all CPUs where the interface has fewer receive
 // queues than that; else, or when it is not wanted, each packet stays with its queue's
 // CPU. It is no part of a generation: a flow may move, and no packet is judged otherwise.
 func (d *Datapath) spread(wanted bool) error {
-	var count uint32
-	if cpus, err := onlineCPUs(); err != nil {
-		return err
-	} else if wanted && d.activeQueues() < len(cpus) {
-		for i, cpu := range cpus {
-			// The index is a CPU's number in a cpumap: the program's index goes to it.
-			if i != cpu {
-				return fmt.Errorf("spread flows: CPU %d is offline: a cpumap needs them all", i)
-			}
-			if err := d.objects.Cpus.Put(uint32(cpu), uint32(spreadQueue)); err != nil {
-				return fmt.Errorf("spread flows to CPU %d: %w", cpu, err)
-			}
-		}
-		count = uint32(len(cpus))
+	cpus, err := d.spreadCPUs(wanted)
+	if err == nil {
+		err = d.objects.CPUCount.Put(uint32(0), uint32(cpus))
 	}
-	if err := d.objects.CPUCount.Put(uint32(0), count); err != nil {
+	if err != nil {
 		return fmt.Errorf("spread flows: %w", err)
 	}
 	return nil
+}
+
+// spreadCPUs is how many flows are to be spread to, 0 for none.
+func (d *Datapath) spreadCPUs(wanted bool) (int, error) {
+	if !wanted {
+		return 0, nil
+	}
+	cpus, err := onlineCPUs()
+	if err != nil || d.activeQueues() >= len(cpus) {
+		return 0, err
+	}
+	for i, cpu := range cpus {
+		// The index is a CPU's number in a cpumap: the program's index goes to it.
+		if i != cpu {
+			return 0, fmt.Errorf("spread flows: CPU %d is offline: a cpumap needs them all", i)
+		}
+	}
+	return len(cpus), nil
 }
 
 func (d *Datapath) activeQueues() int {

@@ -90,6 +90,11 @@ func (d *Datapath) Upgrade() error {
 }
 
 func (d *Datapath) upgrade() error {
+	unlock, err := d.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	status := d.Status()
 	if !status.Attached {
 		return fmt.Errorf("%w: `%s` attaches this version", ErrNotAttached, d.options.Command("attach"))
@@ -105,27 +110,13 @@ func (d *Datapath) upgrade() error {
 	if err != nil {
 		return err
 	}
-	var done []string
-	for _, name := range names {
-		err := d.options.step("replace " + name)
-		if err == nil {
-			err = d.replace(name, loaded[name], status.Mode)
-		}
-		if err != nil {
-			for _, back := range done {
-				err = errors.Join(err, d.replace(back, *d.objects.programs()[back], status.Mode))
-			}
-			closeAll(loaded)
-			return fmt.Errorf("replace %s: %w", name, err)
-		}
-		done = append(done, name)
+	// Pinned before they run: what a killed process leaves on a hook is known as ours.
+	if err := d.pinNew(names, loaded); err != nil {
+		closeAll(loaded)
+		return err
 	}
-	// From here on the new programs run. Pins that could not be moved name the old ones,
-	// which Open would take for a foreign program's, so they are put back as well.
-	if err := d.repin(names, loaded); err != nil {
-		for _, back := range names {
-			err = errors.Join(err, d.replace(back, *d.objects.programs()[back], status.Mode))
-		}
+	if err := d.replaceAll(names, loaded, status.Mode); err != nil {
+		d.removeNew(names)
 		closeAll(loaded)
 		return err
 	}
@@ -137,40 +128,117 @@ func (d *Datapath) upgrade() error {
 	return nil
 }
 
+// replaceAll puts the programs in the place of those that run, and their pins in the place
+// of the old ones; with an error the old ones run.
+func (d *Datapath) replaceAll(names []string, loaded map[string]*ebpf.Program, mode Mode) error {
+	var done []string
+	back := func(err error) error {
+		for _, name := range done {
+			err = errors.Join(err, d.replace(name, *d.objects.programs()[name], mode))
+		}
+		return err
+	}
+	for _, name := range names {
+		err := d.options.step("replace " + name)
+		if err == nil {
+			err = d.replace(name, loaded[name], mode)
+		}
+		if err != nil {
+			return back(fmt.Errorf("replace %s: %w", name, err))
+		}
+		done = append(done, name)
+	}
+	if err := d.options.step("rename new pins"); err != nil {
+		return back(err)
+	}
+	for _, name := range names {
+		if err := os.Rename(d.newPin(name), filepath.Join(d.dir, name)); err != nil {
+			return back(fmt.Errorf("rename new pin of %s: %w", name, err))
+		}
+	}
+	return nil
+}
+
 func closeAll(programs map[string]*ebpf.Program) {
 	for _, p := range programs {
 		p.Close()
 	}
 }
 
-// repin pins all programs under other names and then renames them over the old ones.
-func (d *Datapath) repin(names []string, loaded map[string]*ebpf.Program) (err error) {
-	defer func() {
-		if err == nil {
-			return
-		}
-		for _, name := range names {
-			_ = os.Remove(filepath.Join(d.dir, name+"-new"))
-		}
-	}()
+func (d *Datapath) newPin(name string) string { return filepath.Join(d.dir, name+"-new") }
+
+func (d *Datapath) removeNew(names []string) {
 	for _, name := range names {
-		temp := filepath.Join(d.dir, name+"-new")
-		if err := os.Remove(temp); err != nil && !os.IsNotExist(err) {
-			return fmt.Errorf("remove left-over %s: %w", temp, err)
+		_ = os.Remove(d.newPin(name))
+	}
+}
+
+// pinNew pins the programs beside those that run.
+func (d *Datapath) pinNew(names []string, loaded map[string]*ebpf.Program) error {
+	for _, name := range names {
+		err := d.options.step("pin new " + name)
+		if err == nil {
+			err = loaded[name].Pin(d.newPin(name))
 		}
-		if err := d.options.step("pin new " + name); err != nil {
-			return err
-		}
-		if err := loaded[name].Pin(temp); err != nil {
+		if err != nil {
+			d.removeNew(names)
 			return fmt.Errorf("pin new %s: %w", name, err)
 		}
 	}
-	for _, name := range names {
-		if err := os.Rename(filepath.Join(d.dir, name+"-new"), filepath.Join(d.dir, name)); err != nil {
-			return fmt.Errorf("rename new pin of %s: %w", name, err)
+	return nil
+}
+
+// finishUpgrade makes the pins right where a process was killed in the midst of an upgrade:
+// each hook may run the old program or the new one, and both do.
+func (d *Datapath) finishUpgrade() error {
+	var left []string
+	for name := range d.objects.programs() {
+		if _, err := os.Stat(d.newPin(name)); err == nil {
+			left = append(left, name)
+		}
+	}
+	if len(left) == 0 {
+		return nil
+	}
+	unlock, err := d.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, name := range left {
+		fresh, err := ebpf.LoadPinnedProgram(d.newPin(name), nil)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it was another process's, which has ended it meanwhile
+		}
+		if err != nil {
+			return fmt.Errorf("open pinned %s: %w", d.newPin(name), err)
+		}
+		place := d.objects.programs()[name]
+		old := *place
+		*place = fresh
+		if !d.runs(name) {
+			*place, old = old, fresh
+			err = os.Remove(d.newPin(name))
+		} else {
+			err = os.Rename(d.newPin(name), filepath.Join(d.dir, name))
+		}
+		old.Close()
+		if err != nil {
+			return fmt.Errorf("finish the upgrade of %s: %w", name, err)
 		}
 	}
 	return nil
+}
+
+// runs tells whether the program that is held under the name is on its hook.
+func (d *Datapath) runs(name string) bool {
+	for _, h := range []*tcHook{&tcIngress, &tcEgress} {
+		if h.name == name {
+			id, _ := d.runsTC(h)
+			return id != 0
+		}
+	}
+	return d.ownsXDP(d.hook())
 }
 
 // replace puts the program in the place of what runs under its name.

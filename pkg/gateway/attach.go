@@ -4,14 +4,16 @@ package gateway
 
 import (
 	"errors"
+	"time"
 
 	"github.com/xgw-project/xgw/pkg/datapath"
 )
 
 // Attach makes the interface's datapath and puts it on the hooks; with an error
 // nothing is left. Pins of an interface that is gone, or that no longer runs them,
-// are removed first. The caller owns what is returned.
-func Attach(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
+// are removed first. With confirm, everything passes after that time unless it is confirmed.
+// The caller owns what is returned.
+func Attach(o datapath.Options, mode datapath.Mode, confirm time.Duration) (*datapath.Datapath, error) {
 	d, err := datapath.Create(o)
 	if errors.Is(err, datapath.ErrExists) {
 		switch openErr := tryOpen(o); {
@@ -27,7 +29,14 @@ func Attach(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) 
 	if err != nil {
 		return nil, err
 	}
-	if err := d.Attach(mode); err != nil {
+	// The deadline comes first: what follows may be what cuts the operator off.
+	if confirm > 0 {
+		err = d.AttachUntil(confirm)
+	}
+	if err == nil {
+		err = d.Attach(mode)
+	}
+	if err != nil {
 		return nil, errors.Join(err, d.Detach(), d.Close())
 	}
 	return d, nil
@@ -42,7 +51,7 @@ func adopt(o datapath.Options, mode datapath.Mode) (*datapath.Datapath, error) {
 	if !errors.Is(err, datapath.ErrStale) && !errors.Is(err, datapath.ErrNotAttached) {
 		return nil, err
 	}
-	if d, err = Attach(o, mode); err != nil {
+	if d, err = Attach(o, mode, 0); err != nil {
 		return nil, err
 	}
 	if err := d.MarkTransient(); err != nil {

@@ -75,7 +75,12 @@ func (pl *plane) enforce() error {
 // apply puts the policy in force.
 func (pl *plane) apply() error {
 	name := pl.options.Interface
-	if err := pl.d.SetPinholes(pl.policy.Pinholes); err != nil {
+	// Until a change is confirmed it shuts out nobody: it may be undone without this process.
+	set := pl.d.SetPinholes
+	if pl.confirm > 0 {
+		set = pl.d.AddPinholes
+	}
+	if err := set(pl.policy.Pinholes); err != nil {
 		return err
 	}
 	if err := pl.d.ApplyUntil(&pl.policy.Tables, pl.confirm); err != nil {
@@ -149,7 +154,15 @@ func (pl *plane) confirmNow() error {
 		return err
 	}
 	pl.confirm = 0
-	return pl.d.Confirm()
+	return errors.Join(pl.d.Confirm(), pl.d.SetPinholes(pl.policy.Pinholes))
+}
+
+// revert takes back what replace has done, whether or not it was to be confirmed.
+func (pl *plane) revert(p *policy.Policy) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	pl.policy, pl.confirm = p, 0
+	return errors.Join(pl.d.Undo(), pl.apply())
 }
 
 // settle learns what became of the policy that was to be confirmed.
@@ -166,7 +179,7 @@ func (pl *plane) settle() error {
 		return fmt.Errorf("interface %s: the rules and limits were not confirmed in time and are undone", pl.options.Interface)
 	}
 	pl.confirm = 0
-	return nil
+	return pl.d.SetPinholes(pl.policy.Pinholes)
 }
 
 // reattach replaces what is left of the old device. Counters begin anew.
@@ -174,7 +187,7 @@ func (pl *plane) reattach() error {
 	if err := datapath.Detach(pl.options); err != nil && !errors.Is(err, datapath.ErrNotAttached) {
 		return err
 	}
-	d, err := Attach(pl.options, pl.mode)
+	d, err := Attach(pl.options, pl.mode, 0)
 	if err != nil {
 		return err
 	}

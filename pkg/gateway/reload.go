@@ -82,7 +82,7 @@ func (s *supervisor) changeOver(m *message, p *policy.Policy, confirm time.Durat
 	for i, pl := range s.planes {
 		if err := pl.replace(p, confirm); err != nil {
 			for _, done := range s.planes[:i] {
-				err = errors.Join(err, done.replace(s.policy, 0))
+				err = errors.Join(err, done.revert(s.policy))
 			}
 			return err
 		}
