@@ -45,8 +45,14 @@ xgw status has the exact sums.`,
 				if err != nil {
 					return err
 				}
-				if err := writeDrops(e, drops); err != nil || !follow {
+				if err := writeDrops(e, drops); err != nil {
 					return err
+				}
+				if !follow {
+					if len(drops) == 0 && !e.json {
+						fmt.Fprintf(e.out, "%s: no samples: no frame was dropped since the attach\n", args[0])
+					}
+					return nil
 				}
 				if n%10 == 0 && !d.Status().Attached {
 					return fmt.Errorf("drops of %s: it was taken off meanwhile", args[0])
@@ -73,8 +79,8 @@ func writeDrops(e *env, drops []datapath.Drop) error {
 			}
 			continue
 		}
-		fmt.Fprintf(e.out, "%14.6f  queue %d  %-21s of %-8d %5d bytes  %s\n",
-			d.Time.Seconds(), d.Queue, d.Outcome, d.Ordinal, d.Length, hex.EncodeToString(d.Head[:min(len(d.Head), 54)]))
+		fmt.Fprintf(e.out, "%14.6f  queue %s  %-21s of %-8d %5d bytes  %s\n",
+			d.Time.Seconds(), (&datapath.QueueCount{Queue: d.Queue}).QueueName(), d.Outcome, d.Ordinal, d.Length, hex.EncodeToString(d.Head[:min(len(d.Head), 54)]))
 	}
 	return nil
 }
