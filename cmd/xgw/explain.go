@@ -205,7 +205,12 @@ func readFrame(path string) ([]byte, error) {
 		if n < 14 || n > len(data)-fileHeader-recordHeader {
 			return nil, fmt.Errorf("%s: its first packet is cut off", path)
 		}
-		return data[fileHeader+recordHeader:][:n], nil
+		frame := data[fileHeader+recordHeader:][:n]
+		// A capture may keep the headers alone; what it left out is not missing on the wire.
+		if whole := int(order.Uint32(data[fileHeader+12:])); whole > n && whole <= 65535 {
+			frame = append(frame[:n:n], make([]byte, whole-n)...)
+		}
+		return frame, nil
 	}
 	text := bytes.Map(func(r rune) rune {
 		if unicode.IsSpace(r) || r == ':' {

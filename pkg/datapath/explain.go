@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/cilium/ebpf"
+	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/bpf"
 	"github.com/xgw-project/xgw/pkg/policy"
@@ -66,7 +67,11 @@ func (d *Datapath) explain(frame []byte, times int) (*Explanation, error) {
 	}
 	defer o.Program.Close()
 	defer o.Explained.Close()
-	if _, err := o.Program.Run(&ebpf.RunOptions{Data: frame, Repeat: uint32(max(times, 1))}); err != nil {
+	_, err = o.Program.Run(&ebpf.RunOptions{Data: frame, Repeat: uint32(max(times, 1))})
+	if errors.Is(err, unix.EINVAL) && len(frame) > 3000 {
+		return nil, fmt.Errorf("the kernel runs programs on one page, and this frame has %d bytes: leave out some of its payload, and say so in its IP header: %w", len(frame), err)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("run the program: %w", err)
 	}
 	var out bpf.GatewayExplanation

@@ -310,7 +310,7 @@ func putSparse[V comparable](d *Datapath, m *ebpf.Map, values []V) error {
 	return flush()
 }
 
-// settleShared starts the buckets of limits by port that are new in their slot.
+// settleShared starts the buckets and counts of limits by port that are new in their slot.
 func (d *Datapath) settleShared(g *generation, live *bpf.GatewayTables) error {
 	for i := range g.tables.Port {
 		if g.tables.Port[i].Port == live.Port[i].Port {
@@ -320,6 +320,9 @@ func (d *Datapath) settleShared(g *generation, live *bpf.GatewayTables) error {
 			slot := uint32(bpf.GatewayLimitSlotSLOT_PORT) + uint32(i*3+count)
 			if err := d.objects.SharedBuckets.Put(slot, &bpf.GatewaySharedBucket{}); err != nil {
 				return fmt.Errorf("clear bucket of a new limit: %w", err)
+			}
+			if err := d.objects.LimitCounts.Put(slot, make([]bpf.GatewayOverCounts, len(d.reader.perCPU))); err != nil {
+				return fmt.Errorf("clear counts of a new limit: %w", err)
 			}
 		}
 	}

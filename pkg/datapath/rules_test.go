@@ -525,6 +525,26 @@ func TestBucketsSurviveGenerations(t *testing.T) {
 	}
 }
 
+// What one port's limit has dropped is not told of another's that takes its place.
+func TestCountsOfALimitThatIsGone(t *testing.T) {
+	port := func(n uint16, name string) policy.PacketLimit {
+		l := limit(policy.ByPort, policy.SYNs, 1, 4)
+		l.Port, l.Name = n, name
+		return l
+	}
+	p := newDrivenPlane(t, 1, limited(port(443, "old")))
+	p.passed(t, TCPSegment(client4, server4, SYN), 6, 0, "drop_port_limit")
+	if over, err := p.LimitCounts(); err != nil || len(over) != 1 || over[0].Name != "old" || over[0].Dropped != 2 {
+		t.Errorf("counts: %+v, %v", over, err)
+	}
+	if err := errors.Join(p.Apply(limited()), p.Apply(limited(port(22, "new")))); err != nil {
+		t.Fatal(err)
+	}
+	if over, err := p.LimitCounts(); err != nil || len(over) != 0 {
+		t.Errorf("counts of a limit that no packet was over: %+v, %v", over, err)
+	}
+}
+
 func TestDryRunTellsAndPasses(t *testing.T) {
 	l := limit(policy.BySource, policy.SYNs, 1, 3)
 	l.DryRun, l.Name = true, "careful"
