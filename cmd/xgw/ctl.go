@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"text/tabwriter"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -28,7 +29,7 @@ func ctlCommand(e *env) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e))
+	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e), ctlStatusCommand(e))
 	return cmd
 }
 
@@ -86,4 +87,36 @@ func ctlConfirmCommand(e *env) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+func ctlStatusCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show what a running gateway has in force, and how its upstreams' servers are",
+		Long: `Tells the generation of the configuration and, for each server of an upstream, whether its
+health checks find it up or down, since when, and why. Servers that fail requests are also
+left alone for a time by each worker for itself, which is not shown here: the metric
+xgw_upstream_ejections_total counts it.`,
+		Example: `  sudo xgw ctl status
+  sudo gateway-ctl status --json | jq '.servers[] | select(.state == "down")'`,
+		Args: exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			s, err := admin.NewClient(admin.SocketPath(e.instance)).Status()
+			switch {
+			case err != nil:
+				return err
+			case e.json:
+				return json.NewEncoder(e.out).Encode(s)
+			}
+			fmt.Fprintf(e.out, "generation %d\n", s.Generation)
+			w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "UPSTREAM\tSERVER\tNAME\tWEIGHT\tSTATE\tFOR\tCAUSE")
+			for _, v := range s.Servers {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", v.Upstream, v.Address, v.Name, v.Weight, v.State, time.Since(v.Since).Round(time.Second), v.Cause)
+			}
+			return w.Flush()
+		},
+	}
+	jsonFlag(cmd, e)
+	return cmd
 }

@@ -28,6 +28,25 @@ type Control interface {
 	Reload(confirm time.Duration) (Reloaded, error)
 	// Confirm makes the last reload stay.
 	Confirm() error
+	// Status is what is in force.
+	Status() Status
+}
+
+// Status is a gateway's present state.
+type Status struct {
+	Generation uint64   `json:"generation"`
+	Servers    []Server `json:"servers"` // of all upstreams, in the order of the configuration
+}
+
+// Server is one server of an upstream.
+type Server struct {
+	Upstream string    `json:"upstream"`
+	Address  string    `json:"address"`
+	Name     string    `json:"name,omitempty"` // that it was resolved from
+	Weight   int       `json:"weight"`
+	State    string    `json:"state"` // up or down by its health checks, or unchecked
+	Since    time.Time `json:"since"`
+	Cause    string    `json:"cause,omitempty"` // of being down
 }
 
 // Reloaded is a reload that was done.
@@ -131,6 +150,9 @@ func NewServer(c Control, log *slog.Logger) *http.Server {
 	})
 	mux.HandleFunc("POST /v1/confirm", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, log, struct{}{}, c.Confirm())
+	})
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, log, c.Status(), nil)
 	})
 	return &http.Server{Handler: mux, ReadHeaderTimeout: headerTime, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 }

@@ -17,13 +17,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Client is the Control of a gateway in another process.
+// Client is a gateway in another process; its methods are as of Control.
 type Client struct {
 	path string
 	http *http.Client
 }
-
-var _ Control = (*Client)(nil)
 
 // NewClient is for the gateway whose socket is at the path. Nothing is sent yet.
 func NewClient(path string) *Client {
@@ -46,6 +44,15 @@ func (c *Client) Reload(confirm time.Duration) (r Reloaded, err error) {
 // Confirm as of Control.
 func (c *Client) Confirm() error { return c.post("/v1/confirm", nil, &struct{}{}) }
 
+// Status as of Control.
+func (c *Client) Status() (s Status, err error) {
+	r, err := c.http.Get("http://gateway/v1/status")
+	if err != nil {
+		return s, c.unreachable(err)
+	}
+	return s, c.read(r, &s)
+}
+
 // remote is an error of the gateway, in its own words.
 type remote struct {
 	detail string
@@ -67,6 +74,10 @@ func (c *Client) post(path string, ask, into any) error {
 	if err != nil {
 		return c.unreachable(err)
 	}
+	return c.read(r, into)
+}
+
+func (c *Client) read(r *http.Response, into any) error {
 	defer r.Body.Close()
 	text, err := io.ReadAll(io.LimitReader(r.Body, bodyBytes))
 	if err != nil {

@@ -29,6 +29,9 @@ type message struct {
 	Core       int        `json:"core,omitempty"`
 	TicketKeys [][32]byte `json:"ticket_keys,omitempty"`
 
+	// apply, prepare, servers: what is known of upstreams' servers
+	Servers []policy.Servers `json:"servers,omitempty"`
+
 	// applied, prepared, commit
 	Generation uint64 `json:"generation,omitempty"`
 	// refused
@@ -50,6 +53,7 @@ const (
 	kindApply    kind = "apply"    // supervisor: serve this generation from now on
 	kindPrepare  kind = "prepare"  // supervisor: get this generation ready
 	kindCommit   kind = "commit"   // supervisor: serve what was prepared from now on
+	kindServers  kind = "servers"  // supervisor: upstreams' servers are these from now on; no answer
 	kindShutdown kind = "shutdown" // supervisor: finish and exit
 	kindApplied  kind = "applied"  // worker: it serves; the first one means ready
 	kindPrepared kind = "prepared" // worker: it could serve the generation

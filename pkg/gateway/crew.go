@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -35,10 +36,12 @@ type crew struct {
 	cores      []int // by slot; -1 for not pinned
 	credential *syscall.Credential
 	ticketKeys [][32]byte
+	servers    func() []policy.Servers // what is known of upstreams' servers now
 
 	mu      sync.Mutex
 	current *message   // the generation that new workers start with
 	live    []*process // by slot; nil while its worker is away
+	heard   []*process // by slot: those that have had their configuration
 	wg      sync.WaitGroup
 }
 
@@ -46,6 +49,7 @@ type crew struct {
 func (c *crew) run(ctx context.Context, first *message) error {
 	c.current = first
 	c.live = make([]*process, len(c.cores))
+	c.heard = make([]*process, len(c.cores))
 	ready := make(chan error, len(c.cores))
 	for slot := range c.cores {
 		c.wg.Go(func() { c.keep(ctx, slot, ready) })
@@ -141,10 +145,11 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 	first := c.current
 	c.mu.Unlock()
 	hello := &message{Kind: kindHello, Worker: slot, Core: c.cores[slot], TicketKeys: c.ticketKeys}
-	if err := errors.Join(p.control.send(hello), p.control.send(first)); err != nil {
+	if err := errors.Join(p.control.send(hello), p.control.send(c.withServers(first))); err != nil {
 		c.log.Error("worker did not take its configuration", "worker", slot, "error", err)
 		return
 	}
+	go c.follow(slot, p)
 	for {
 		m, err := p.control.receive()
 		if err != nil {
@@ -167,7 +172,7 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 			if newer == nil {
 				admitted = true
 				applied()
-			} else if err := p.control.send(newer); err != nil {
+			} else if err := p.control.send(c.withServers(newer)); err != nil {
 				return
 			}
 		}
@@ -202,7 +207,7 @@ const (
 // prepare has every worker get the generation ready; the first refusal is the error, and
 // then nothing has changed.
 func (c *crew) prepare(m *message) error {
-	question := *m
+	question := *c.withServers(m)
 	question.Kind = kindPrepare
 	return c.askAll(func(slot int, p *process) error {
 		err := p.ask(&question, prepareTime)
@@ -223,7 +228,7 @@ func (c *crew) commit(m *message) {
 	_ = c.askAll(func(slot int, p *process) error {
 		err := p.ask(question, commitTime)
 		if err != nil && !errors.Is(err, errGone) {
-			err = p.ask(m, commitTime)
+			err = p.ask(c.withServers(m), commitTime)
 		}
 		if err != nil {
 			c.log.Error("worker did not take the new generation: it is replaced", "worker", slot, "error", err)

@@ -37,6 +37,7 @@ type process struct {
 	asking  sync.Mutex    // one question at a time
 	answers chan *message // to it; nobody waits for more than one
 	gone    chan struct{} // closed when the control socket has ended
+	changed chan struct{} // upstreams' servers are others than it was told
 }
 
 // start executes this very binary as a worker on the core (-1: on any). The
@@ -58,7 +59,7 @@ func start(slot, core int, files []*os.File, credential *syscall.Credential) (*p
 		ours.close()
 		return nil, fmt.Errorf("start worker %d: %w", slot, err)
 	}
-	return &process{cmd: cmd, control: ours, answers: make(chan *message, 1), gone: make(chan struct{})}, nil
+	return &process{cmd: cmd, control: ours, answers: make(chan *message, 1), gone: make(chan struct{}), changed: make(chan struct{}, 1)}, nil
 }
 
 // errGone: the worker ended before it answered.

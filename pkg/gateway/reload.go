@@ -32,6 +32,7 @@ func (s *supervisor) Reload(confirm time.Duration) (admin.Reloaded, error) {
 	defer s.mu.Unlock()
 	began := time.Now()
 	r, err := s.reload(confirm)
+	s.servers.Keep(s.policy.Snapshot.Upstreams) // of what holds now, the new or the old
 	if err != nil {
 		s.log.Error("reload failed: the gateway goes on as before", "generation", s.policy.Generation, "error", err)
 		return r, fmt.Errorf("reload: %w", err)
@@ -139,6 +140,7 @@ func (s *supervisor) settle() {
 	if err == nil {
 		err = s.changeOver(m, &back, 0)
 	}
+	s.servers.Keep(s.policy.Snapshot.Upstreams)
 	if err != nil {
 		s.log.Error("the configuration was not confirmed, and going back failed: it is tried again", "error", err)
 		return

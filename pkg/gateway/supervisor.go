@@ -25,6 +25,7 @@ import (
 	"github.com/xgw-project/xgw/pkg/ledger"
 	"github.com/xgw-project/xgw/pkg/logging"
 	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/servers"
 	"github.com/xgw-project/xgw/pkg/telemetry"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -86,6 +87,7 @@ type supervisor struct {
 	control   net.Listener // nil where there is no right to make it
 	accessLog *logging.File
 	crew      *crew
+	servers   *servers.Watcher
 
 	mu      sync.Mutex // among reloads; policy and config are theirs
 	pending *pending
@@ -94,7 +96,7 @@ type supervisor struct {
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
 // when it could not start, and then it leaves nothing behind.
 func Run(ctx context.Context, o Options) (err error) {
-	s := &supervisor{options: o, config: o.Config, log: o.Log}
+	s := &supervisor{options: o, config: o.Config, log: o.Log, servers: servers.New(o.Log)}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.prepare(); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
@@ -103,6 +105,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
+	s.servers.Keep(s.policy.Snapshot.Upstreams)
 	credential, said := workerCredential(s.config.WorkerUser)
 	if said != "" {
 		s.log.Warn(said)
@@ -111,7 +114,8 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
-	s.crew = &crew{log: s.log, zone: s.zone, listeners: s.listeners, cores: s.cores, credential: credential, ticketKeys: keys}
+	s.crew = &crew{log: s.log, zone: s.zone, listeners: s.listeners, cores: s.cores, credential: credential, ticketKeys: keys, servers: s.servers.Lists}
+	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
 	defer s.crew.wait()
 	defer stop()
@@ -325,6 +329,9 @@ func (s *supervisor) message(c *config.Config, p *policy.Policy) (*message, erro
 		l := &p.Snapshot.RequestLimits[i]
 		l.Slot = s.zone.LimitSlot(l.Name)
 	}
+	if err := s.servers.Adopt(p.Snapshot.Upstreams); err != nil {
+		return nil, err
+	}
 	m := &message{Kind: kindApply, Snapshot: &p.Snapshot}
 	for i := range c.Listeners {
 		certs, err := certificates(&c.Listeners[i], c.State, s.log)
@@ -351,7 +358,7 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 	if err != nil {
 		return nil, err
 	}
-	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost}
+	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Servers: s.serverCounts}
 	for _, pl := range s.planes {
 		name := pl.options.Interface
 		src.Interfaces = append(src.Interfaces, ledger.Interface{
@@ -380,6 +387,7 @@ func (s *supervisor) addresses() Addresses {
 // close gives back all that was acquired. What `xgw attach` made stays attached.
 func (s *supervisor) close() error {
 	var errs []error
+	s.servers.Close()
 	for _, l := range s.listeners {
 		l.close()
 	}

@@ -78,7 +78,11 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 		switch m.Kind {
 		case kindShutdown:
 			return shutdown(w)
+		case kindServers:
+			w.Know(m.Servers)
+			continue
 		case kindPrepare, kindApply:
+			w.Know(m.Servers)
 			ready, err = prepareMessage(w, m)
 			if err != nil {
 				answer = message{Kind: kindRefused, Error: err.Error()}

@@ -19,6 +19,8 @@ type Sources struct {
 	Version    string
 	// LostLines counts access log lines that the writer refused; nil for none.
 	LostLines func() (diskFull, other uint64)
+	// Servers appends what is known of upstreams' servers; nil for nothing.
+	Servers func([]Server) []Server
 }
 
 // Interface is one interface of the kernel plane.
@@ -43,6 +45,7 @@ type Snapshot struct {
 	Workers    []WorkerCounts
 	Routes     []RouteCounts
 	Upstreams  []UpstreamCounts
+	Servers    []Server
 	Requests   []uint64       // by zone.RequestOutcome, all workers
 	Handshakes zone.Histogram // durations, all workers
 	ZoneBytes  int64
@@ -119,6 +122,14 @@ type UpstreamCounts struct {
 	Name     string
 	Outcomes []uint64 // by zone.UpstreamOutcome
 	Duration zone.Histogram
+}
+
+// Server is what is known of one server of an upstream.
+type Server struct {
+	Upstream, Address string
+	Checked           bool // else it is up as far as anybody knows
+	Up                bool
+	Good, Bad         uint64 // checks
 }
 
 // Ledger reads its sources. It is not safe for concurrent use.

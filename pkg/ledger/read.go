@@ -25,6 +25,10 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 		out.SteerCounts, out.Steered = in.Counts()
 	}
 	l.readZone(dst)
+	dst.Servers = dst.Servers[:0]
+	if l.sources.Servers != nil {
+		dst.Servers = l.sources.Servers(dst.Servers)
+	}
 	dst.LostFull, dst.LostOther = 0, 0
 	if l.sources.LostLines != nil {
 		dst.LostFull, dst.LostOther = l.sources.LostLines()

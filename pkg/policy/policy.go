@@ -79,6 +79,14 @@ type Server struct {
 	Down    bool   `json:"down,omitempty"` // its checks fail
 }
 
+// Servers are those that an upstream has at a time: those of its configuration with names
+// resolved, and what is known of their health.
+type Servers struct {
+	Watch   uint64   `json:"watch"`
+	Version uint64   `json:"version"` // higher in each list of a watch
+	List    []Server `json:"list"`
+}
+
 // ServersAt are servers of weight 1.
 func ServersAt(addresses ...string) []Server {
 	out := make([]Server, len(addresses))

@@ -34,7 +34,7 @@ var (
 // the request twice is harmless.
 func (a *attempt) run() (again bool) {
 	ex := a.ex
-	a.conn.arm(ex.worker.until(ex.headerTimeout()))
+	a.conn.arm(ex.replyBy(ex.sentAt, a.streamed))
 	_, err := a.conn.Write(ex.request)
 	if a.streamed && err == nil {
 		ex.pump.start(ex, a.conn)
@@ -43,7 +43,7 @@ func (a *attempt) run() (again bool) {
 		err = a.readHead()
 	}
 	if err != nil {
-		if again := a.mayRepeat(); again {
+		if again := a.mayRepeat(err); again {
 			return true
 		}
 		a.failHead(err)
@@ -63,31 +63,6 @@ func (a *attempt) run() (again bool) {
 		a.reusable = false // the server answered without the whole body
 	}
 	return false
-}
-
-// mayRepeat decides on another try after a connection that died. One that had been idle
-// says nothing of its server, and costs no retry.
-func (a *attempt) mayRepeat() bool {
-	ex, u := a.ex, a.conn.up
-	why := a.conn.killed()
-	if why == killCancelled {
-		return false
-	}
-	if !a.conn.reused || why == killTimeout {
-		a.report = reportFailed
-	}
-	if why != killNone || a.n > 0 || !ex.repeatable(a.streamed) {
-		return false
-	}
-	if a.conn.reused {
-		return true
-	}
-	if ex.failures == u.policy.Retries || !u.allowRetry() {
-		return false
-	}
-	ex.failures++
-	u.markTried(ex, a.conn.server)
-	return true
 }
 
 // fill reads more of the reply into the buffer.

@@ -52,6 +52,7 @@ func (u *upstream) pick(ex *Exchange, now int64) *server {
 	}
 	may := cmp.Or(in, up, left, 1<<len(u.servers)-1)
 	s := u.servers[u.choose(ex, may, now)]
+	ex.others = in&^(1<<s.place) != 0
 	if s.ejectedUntil != 0 {
 		s.probing = true
 	}
@@ -244,10 +245,11 @@ func (u *upstream) eject(w *Worker, s *server) {
 }
 
 // Retries draw on a budget, in thousandths of a retry, so that they cannot multiply the load
-// on servers that are failing: each request adds its share, up to ten retries saved.
+// on servers that are failing: each request adds its share. What is saved covers what
+// is under way when a server fails.
 const (
 	retryCost   = 1000
-	retrySaved  = 10 * retryCost
+	retrySaved  = 100 * retryCost
 	retryShare  = 200 // of each request: a fifth
 	mostRetries = 8
 )

@@ -287,7 +287,7 @@ func TestRetryBudget(t *testing.T) {
 	}
 	g := newGateway(t, []string{failing(), failing(), failing()}, func(s *policy.Snapshot) { s.Upstreams[0].Retries, s.Upstreams[0].MaxFails = 2, 0 })
 	client := g.client(false)
-	const n = 200
+	const n = 1000
 	for range n {
 		resp, err := client.Get(g.url("/"))
 		if err != nil {
@@ -298,8 +298,8 @@ func TestRetryBudget(t *testing.T) {
 			t.Fatalf("status %d", resp.StatusCode)
 		}
 	}
-	// Ten saved, and a fifth of all tries.
-	if most := int64(n + 10 + n/4 + 5); tries.Load() > most || tries.Load() < n+n/5 {
+	// A hundred saved, and a fifth of all tries.
+	if most := int64(n + 100 + n/4 + 5); tries.Load() > most || tries.Load() < n+n/5 {
 		t.Errorf("%d tries for %d requests, want a fifth more", tries.Load(), n)
 	}
 }

@@ -60,6 +60,9 @@ type Exchange struct {
 	failures    int       // tries that a server failed
 	tried       serverSet // servers that failed under this exchange, by their place
 	triedOf     uint64    // the version of the list that the places are of
+	others      bool      // servers are in balance besides the one that is tried
+	headBy      int64     // when there must be a reply, by the worker's clock; 0: no try has begun
+	totalBy     int64     // when the exchange must be over; 0: any time
 	bytesIn     uint64
 	bytesOut    uint64
 	webSocket   bool // the client asks for one, and the route has them
@@ -165,6 +168,12 @@ func (ex *Exchange) forward() {
 	if ex.route.mirror != nil && !streamed && !ex.webSocket { // a copy can open none
 		ex.mirror()
 	}
+	u := ex.route.upstream
+	if !u.enter() {
+		ex.failTake(errSaturated, ex.worker.now())
+		return
+	}
+	defer u.leave()
 	for attempt := 0; ; attempt++ {
 		if !ex.try(streamed, attempt > 0) {
 			return
@@ -225,6 +234,11 @@ func (ex *Exchange) give(outcome zone.RequestOutcome) {
 func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 	w, u := ex.worker, ex.route.upstream
 	began := w.now()
+	ex.begin(began)
+	if ex.overdue(began) {
+		ex.refuseLate(time.Duration(began - ex.start))
+		return false
+	}
 	c, passed, err := u.take(w, ex, fresh)
 	ex.retries += passed
 	if err != nil {
@@ -244,6 +258,7 @@ func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 		ex.connectFor = time.Duration(ex.sentAt - began)
 	}
 	ex.server = c.server.text
+	c.most = ex.totalBy
 	a := attempt{ex: ex, conn: c, in: w.buffers.get(), streamed: streamed}
 	ex.client.watch(c)
 	returned := false

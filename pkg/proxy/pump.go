@@ -108,7 +108,7 @@ func (p *pump) run(ex *Exchange, c *upConn) {
 func (p *pump) arm(c *upConn, by int64) {
 	old := c.state.Load()
 	if old >= 0 && !p.headed.Load() {
-		c.state.CompareAndSwap(old, by) // fails if the reader has come in between
+		c.state.CompareAndSwap(old, c.bounded(by)) // fails if the reader has come in between
 	}
 }
 

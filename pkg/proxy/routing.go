@@ -35,6 +35,7 @@ type route struct {
 
 	headerTime time.Duration // 0: the upstream's
 	bodyTime   time.Duration // 0: the general one
+	totalTime  time.Duration // 0: the upstream's
 	bodyBytes  int64         // 0: no limit; -1: the general one
 	webSocket  time.Duration // of silence; 0: none is opened
 }
@@ -55,7 +56,7 @@ func (s *snapshot) newRoute(p *policy.Route, limits []*requestLimit) (*route, er
 		r.headers = append(r.headers, c)
 	}
 	if p.Timeouts != nil {
-		r.headerTime, r.bodyTime = p.Timeouts.Header, p.Timeouts.Body
+		r.headerTime, r.bodyTime, r.totalTime = p.Timeouts.Header, p.Timeouts.Body, p.Timeouts.Total
 	}
 	if p.BodyBytes != nil {
 		r.bodyBytes = *p.BodyBytes

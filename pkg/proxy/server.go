@@ -83,6 +83,48 @@ func (u *upstream) update(now int64, list []policy.Server) {
 	}
 }
 
+// Know takes lists of servers that somebody watches for the upstreams of this worker's
+// snapshots, present and to come; an older one than is known counts for nothing. Exchanges
+// under way end where they are. It is not called at once with Prepare, Commit or itself.
+func (w *Worker) Know(lists []policy.Servers) {
+	w.mu.Lock()
+	for _, l := range lists {
+		if l.Version > w.known[l.Watch].Version {
+			w.known[l.Watch] = l
+		}
+	}
+	w.mu.Unlock()
+	if s := w.current.Load(); s != nil {
+		w.tell(s)
+	}
+}
+
+// tell brings the snapshot's upstreams up to what is known of their servers.
+func (w *Worker) tell(s *snapshot) {
+	for _, u := range s.upstreams {
+		w.mu.Lock()
+		l := w.known[u.policy.Watch]
+		w.mu.Unlock()
+		if l.Version > u.told {
+			u.told = l.Version
+			u.update(w.clock.Load(), l.List)
+		}
+	}
+}
+
+// forget drops what is known of upstreams that are not in the snapshot.
+func (w *Worker) forget(s *snapshot) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	old := w.known
+	w.known = make(map[uint64]policy.Servers, len(s.upstreams))
+	for _, u := range s.upstreams {
+		if l, ok := old[u.policy.Watch]; ok {
+			w.known[u.policy.Watch] = l
+		}
+	}
+}
+
 func known(list []*server, p *policy.Server) *server {
 	for _, s := range list {
 		if s.place < 0 && s.address == p.Address && (s.host == p.Host || p.Host == "") {

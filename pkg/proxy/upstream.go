@@ -22,13 +22,15 @@ import (
 // upstream is the connections of this worker to one upstream's servers.
 type upstream struct {
 	policy *policy.Upstream
-	dialer net.Dialer
 	tls    *tls.Config // nil: in the clear
 	said   atomic.Int64
+
+	requests atomic.Int64 // under way
 
 	mu          sync.Mutex // among this worker's goroutines
 	servers     []*server  // those to choose from; see update
 	version     uint64     // of that list; an exchange's set of places is of one
+	told        uint64     // version of what Know told of them
 	uneven      bool       // weights differ
 	rising      int        // servers in slow start
 	next        int        // round robin
@@ -51,6 +53,7 @@ type upConn struct {
 	// word, so that a deadline that passes while the phase ends cannot hit the next
 	// owner.
 	state atomic.Int64
+	most  int64 // what no deadline of the exchange may be behind; 0: none. The owner's
 
 	// For alive, made once.
 	raw   syscall.RawConn
@@ -75,8 +78,10 @@ var errSaturated = errors.New("upstream is saturated")
 var errNoServer = errors.New("upstream has no server: its names were not resolved")
 
 func newUpstream(p *policy.Upstream) (*upstream, error) {
-	u := &upstream{policy: p, dialer: net.Dialer{Timeout: p.ConnectTimeout}, retryBudget: retrySaved}
-	u.update(0, p.Servers)
+	u := &upstream{policy: p, retryBudget: retrySaved}
+	if p.Watch == 0 {
+		u.update(0, p.Servers)
+	} // else they come by Know
 	if p.TLS == nil {
 		return u, nil
 	}
@@ -93,8 +98,10 @@ func newUpstream(p *policy.Upstream) (*upstream, error) {
 	return u, nil
 }
 
-// arm sets the deadline of the next phase, 0 for none; false: it was killed.
+// arm sets the deadline of the next phase, 0 for none but that of the exchange; false: it
+// was killed.
 func (c *upConn) arm(by int64) bool {
+	by = c.bounded(by)
 	for {
 		old := c.state.Load()
 		if old < 0 {
@@ -104,6 +111,13 @@ func (c *upConn) arm(by int64) bool {
 			return true
 		}
 	}
+}
+
+func (c *upConn) bounded(by int64) int64 {
+	if c.most != 0 && (by == 0 || by > c.most) {
+		return c.most
+	}
+	return by
 }
 
 // killed is why the connection was closed under its owner.
@@ -145,7 +159,7 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 		c, s, err = u.reserve(w, ex, fresh)
 		if errors.Is(err, errSaturated) && u.policy.MaxPending > 0 {
 			if by.IsZero() {
-				by = time.Now().Add(u.policy.PendingTimeout)
+				by = time.Now().Add(min(u.policy.PendingTimeout, time.Duration(ex.headBy-w.now())))
 			}
 			if err = u.wait(by); err == nil {
 				continue
@@ -154,7 +168,7 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 		if c != nil || err != nil {
 			return c, passed, err
 		}
-		if c, err = u.dial(w, s); err == nil {
+		if c, err = u.dial(w, s, ex.connectTime(w.now())); err == nil {
 			return c, passed, nil
 		}
 		others := u.release(w, ex, s)
@@ -162,7 +176,7 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 		if isTimeout(err) {
 			late++
 		}
-		if late > 1 || !others || passed == maxServers {
+		if late > 1 || !others || passed == maxServers || ex.overdue(w.now()) {
 			return nil, passed, err // one more wait as long would be too much
 		}
 		passed++
@@ -174,7 +188,9 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 func (u *upstream) reserve(w *Worker, ex *Exchange, fresh bool) (*upConn, *server, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.retryBudget = min(u.retryBudget+retryShare, retrySaved)
+	if ex.failures == 0 {
+		u.retryBudget = min(u.retryBudget+retryShare, retrySaved)
+	}
 	turn := u.pick(ex, w.clock.Load())
 	if turn == nil {
 		return nil, nil, errNoServer
@@ -253,9 +269,10 @@ func (u *upstream) say(w *Worker, s *server, err error) {
 	w.log.Warn("no connection to an upstream's server", "upstream", u.policy.Name, "server", s.address, "error", err)
 }
 
-func (u *upstream) dial(w *Worker, s *server) (*upConn, error) {
+func (u *upstream) dial(w *Worker, s *server, within time.Duration) (*upConn, error) {
 	began := time.Now()
-	nc, err := u.dialer.Dial("tcp", s.address)
+	dialer := net.Dialer{Timeout: within}
+	nc, err := dialer.Dial("tcp", s.address)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +281,7 @@ func (u *upstream) dial(w *Worker, s *server) (*upConn, error) {
 	}
 	c := &upConn{Conn: nc, up: u, server: s}
 	if u.tls != nil {
-		if c.Conn, err = u.secure(nc, s, began.Add(u.policy.ConnectTimeout)); err != nil {
+		if c.Conn, err = u.secure(nc, s, began.Add(within)); err != nil {
 			nc.Close()
 			return nil, err
 		}
@@ -299,6 +316,7 @@ func (u *upstream) secure(nc net.Conn, s *server, by time.Time) (net.Conn, error
 // can carry another request.
 func (c *upConn) give(w *Worker, keep bool, r report) {
 	u := c.up
+	c.most = 0
 	u.mu.Lock()
 	s := c.server
 	s.active--

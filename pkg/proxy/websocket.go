@@ -44,6 +44,7 @@ func (a *attempt) serveTunnel() {
 	c.sendUpgrade(ex)
 	t := &tunnel{client: c, server: a.conn, done: make(chan struct{})}
 	t.idle.Store(int64(ex.route.webSocket))
+	a.conn.most = 0 // it lasts as long as it is used
 	t.touch()
 	go t.up(ex)
 	serverErr, clientErr := t.down(ex, a)

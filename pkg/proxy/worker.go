@@ -79,7 +79,8 @@ type Worker struct {
 	mu        sync.Mutex
 	conns     map[*conn]struct{}
 	upConns   map[*upConn]struct{}
-	mirrored  map[*nobody]*upConn // what copies of requests have in use
+	mirrored  map[*nobody]*upConn       // what copies of requests have in use
+	known     map[uint64]policy.Servers // by watch
 	listeners map[net.Listener]struct{}
 	draining  atomic.Bool
 	leaving   chan struct{} // closed when draining begins
@@ -92,7 +93,7 @@ func New(o Options) *Worker {
 	w := &Worker{
 		slab: o.Slab, limits: o.Limits, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
-		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, mirrored: map[*nobody]*upConn{}, listeners: map[net.Listener]struct{}{},
+		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, mirrored: map[*nobody]*upConn{}, known: map[uint64]policy.Servers{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize}, records: bufferPool{size: recordsSize},
 		rateWindow: cmp.Or(o.window, rateWindow), base: time.Now(),
 		leaving: make(chan struct{}), stop: make(chan struct{}),
@@ -127,14 +128,18 @@ func (w *Worker) Prepare(s *policy.Snapshot, certs []tls.Certificate) (*Prepared
 	if next.tls, err = w.tlsConfig(s, certs); err != nil {
 		return nil, err
 	}
+	w.tell(next)
 	return &Prepared{next}, nil
 }
 
 // Commit makes the prepared snapshot the current one. It cannot fail.
 func (w *Worker) Commit(p *Prepared) {
-	if old := w.current.Swap(p.next); old != nil {
+	w.tell(p.next) // what came since it was prepared
+	old := w.current.Swap(p.next)
+	if old != nil {
 		old.retire(p.next)
 	}
+	w.forget(p.next)
 }
 
 const (

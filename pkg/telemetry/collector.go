@@ -26,6 +26,7 @@ type metrics struct {
 	received, sent                                         *prometheus.Desc
 	upstreamRequests, upstreamDuration                     *prometheus.Desc
 	upstreamConnections, upstreamRetries, misuse, mirrored *prometheus.Desc
+	ejections, serverUp, healthChecks                      *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
 	recordsDropped, linesLost, unexplained                 *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo           *prometheus.Desc
@@ -62,6 +63,9 @@ func newMetrics() *metrics {
 		upstreamRetries:     desc("upstream_retries_total", "Tries after a first one that failed.", "worker"),
 		misuse:              desc("http2_misuse_total", "HTTP/2 connections closed for frames that do no work.", "worker"),
 		mirrored:            desc("mirrored_requests_total", "Copies of requests for a route's mirror; dropped are those for which there was no room.", "worker", "result"),
+		ejections:           desc("upstream_ejections_total", "Times a worker took a server out of balance that failed requests.", "worker"),
+		serverUp:            desc("upstream_server_up", "1 while the server is in balance, 0 while its health checks say that it is down. Ejections are each worker's own and not in it.", "upstream", "server"),
+		healthChecks:        desc("upstream_health_checks_total", "Health checks of servers, by result.", "upstream", "server", "result"),
 		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
 		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
@@ -207,6 +211,7 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.upstreamConnections, w.Counter(zone.UpstreamConnectionsOpened), id, "opened")
 	e.counter(m.upstreamConnections, w.Counter(zone.UpstreamConnectionsReused), id, "reused")
 	e.counter(m.upstreamRetries, w.Counter(zone.UpstreamRetries), id)
+	e.counter(m.ejections, w.Counter(zone.UpstreamEjections), id)
 	e.counter(m.misuse, w.Counter(zone.HTTP2Misuse), id)
 	e.counter(m.mirrored, w.Counter(zone.Mirrored), id, "sent")
 	e.counter(m.mirrored, w.Counter(zone.MirrorDropped), id, "dropped")
@@ -234,5 +239,17 @@ func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 			e.counter(m.upstreamRequests, n, u.Name, zone.UpstreamOutcome(o).String())
 		}
 		e.histogram(m.upstreamDuration, &u.Duration, u.Name)
+	}
+	for i := range s.Servers {
+		v := &s.Servers[i]
+		up := 0.0
+		if v.Up {
+			up = 1
+		}
+		e.gauge(m.serverUp, up, v.Upstream, v.Address)
+		if v.Checked {
+			e.counter(m.healthChecks, v.Good, v.Upstream, v.Address, "good")
+			e.counter(m.healthChecks, v.Bad, v.Upstream, v.Address, "bad")
+		}
 	}
 }

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"github.com/xgw-project/xgw/pkg/admin"
+	"github.com/xgw-project/xgw/pkg/ledger"
+	"github.com/xgw-project/xgw/pkg/policy"
+)
+
+// withServers is the message with what is known of upstreams' servers at this moment.
+func (c *crew) withServers(m *message) *message {
+	now := *m
+	now.Servers = c.servers()
+	return &now
+}
+
+// follow tells a worker of changes for as long as it lives. It is a goroutine for each, so
+// that one that hangs keeps nothing from the others.
+func (c *crew) follow(slot int, p *process) {
+	c.mu.Lock()
+	c.heard[slot] = p
+	c.mu.Unlock()
+	told := map[uint64]uint64{} // by watch: the version
+	for {
+		var news []policy.Servers
+		for _, l := range c.servers() {
+			if l.Version > told[l.Watch] {
+				told[l.Watch] = l.Version
+				news = append(news, l)
+			}
+		}
+		if len(news) > 0 {
+			if err := p.control.send(&message{Kind: kindServers, Servers: news}); err != nil {
+				return // it is gone, and its replacement gets everything
+			}
+		}
+		select {
+		case <-p.gone:
+			return
+		case <-p.changed:
+		}
+	}
+}
+
+// tellChanges wakes whoever follows, until the channel is closed.
+func (c *crew) tellChanges(changed <-chan struct{}) {
+	for range changed {
+		c.mu.Lock()
+		for _, p := range c.heard {
+			if p != nil {
+				select {
+				case p.changed <- struct{}{}:
+				default: // it has not yet looked at the change before
+				}
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+// Status tells operators what is in force.
+func (s *supervisor) Status() admin.Status {
+	out := admin.Status{Generation: s.zone.Generation(), Servers: []admin.Server{}}
+	for _, v := range s.servers.Status() {
+		a := admin.Server{Upstream: v.Upstream, Address: v.Address, Name: v.Host, Weight: v.Weight, State: "unchecked", Since: v.Since}
+		switch {
+		case !v.Up:
+			a.State, a.Cause = "down", v.Cause
+		case v.Checked:
+			a.State = "up"
+		}
+		out.Servers = append(out.Servers, a)
+	}
+	return out
+}
+
+// serverCounts tells the ledger.
+func (s *supervisor) serverCounts(out []ledger.Server) []ledger.Server {
+	for _, v := range s.servers.Status() {
+		out = append(out, ledger.Server{Upstream: v.Upstream, Address: v.Address, Checked: v.Checked, Up: v.Up, Good: v.Good, Bad: v.Bad})
+	}
+	return out
+}
