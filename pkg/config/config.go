@@ -27,6 +27,8 @@ type Config struct {
 	Verdicts      Verdicts
 	Spread        bool // flows over CPUs, where there are more of these than queues
 	Listeners     []Listener
+	Tickets       SessionTickets
+	Handshakes    Handshakes
 	Client        ClientAddress
 	Telemetry     Telemetry
 	Workers       int    // 0: one for each allowed core
@@ -83,13 +85,35 @@ type Verdicts struct {
 	StaleAfter time.Duration // of silence of the supervisor: they are ignored
 }
 
-// Listener is an address that workers serve.
+// Listener is an address that workers serve. Its address is its name, too.
 type Listener struct {
-	Address     string
-	Certificate string   // PEM file, chain; with Key, or neither and one is made
-	Key         string   // PEM file
-	ServerNames []string // of the certificate that is made when none is given
-	MinVersion  string   // 1.2 or 1.3
+	Address            string
+	TLS                bool // else in the clear
+	HTTP2              bool
+	Certificates       []Certificate // none: one is made; the first is for names that none has
+	ServerNames        []string      // of the certificate that is made
+	MinVersion         string        // 1.2 or 1.3
+	ClientCertificates string        // off, request or require
+	ClientCA           string        // PEM file
+}
+
+// Certificate is the files of one certificate of a listener.
+type Certificate struct {
+	Chain string // PEM
+	Key   string // PEM
+	OCSP  string // a staple, DER; "": none
+}
+
+// SessionTickets say what resumes a TLS session.
+type SessionTickets struct {
+	Rotate time.Duration // a key's time, and as long again for what it encrypted
+	File   string        // of keys that several gateways share; "": they are made
+}
+
+// Handshakes bound the full TLS handshakes of a worker; 0 is no bound.
+type Handshakes struct {
+	Concurrent int `json:"concurrent"`
+	PerSecond  int `json:"per_second"`
 }
 
 // ClientAddress is whose word about a client is believed.

@@ -31,10 +31,21 @@
 //	packet_limits[].burst          none            a whole number from 1 to 100000000000, with k, m or g for thousands; without it, the rate
 //	packet_limits[].dry_run        false           true or false
 //	listeners[].address            :443            HOST:PORT, or :PORT for every address
+//	listeners[].tls                on              on or off
+//	listeners[].http2              auto            auto or on or off
 //	listeners[].certificate        none            the path of a file
 //	listeners[].key                none            the path of a file
+//	listeners[].certificates[].certificate required        the path of a file
+//	listeners[].certificates[].key required        the path of a file
+//	listeners[].certificates[].ocsp none            the path of a file
 //	listeners[].server_names[]     none            a host name or an address
 //	listeners[].min_version        1.3             1.3 or 1.2
+//	listeners[].client_certificates.mode off             off or request or require
+//	listeners[].client_certificates.ca none            the path of a file
+//	session_tickets.rotate         12h             a time with its unit from 1s to 72h
+//	session_tickets.file           none            the path of a file
+//	handshakes.concurrent          1024            a whole number from 0 to 1048576
+//	handshakes.per_second          4000            a whole number from 0 to 1048576
 //	client_address.trusted[]       none            a prefix or an address
 //	client_address.proxy_protocol  false           true or false
 //	client_address.header          off             off or X-Forwarded-For or Forwarded

@@ -68,7 +68,7 @@ func TestDefaults(t *testing.T) {
 			t.Errorf("%s: %v, want %v", c.name, c.got, c.want)
 		}
 	}
-	if diff := cmp.Diff([]Listener{{Address: ":443", MinVersion: "1.3"}}, d.Listeners); diff != "" {
+	if diff := cmp.Diff([]Listener{{Address: ":443", TLS: true, HTTP2: true, MinVersion: "1.3", ClientCertificates: "off"}}, d.Listeners); diff != "" {
 		t.Errorf("listeners: %s", diff)
 	}
 }
@@ -132,7 +132,7 @@ func TestLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Listeners[0].Certificate != dir+"/a.pem" || c.Buffers.AccessRing != 1<<20 || c.Path != path {
+	if c.Listeners[0].Certificates[0].Chain != dir+"/a.pem" || c.Buffers.AccessRing != 1<<20 || c.Path != path {
 		t.Errorf("got %+v", c)
 	}
 	write("buffers.conf", "access_ring 2m\nshared_memory_zon 1m\n")

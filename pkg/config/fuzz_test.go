@@ -47,7 +47,7 @@ func FuzzParse(f *testing.F) {
 		if !reflect.DeepEqual(c, again) {
 			t.Fatalf("first %+v, then %+v", c, again)
 		}
-		if len(c.Listeners) != 1 || len(c.Routes) == 0 || len(c.Upstreams) == 0 || c.Connections < 1 || c.Timeouts.Header <= 0 {
+		if len(c.Listeners) == 0 || len(c.Routes) == 0 || len(c.Upstreams) == 0 || c.Connections < 1 || c.Timeouts.Header <= 0 {
 			t.Fatalf("accepted: %+v", c)
 		}
 	})

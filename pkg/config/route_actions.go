@@ -316,6 +316,19 @@ func fieldName(dst *string) scalar {
 	return s
 }
 
+// editedName is a field that a route may change: not what proves who a client is.
+func editedName(dst *string) scalar {
+	s := fieldName(dst)
+	set := s.set
+	s.set = func(text string) error {
+		if name := strings.ToLower(text); name == "client-cert" || name == "client-cert-chain" || strings.HasPrefix(name, "x-client-cert-") {
+			return fmt.Errorf("this field is the gateway's own")
+		}
+		return set(text)
+	}
+	return s
+}
+
 // fieldValue is one line of visible characters, without blanks at its ends.
 func fieldValue(dst *string) scalar {
 	return text(dst, "the value of a header field, up to 4k bytes", "gold", func(s string) bool {

@@ -246,7 +246,7 @@ func headerValue(dst *[]HeaderValue) mapping {
 	v := &HeaderValue{}
 	return mapping{
 		rows: []row{
-			{"name", required, fieldName(&v.Name)},
+			{"name", required, editedName(&v.Name)},
 			{"value", required, fieldValue(&v.Value)},
 		},
 		check: func(*found) { *dst = append(*dst, *v) },

@@ -26,7 +26,15 @@ func gateway(c *Config) mapping {
 		}}},
 		{"spread", "off", spread(&c.Spread)},
 		{"packet_limits", none, list{example: "name: syns", item: func() reader { return packetLimit(c) }}},
-		{"listeners", none, list{example: "address: :443", least: 1, most: 1, one: true, item: func() reader { return listener(c) }}},
+		{"listeners", none, list{example: "address: :443", least: 1, most: maxListeners, one: true, item: func() reader { return listener(c) }}},
+		{"session_tickets", none, mapping{rows: []row{
+			{"rotate", "12h", duration(&c.Tickets.Rotate, time.Second, 72*time.Hour)},
+			{"file", none, file(&c.Tickets.File, c.Path)},
+		}}},
+		{"handshakes", none, mapping{rows: []row{
+			{"concurrent", "1024", whole(&c.Handshakes.Concurrent, 0, 1<<20)},
+			{"per_second", "4000", whole(&c.Handshakes.PerSecond, 0, 1<<20)},
+		}}},
 		{"client_address", none, clientAddress(&c.Client)},
 		{"telemetry", none, mapping{rows: []row{
 			{"address", "127.0.0.1:9090", listenAddress(&c.Telemetry.Address)},
@@ -196,29 +204,6 @@ func checkLimit(f *found, c *Config, l *PacketLimit) {
 		f.fail("port", "16 ports have limits already: there is no room for more")
 	}
 	c.PacketLimits = append(c.PacketLimits, *l)
-}
-
-func listener(c *Config) mapping {
-	l := &Listener{}
-	return mapping{
-		rows: []row{
-			{"address", ":443", listenAddress(&l.Address)},
-			{"certificate", none, file(&l.Certificate, c.Path)},
-			{"key", none, file(&l.Key, c.Path)},
-			{"server_names", none, list{example: "gateway.example.com", item: added(&l.ServerNames, certificateName)}},
-			{"min_version", "1.3", oneOf(&l.MinVersion, "1.3", "1.2")},
-		},
-		check: func(f *found) {
-			switch {
-			case f.faulty["certificate"] || f.faulty["key"]:
-			case l.Certificate != "" && l.Key == "":
-				f.fail("certificate", "its key is missing: give both, or neither for a certificate that is made")
-			case l.Certificate == "" && l.Key != "":
-				f.fail("key", "its certificate is missing: give both, or neither for a certificate that is made")
-			}
-			c.Listeners = append(c.Listeners, *l)
-		},
-	}
 }
 
 func clientAddress(a *ClientAddress) mapping {

@@ -3,12 +3,18 @@
 package gateway
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/policy"
 )
@@ -19,14 +25,17 @@ import (
 type message struct {
 	Kind kind `json:"kind"`
 
-	// apply: the whole L7 plane of one generation. Certificates and ticket keys
-	// go this way because workers may not read the files.
-	Snapshot     *policy.Snapshot `json:"snapshot,omitempty"`
-	Certificates []certificate    `json:"certificates,omitempty"`
+	// apply, prepare: the whole L7 plane of one generation. Certificates and ticket keys
+	// go this way because workers may not read the files. Sockets are those of the
+	// listeners, which the worker takes where it has none of that name yet.
+	Snapshot *policy.Snapshot `json:"snapshot,omitempty"`
+	Secrets  []secrets        `json:"secrets,omitempty"` // by Snapshot.Listeners
+	Sockets  []string         `json:"sockets,omitempty"` // their names
 
 	// hello: who the worker is.
-	Worker     int        `json:"worker,omitempty"`
-	Core       int        `json:"core,omitempty"`
+	Worker int `json:"worker,omitempty"`
+	Core   int `json:"core,omitempty"`
+	// hello, tickets
 	TicketKeys [][32]byte `json:"ticket_keys,omitempty"`
 
 	// apply, prepare, servers: what is known of upstreams' servers
@@ -36,6 +45,18 @@ type message struct {
 	Generation uint64 `json:"generation,omitempty"`
 	// refused
 	Error string `json:"error,omitempty"`
+
+	listeners []*listener // supervisor: those of the generation
+	files     []*os.File  // worker: what came for Sockets; the message owns them
+	fds       []int       // supervisor: what goes for Sockets
+}
+
+// closeFiles gives back descriptors that nobody took.
+func (m *message) closeFiles() {
+	for _, f := range m.files {
+		f.Close()
+	}
+	m.files = nil
 }
 
 // generation that the message is about.
@@ -54,16 +75,30 @@ const (
 	kindPrepare  kind = "prepare"  // supervisor: get this generation ready
 	kindCommit   kind = "commit"   // supervisor: serve what was prepared from now on
 	kindServers  kind = "servers"  // supervisor: upstreams' servers are these from now on; no answer
+	kindTickets  kind = "tickets"  // supervisor: ticket keys from now on; there is no answer
 	kindShutdown kind = "shutdown" // supervisor: finish and exit
 	kindApplied  kind = "applied"  // worker: it serves; the first one means ready
 	kindPrepared kind = "prepared" // worker: it could serve the generation
 	kindRefused  kind = "refused"  // worker: it goes on with the generation before
 )
 
-// certificate is a chain and its key, both PEM.
+// secrets are what a listener's TLS is made of.
+type secrets struct {
+	Certificates []certificate `json:"certificates,omitempty"`
+	ClientCA     []byte        `json:"client_ca,omitempty"` // PEM
+}
+
+// certificate is a chain and its key, both PEM, and an OCSP reply to send with it.
 type certificate struct {
 	Chain []byte `json:"chain"`
 	Key   []byte `json:"key"`
+	OCSP  []byte `json:"ocsp,omitempty"`
+}
+
+func (a secrets) equal(b secrets) bool {
+	return bytes.Equal(a.ClientCA, b.ClientCA) && slices.EqualFunc(a.Certificates, b.Certificates, func(x, y certificate) bool {
+		return bytes.Equal(x.Chain, y.Chain) && bytes.Equal(x.Key, y.Key) && bytes.Equal(x.OCSP, y.OCSP)
+	})
 }
 
 // maxMessage bounds what either end believes of a length.
@@ -71,7 +106,7 @@ const maxMessage = 64 << 20
 
 // control is one end of the socket. Sends may come from any goroutine.
 type control struct {
-	conn net.Conn
+	conn *net.UnixConn
 	mu   sync.Mutex
 }
 
@@ -83,29 +118,71 @@ func (c *control) send(m *message) error {
 	frame := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, err := c.conn.Write(append(frame, body...)); err != nil {
+	frame = append(frame, body...)
+	// Descriptors go with the first byte: the reader has them when it has the length.
+	n, _, err := c.conn.WriteMsgUnix(frame, unix.UnixRights(m.fds...), nil)
+	if err == nil && n < len(frame) {
+		_, err = c.conn.Write(frame[n:])
+	}
+	if err != nil {
 		return fmt.Errorf("send %s: %w", m.Kind, err)
 	}
 	return nil
 }
 
+// maxSockets is how many descriptors come with a message at most.
+const maxSockets = 64
+
+// receiveLength reads the length before a message, and the descriptors that came with it.
+func (c *control) receiveLength() (uint32, []*os.File, error) {
+	var length [4]byte
+	var files []*os.File
+	room := make([]byte, unix.CmsgSpace(4*maxSockets))
+	n, roomUsed, _, _, err := c.conn.ReadMsgUnix(length[:], room)
+	if err != nil {
+		return 0, nil, err
+	}
+	parts, err := unix.ParseSocketControlMessage(room[:roomUsed])
+	for i := range parts {
+		fds, rightsErr := unix.ParseUnixRights(&parts[i])
+		err = errors.Join(err, rightsErr)
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "listener"))
+		}
+	}
+	if err == nil {
+		_, err = io.ReadFull(c.conn, length[n:])
+	}
+	return binary.BigEndian.Uint32(length[:]), files, err
+}
+
 // receive waits for the next message; io.EOF when the other end is gone.
 func (c *control) receive() (*message, error) {
-	var length [4]byte
-	if _, err := io.ReadFull(c.conn, length[:]); err != nil {
+	n, files, err := c.receiveLength()
+	m := &message{files: files}
+	defer func() {
+		if err != nil {
+			m.closeFiles()
+		}
+	}()
+	if err != nil {
 		return nil, err
 	}
-	n := binary.BigEndian.Uint32(length[:])
 	if n > maxMessage {
-		return nil, fmt.Errorf("receive: message of %d bytes, at most %d are sent", n, maxMessage)
+		err = fmt.Errorf("receive: message of %d bytes, at most %d are sent", n, maxMessage)
+		return nil, err
 	}
 	body := make([]byte, n)
-	if _, err := io.ReadFull(c.conn, body); err != nil {
+	if _, err = io.ReadFull(c.conn, body); err != nil {
 		return nil, err
 	}
-	m := new(message)
-	if err := json.Unmarshal(body, m); err != nil {
-		return nil, fmt.Errorf("receive: %w", err)
+	if err = json.Unmarshal(body, m); err != nil {
+		err = fmt.Errorf("receive: %w", err)
+		return nil, err
+	}
+	if len(m.files) != len(m.Sockets) {
+		err = fmt.Errorf("receive: %d descriptors for %d sockets", len(m.files), len(m.Sockets))
+		return nil, err
 	}
 	return m, nil
 }

@@ -32,17 +32,16 @@ const (
 type crew struct {
 	log        *slog.Logger
 	zone       *zone.Zone
-	listeners  []*listener
 	cores      []int // by slot; -1 for not pinned
 	credential *syscall.Credential
-	ticketKeys [][32]byte
 	servers    func() []policy.Servers // what is known of upstreams' servers now
 
-	mu      sync.Mutex
-	current *message   // the generation that new workers start with
-	live    []*process // by slot; nil while its worker is away
-	heard   []*process // by slot: those that have had their configuration
-	wg      sync.WaitGroup
+	mu         sync.Mutex
+	ticketKeys [][32]byte
+	current    *message   // what new workers start with
+	live       []*process // by slot; nil while its worker is away
+	heard      []*process // by slot: those that have had their configuration
+	wg         sync.WaitGroup
 }
 
 // run keeps the workers alive until ctx ends, then lets them drain.
@@ -99,11 +98,7 @@ func (c *crew) keep(ctx context.Context, slot int, ready chan<- error) {
 
 // runOnce is one life of a worker. applied is called when it serves.
 func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
-	files := []*os.File{c.zone.File()}
-	for _, l := range c.listeners {
-		files = append(files, l.sockets[slot])
-	}
-	p, err := start(slot, c.cores[slot], files, c.credential)
+	p, err := start(slot, c.cores[slot], []*os.File{c.zone.File()}, c.credential)
 	if err != nil {
 		return err
 	}
@@ -142,10 +137,10 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 	defer close(p.gone)
 	admitted := false
 	c.mu.Lock()
-	first := c.current
-	c.mu.Unlock()
+	sent := c.current
 	hello := &message{Kind: kindHello, Worker: slot, Core: c.cores[slot], TicketKeys: c.ticketKeys}
-	if err := errors.Join(p.control.send(hello), p.control.send(c.withServers(first))); err != nil {
+	c.mu.Unlock()
+	if err := errors.Join(p.control.send(hello), p.control.send(c.withServers(sent).to(slot, kindApply))); err != nil {
 		c.log.Error("worker did not take its configuration", "worker", slot, "error", err)
 		return
 	}
@@ -168,29 +163,75 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 			p.refused = errors.New(m.Error)
 			return
 		case m.Kind == kindApplied:
-			newer := c.admit(slot, p, m.Generation)
+			newer := c.admit(slot, p, sent)
 			if newer == nil {
 				admitted = true
 				applied()
-			} else if err := p.control.send(c.withServers(newer)); err != nil {
+			} else if err := p.control.send(c.withServers(newer).to(slot, kindApply)); err != nil {
 				return
 			}
+			sent = newer
 		}
 	}
 }
 
-// admit opens the slot for new connections, unless there is a newer generation by now:
-// then the worker has to take that first.
-func (c *crew) admit(slot int, p *process, generation uint64) (newer *message) {
+// to is the message with the sockets of one worker.
+func (m *message) to(slot int, k kind) *message {
+	out := *m
+	out.Kind = k
+	for _, l := range m.listeners {
+		out.Sockets = append(out.Sockets, l.name)
+		out.fds = append(out.fds, l.fds[slot])
+	}
+	return &out
+}
+
+// listeners are those of the generation that holds.
+func (c *crew) listeners() []*listener {
 	c.mu.Lock()
-	if c.current.generation() != generation {
+	defer c.mu.Unlock()
+	return c.current.listeners
+}
+
+// secrets are those that hold.
+func (c *crew) secrets() []secrets {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current.Secrets
+}
+
+// setTicketKeys gives all workers new keys, and those that are still to come.
+func (c *crew) setTicketKeys(keys [][32]byte) {
+	c.mu.Lock()
+	c.ticketKeys = keys
+	live := slices.Clone(c.live)
+	c.mu.Unlock()
+	for slot, p := range live {
+		if p == nil {
+			continue
+		}
+		if err := p.control.send(&message{Kind: kindTickets, TicketKeys: keys}); err != nil {
+			c.log.Warn("worker did not get new ticket keys", "worker", slot, "error", err)
+		}
+	}
+}
+
+// admit opens the slot for new connections, unless there is something newer by now than
+// what the worker was sent: then it has to take that first.
+func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
+	c.mu.Lock()
+	if c.current != sent {
 		defer c.mu.Unlock()
 		return c.current
 	}
 	c.live[slot] = p
+	keys := &message{Kind: kindTickets, TicketKeys: c.ticketKeys}
 	c.mu.Unlock()
+	if err := p.control.send(keys); err != nil { // they may have changed since hello
+		c.log.Warn("worker did not get new ticket keys", "worker", slot, "error", err)
+	}
 	c.zone.Worker(slot).Set(zone.GaugeState, uint64(zone.StateReady))
-	for _, l := range c.listeners {
+	for _, l := range sent.listeners {
 		if err := l.admit(slot); err != nil {
 			c.log.Error("worker gets no connections of its own", "worker", slot, "address", l.address, "error", err)
 		}
@@ -207,10 +248,9 @@ const (
 // prepare has every worker get the generation ready; the first refusal is the error, and
 // then nothing has changed.
 func (c *crew) prepare(m *message) error {
-	question := *c.withServers(m)
-	question.Kind = kindPrepare
+	m = c.withServers(m)
 	return c.askAll(func(slot int, p *process) error {
-		err := p.ask(&question, prepareTime)
+		err := p.ask(m.to(slot, kindPrepare), prepareTime)
 		if errors.Is(err, errGone) {
 			return nil // its replacement starts with the generation that holds then
 		}
@@ -222,17 +262,27 @@ func (c *crew) prepare(m *message) error {
 // so is one that has come up since and does not take the generation.
 func (c *crew) commit(m *message) {
 	c.mu.Lock()
+	before := c.current.listeners
 	c.current = m
 	c.mu.Unlock()
 	question := &message{Kind: kindCommit, Generation: m.generation()}
 	_ = c.askAll(func(slot int, p *process) error {
 		err := p.ask(question, commitTime)
 		if err != nil && !errors.Is(err, errGone) {
-			err = p.ask(c.withServers(m), commitTime)
+			err = p.ask(c.withServers(m).to(slot, kindApply), commitTime)
 		}
 		if err != nil {
 			c.log.Error("worker did not take the new generation: it is replaced", "worker", slot, "error", err)
 			_ = p.cmd.Process.Kill()
+			return nil
+		}
+		for _, l := range m.listeners { // workers accept there by now
+			if slices.Contains(before, l) {
+				continue
+			}
+			if err := l.admit(slot); err != nil {
+				c.log.Error("worker gets no connections of its own", "worker", slot, "address", l.address, "error", err)
+			}
 		}
 		return nil
 	})
@@ -272,7 +322,7 @@ func (c *crew) dismiss(slot int) {
 	if !others {
 		return
 	}
-	for _, l := range c.listeners {
+	for _, l := range c.listeners() {
 		if err := l.bar(slot); err != nil {
 			c.log.Error("dead worker stays in the socket array", "worker", slot, "error", err)
 		}
@@ -281,7 +331,7 @@ func (c *crew) dismiss(slot int) {
 
 // end asks the worker to drain and makes sure that it is gone in the end.
 func (c *crew) end(slot int, p *process) {
-	for _, l := range c.listeners {
+	for _, l := range c.listeners() {
 		_ = l.bar(slot)
 	}
 	if err := p.control.send(&message{Kind: kindShutdown}); err != nil {

@@ -19,8 +19,9 @@ import (
 // listener is one address on which each worker has a socket of its own. The
 // supervisor holds every socket, so that a worker's queue outlives the worker.
 type listener struct {
+	name     string // its address as configured
 	address  string
-	sockets  []*os.File // by worker; the workers inherit them
+	sockets  []*os.File // by worker, who get copies of them
 	fds      []int      // their descriptors, read once: os.File.Fd may switch to blocking mode
 	steering *datapath.Steering
 
@@ -32,7 +33,7 @@ type listener struct {
 // worker i. Without steer (no right to load BPF) the kernel's hash chooses. join
 // says that others may listen there already: workers of a supervisor that is gone.
 func listen(address string, cpus []int, steer, join bool) (*listener, error) {
-	l := &listener{address: address}
+	l := &listener{name: address, address: address}
 	if !join {
 		if err := refuseShared(address); err != nil {
 			return nil, fmt.Errorf("listen on %s: %w", address, err)

@@ -22,7 +22,6 @@ import (
 const (
 	fdControl = 3 + iota
 	fdZone
-	fdSockets // the first of its listening sockets
 )
 
 // nobody is the user of a worker where the configured one does not exist.
@@ -142,7 +141,7 @@ func socketpair() (*control, *os.File, error) {
 		theirs.Close()
 		return nil, nil, fmt.Errorf("make control socket: %w", err)
 	}
-	return &control{conn: conn}, theirs, nil
+	return &control{conn: conn.(*net.UnixConn)}, theirs, nil
 }
 
 // workerCredential is the user that workers run as: nil when this process is not

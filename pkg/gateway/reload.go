@@ -5,7 +5,9 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -59,20 +61,75 @@ func (s *supervisor) reload(confirm time.Duration) (r admin.Reloaded, err error)
 	if err != nil {
 		return r, errors.Join(admin.ErrConfiguration, err)
 	}
-	m, err := s.message(c, p)
-	if err != nil {
-		return r, err
-	}
 	was, wasConfig := s.policy, s.config
-	if err := s.changeOver(m, p, confirm); err != nil {
+	if err := s.enact(c, p, confirm); err != nil {
 		return r, err
 	}
-	s.config = c
 	if confirm > 0 {
 		s.pending = &pending{by: time.Now().Add(confirm), previous: was, previousConfig: wasConfig}
 		s.log.Warn("the new configuration is undone unless it is confirmed", "within", confirm, "with", "gateway-ctl confirm")
 	}
 	return admin.Reloaded{Generation: p.Generation, ConfirmWithin: confirm}, nil
+}
+
+// enact makes the configuration and its policy hold: sockets, secrets, and then the
+// transaction. With an error nothing has changed.
+func (s *supervisor) enact(c *config.Config, p *policy.Policy, confirm time.Duration) (err error) {
+	listeners, opened, err := s.listenersOf(c)
+	defer func() {
+		if err != nil {
+			closeAll(opened)
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	tickets, err := s.tickets.configured(c.Tickets)
+	if err != nil {
+		return err
+	}
+	now := stamps(s.vault.paths(c.Listeners))
+	m, err := s.message(c, p, listeners, true)
+	if err != nil {
+		return err
+	}
+	if err := s.changeOver(m, p, confirm); err != nil {
+		return err
+	}
+	for _, l := range s.listeners {
+		if !slices.Contains(listeners, l) {
+			l.close()
+		}
+	}
+	s.config, s.listeners, s.tickets, s.renewed = c, listeners, tickets, time.Now()
+	s.watch.using(now)
+	s.crew.setTicketKeys(tickets.keys())
+	return nil
+}
+
+// listenersOf are those of the configuration: those that are open already, and opened new
+// ones.
+func (s *supervisor) listenersOf(c *config.Config) (all, opened []*listener, err error) {
+	for i := range c.Listeners {
+		name := c.Listeners[i].Address
+		at := slices.IndexFunc(s.listeners, func(l *listener) bool { return l.name == name })
+		if at >= 0 {
+			all = append(all, s.listeners[at])
+			continue
+		}
+		l, err := listen(name, s.cores, os.Geteuid() == 0, false)
+		if err != nil {
+			return nil, opened, err
+		}
+		all, opened = append(all, l), append(opened, l)
+	}
+	return all, opened, nil
+}
+
+func closeAll(listeners []*listener) {
+	for _, l := range listeners {
+		l.close()
+	}
 }
 
 // changeOver is the transaction: with an error nothing has changed.
@@ -136,33 +193,23 @@ func (s *supervisor) settle() {
 	back := *s.pending.previous
 	back.Generation = s.policy.Generation + 1
 	back.Snapshot.Generation = back.Generation
-	m, err := s.message(s.pending.previousConfig, &back)
-	if err == nil {
-		err = s.changeOver(m, &back, 0)
-	}
+	err := s.enact(s.pending.previousConfig, &back, 0)
 	s.servers.Keep(s.policy.Snapshot.Upstreams)
 	if err != nil {
 		s.log.Error("the configuration was not confirmed, and going back failed: it is tried again", "error", err)
 		return
 	}
-	s.config, s.pending = s.pending.previousConfig, nil
+	s.pending = nil
 	s.log.Warn("the configuration was not confirmed in time: gone back to the one before", "generation", back.Generation)
 }
 
 // fixed names the keys that differ and hold for a gateway's whole life.
 func fixed(old, c *config.Config) (keys []string) {
-	listen := func(c *config.Config) (out []string) {
-		for _, l := range c.Listeners {
-			out = append(out, l.Address)
-		}
-		return out
-	}
 	for _, k := range []struct {
 		name string
 		a, b any
 	}{
 		{"interfaces", old.Interfaces, c.Interfaces},
-		{"listeners.address", listen(old), listen(c)},
 		{"telemetry", old.Telemetry, c.Telemetry},
 		{"workers", old.Workers, c.Workers},
 		{"pin", old.Pin, c.Pin},

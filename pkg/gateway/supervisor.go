@@ -7,7 +7,6 @@ package gateway
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -88,8 +87,12 @@ type supervisor struct {
 	accessLog *logging.File
 	crew      *crew
 	servers   *servers.Watcher
+	vault     *vault
+	watch     fileWatch
+	renewed   time.Time // when certificates were last looked at
+	tickets   *ticketRing
 
-	mu      sync.Mutex // among reloads; policy and config are theirs
+	mu      sync.Mutex // among reloads; policy, config, listeners and secrets are theirs
 	pending *pending
 }
 
@@ -101,7 +104,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := s.prepare(); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
-	first, err := s.message(s.config, s.policy)
+	s.watch.using(stamps(s.vault.paths(s.config.Listeners)))
+	s.renewed = time.Now()
+	first, err := s.message(s.config, s.policy, s.listeners, true)
 	if err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
@@ -110,11 +115,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if said != "" {
 		s.log.Warn(said)
 	}
-	keys, err := ticketKeys()
-	if err != nil {
-		return fmt.Errorf("start gateway: %w", err)
-	}
-	s.crew = &crew{log: s.log, zone: s.zone, listeners: s.listeners, cores: s.cores, credential: credential, ticketKeys: keys, servers: s.servers.Lists}
+	s.crew = &crew{log: s.log, zone: s.zone, cores: s.cores, credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists}
 	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
 	defer s.crew.wait()
@@ -178,6 +179,7 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer) {
 			pl.tend()
 		}
 		s.settle()
+		s.tendSecrets()
 		select {
 		case <-ctx.Done():
 		case <-beat.C:
@@ -227,6 +229,10 @@ func (s *supervisor) prepare() error {
 	s.policy = p
 	s.warn()
 	if s.cores, err = workerCores(s.config); err != nil {
+		return err
+	}
+	s.vault = newVault(s.config.State, s.log)
+	if s.tickets, err = newTicketRing(s.config.Tickets, s.log); err != nil {
 		return err
 	}
 	if s.accessLog, err = logging.Open(s.config.Log.Access, os.Stdout); err != nil {
@@ -315,8 +321,9 @@ func workerCores(c *config.Config) ([]int, error) {
 	return cores, nil
 }
 
-// message is the L7 plane of a generation, for the workers.
-func (s *supervisor) message(c *config.Config, p *policy.Policy) (*message, error) {
+// message is the L7 plane of a generation, for the workers. Where strict, certificates
+// that cannot be used are an error.
+func (s *supervisor) message(c *config.Config, p *policy.Policy, listeners []*listener, strict bool) (*message, error) {
 	for i := range p.Snapshot.Routes {
 		r := &p.Snapshot.Routes[i]
 		r.Slot = s.zone.RouteSlot(r.Name)
@@ -332,24 +339,12 @@ func (s *supervisor) message(c *config.Config, p *policy.Policy) (*message, erro
 	if err := s.servers.Adopt(p.Snapshot.Upstreams); err != nil {
 		return nil, err
 	}
-	m := &message{Kind: kindApply, Snapshot: &p.Snapshot}
-	for i := range c.Listeners {
-		certs, err := certificates(&c.Listeners[i], c.State, s.log)
-		if err != nil {
-			return nil, err
-		}
-		m.Certificates = append(m.Certificates, certs...)
+	s.vault.state = c.State
+	all, err := s.vault.read(c.Listeners, strict)
+	if err != nil {
+		return nil, err
 	}
-	return m, nil
-}
-
-// ticketKeys are shared by all workers, so that any of them resumes a session.
-func ticketKeys() ([][32]byte, error) {
-	keys := make([][32]byte, 1)
-	if _, err := rand.Read(keys[0][:]); err != nil {
-		return nil, fmt.Errorf("make ticket key: %w", err)
-	}
-	return keys, nil
+	return &message{Kind: kindApply, Snapshot: &p.Snapshot, Secrets: all, listeners: listeners}, nil
 }
 
 // ledger is the read model over all that this supervisor owns.
@@ -365,8 +360,11 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 			Name: name, Driver: host.Driver(name), Status: pl.status, Counters: pl.counters,
 		})
 	}
-	for _, l := range s.listeners {
-		src.Listeners = append(src.Listeners, ledger.Listener{Address: l.address, Counts: l.counts})
+	src.Listeners = func() (all []ledger.Listener) {
+		for _, l := range s.crew.listeners() {
+			all = append(all, ledger.Listener{Address: l.address, Counts: l.counts})
+		}
+		return all
 	}
 	return ledger.New(src), nil
 }

@@ -5,12 +5,14 @@ package gateway
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,7 +45,7 @@ func RunWorker(slot int, log *slog.Logger) error {
 		return fmt.Errorf("worker %d: this command is for the supervisor, which hands it a control socket: %w", slot, err)
 	}
 	f.Close()
-	c := &control{conn: conn}
+	c := &control{conn: conn.(*net.UnixConn)}
 	hello, err := c.receive()
 	if err != nil {
 		return fmt.Errorf("worker %d: read hello: %w", slot, err)
@@ -62,11 +64,7 @@ func RunWorker(slot int, log *slog.Logger) error {
 
 // serve applies what the supervisor sends and runs the accept loops.
 func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error {
-	listeners, err := inheritListeners()
-	if err != nil {
-		return err
-	}
-	serving := false
+	at := sockets{worker: w, log: log, open: map[string]net.Listener{}}
 	var ready *proxy.Prepared
 	var readyFor uint64
 	for {
@@ -81,9 +79,16 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 		case kindServers:
 			w.Know(m.Servers)
 			continue
+		case kindTickets:
+			w.SetTicketKeys(m.TicketKeys)
+			continue
 		case kindPrepare, kindApply:
 			w.Know(m.Servers)
 			ready, err = prepareMessage(w, m)
+			if err == nil {
+				err = at.prepare(m)
+			}
+			m.closeFiles()
 			if err != nil {
 				answer = message{Kind: kindRefused, Error: err.Error()}
 				break
@@ -100,12 +105,7 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 			w.Commit(ready)
 			ready = nil
 			slab.Set(zone.GaugeGeneration, readyFor)
-			if !serving {
-				serving = true
-				for _, l := range listeners {
-					go acceptLoop(w, l, log)
-				}
-			}
+			at.commit()
 		}
 		if err := c.send(&answer); err != nil {
 			return err
@@ -113,8 +113,8 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 	}
 }
 
-func acceptLoop(w *proxy.Worker, l net.Listener, log *slog.Logger) {
-	if err := w.Serve(l); err != nil && !errors.Is(err, net.ErrClosed) {
+func acceptLoop(w *proxy.Worker, l net.Listener, name string, log *slog.Logger) {
+	if err := w.Serve(l, name); err != nil && !errors.Is(err, net.ErrClosed) {
 		// Without its listener a worker is of no use; the supervisor starts another.
 		log.Error("accept loop ended", "address", l.Addr(), "error", err)
 		os.Exit(1)
@@ -122,39 +122,72 @@ func acceptLoop(w *proxy.Worker, l net.Listener, log *slog.Logger) {
 }
 
 func prepareMessage(w *proxy.Worker, m *message) (*proxy.Prepared, error) {
-	certs := make([]tls.Certificate, 0, len(m.Certificates))
-	for i, c := range m.Certificates {
-		pair, err := tls.X509KeyPair(c.Chain, c.Key)
-		if err != nil {
-			return nil, fmt.Errorf("certificate %d: %w", i, err)
+	out := make([]proxy.Secrets, len(m.Secrets))
+	for i := range m.Secrets {
+		for n, c := range m.Secrets[i].Certificates {
+			pair, err := tls.X509KeyPair(c.Chain, c.Key)
+			if err != nil {
+				return nil, fmt.Errorf("listener %d: certificate %d: %w", i, n, err)
+			}
+			pair.OCSPStaple = c.OCSP
+			out[i].Certificates = append(out[i].Certificates, pair)
 		}
-		certs = append(certs, pair)
+		if len(m.Secrets[i].ClientCA) > 0 {
+			out[i].ClientCAs = x509.NewCertPool()
+			out[i].ClientCAs.AppendCertsFromPEM(m.Secrets[i].ClientCA)
+		}
 	}
-	return w.Prepare(m.Snapshot, certs)
+	return w.Prepare(m.Snapshot, out)
 }
 
-// inheritListeners makes listeners of the sockets behind fdSockets.
-func inheritListeners() ([]net.Listener, error) {
-	var out []net.Listener
-	for fd := fdSockets; ; fd++ {
-		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
-			break
+// sockets are those that the worker accepts connections from, by the names of their
+// listeners, and those of the generation that it has prepared.
+type sockets struct {
+	worker *proxy.Worker
+	log    *slog.Logger
+	open   map[string]net.Listener
+	next   map[string]net.Listener // nil: not open yet
+	names  []string                // of next, all of them
+}
+
+// prepare makes listeners of the sockets that are new to the worker.
+func (s *sockets) prepare(m *message) error {
+	s.forget()
+	s.next, s.names = map[string]net.Listener{}, m.Sockets
+	for i, name := range m.Sockets {
+		if s.open[name] != nil {
+			continue
 		}
-		if kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN); err != nil || kind != 1 {
-			break // the runtime's own descriptors follow
-		}
-		f := os.NewFile(uintptr(fd), "listener")
-		l, err := net.FileListener(f)
-		f.Close()
+		l, err := net.FileListener(m.files[i])
 		if err != nil {
-			return nil, fmt.Errorf("inherit listening socket: %w", err)
+			return fmt.Errorf("take over listening socket: %w", err)
 		}
-		out = append(out, l)
+		s.next[name] = l
 	}
-	if len(out) == 0 {
-		return nil, errors.New("inherit listening socket: none was handed over")
+	return nil
+}
+
+// forget closes what was prepared and did not come about.
+func (s *sockets) forget() {
+	for _, l := range s.next {
+		l.Close()
 	}
-	return out, nil
+	s.next = nil
+}
+
+// commit accepts from the new ones and no longer from those that are gone.
+func (s *sockets) commit() {
+	for name, l := range s.open {
+		if !slices.Contains(s.names, name) {
+			l.Close()
+			delete(s.open, name)
+		}
+	}
+	for name, l := range s.next {
+		s.open[name] = l
+		go acceptLoop(s.worker, l, name, s.log)
+	}
+	s.next = nil
 }
 
 func shutdown(w *proxy.Worker) error {

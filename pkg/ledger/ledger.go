@@ -13,7 +13,7 @@ import (
 // Sources are where a snapshot comes from.
 type Sources struct {
 	Interfaces []Interface
-	Listeners  []Listener
+	Listeners  func() []Listener // nil for none
 	Zone       *zone.Zone
 	Kernel     host.Kernel
 	Version    string
@@ -102,6 +102,7 @@ type WorkerCounts struct {
 	Restarts, Generation uint64
 	Connections          uint64 // open now
 	InFlight             uint64 // exchanges under way
+	HandshakesLeft       uint64 // full TLS handshakes that it would begin now
 	Counters             []uint64
 	Handshakes           []uint64 // by zone.HandshakeOutcome
 	HandshakeDuration    zone.Histogram

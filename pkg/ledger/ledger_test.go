@@ -88,9 +88,11 @@ func TestSnapshotJoinsAllPlanes(t *testing.T) {
 	var fail error
 	l := New(Sources{
 		Interfaces: []Interface{fakeInterface("eth0", twoQueues(), &fail)},
-		Listeners: []Listener{{Address: ":443", Counts: func() (datapath.SteerCounts, bool) {
-			return datapath.SteerCounts{Local: 3, Fallback: 1}, true
-		}}},
+		Listeners: func() []Listener {
+			return []Listener{{Address: ":443", Counts: func() (datapath.SteerCounts, bool) {
+				return datapath.SteerCounts{Local: 3, Fallback: 1}, true
+			}}}
+		},
 		Zone:      z,
 		LostLines: func() (uint64, uint64) { return 8, 9 },
 	})

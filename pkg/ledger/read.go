@@ -18,8 +18,12 @@ const overflow = "overflow"
 // rest is filled all the same.
 func (l *Ledger) Snapshot(dst *Snapshot) error {
 	err := l.readInterfaces(dst)
-	dst.Listeners = resize(dst.Listeners, len(l.sources.Listeners))
-	for i, in := range l.sources.Listeners {
+	var listeners []Listener
+	if l.sources.Listeners != nil {
+		listeners = l.sources.Listeners()
+	}
+	dst.Listeners = resize(dst.Listeners, len(listeners))
+	for i, in := range listeners {
 		out := &dst.Listeners[i]
 		out.Address = in.Address
 		out.SteerCounts, out.Steered = in.Counts()
@@ -115,6 +119,7 @@ func (l *Ledger) readWorker(slab *zone.Slab, w *WorkerCounts) {
 	w.Generation = slab.LoadGauge(zone.GaugeGeneration)
 	w.Connections = slab.LoadGauge(zone.GaugeConnections)
 	w.InFlight = slab.LoadGauge(zone.GaugeRequests)
+	w.HandshakesLeft = slab.LoadGauge(zone.GaugeHandshakesLeft)
 	w.Counters = resize(w.Counters, int(zone.PlainCounters))
 	for c := range w.Counters {
 		w.Counters[c] = slab.Load(zone.Counter(c))

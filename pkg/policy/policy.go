@@ -32,9 +32,22 @@ type Snapshot struct {
 	Timeouts      config.Timeouts     `json:"timeouts"`
 	Sizes         config.RequestSizes `json:"sizes"`
 	Connections   int                 `json:"connections"` // per worker
-	MinTLS        string              `json:"min_tls"`     // "1.2" or "1.3"
+	Listeners     []Listener          `json:"listeners"`
+	Handshakes    Handshakes          `json:"handshakes"` // per worker
 	Client        ClientAddress       `json:"client"`
 }
+
+// Listener is an address that is served, and how.
+type Listener struct {
+	Address            string `json:"address"` // as in the configuration: its name
+	TLS                bool   `json:"tls"`
+	HTTP2              bool   `json:"http2"`
+	MinTLS             string `json:"min_tls"`             // 1.2 or 1.3
+	ClientCertificates string `json:"client_certificates"` // off, request or require
+}
+
+// Handshakes bound the full TLS handshakes of a worker; 0 is no bound.
+type Handshakes = config.Handshakes
 
 // ClientAddress says whose word about a client is believed.
 type ClientAddress struct {
@@ -135,7 +148,7 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 			},
 		},
 		Snapshot: Snapshot{
-			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, MinTLS: "1.3",
+			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, Handshakes: c.Handshakes,
 			Client: ClientAddress{
 				Trusted: slices.Clone(c.Client.Trusted), ProxyProtocol: c.Client.ProxyProtocol, Header: c.Client.Header,
 			},
@@ -145,9 +158,9 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		p.Pinholes = append(p.Pinholes, Pinhole{Source: unmap(h.Source), Port: h.Port})
 	}
 	for _, l := range c.Listeners {
-		if l.MinVersion != "" {
-			p.Snapshot.MinTLS = l.MinVersion
-		}
+		p.Snapshot.Listeners = append(p.Snapshot.Listeners, Listener{
+			Address: l.Address, TLS: l.TLS, HTTP2: l.HTTP2, MinTLS: l.MinVersion, ClientCertificates: l.ClientCertificates,
+		})
 	}
 	for _, l := range c.PacketLimits {
 		limit, err := compileLimit(l)

@@ -293,7 +293,7 @@ func TestAcceptErrors(t *testing.T) {
 	l := &flakyListener{Listener: inner}
 	l.left.Store(3)
 	g.address = inner.Addr().String()
-	go func() { g.served <- g.worker.Serve(l) }()
+	go func() { g.served <- g.worker.Serve(l, testListener) }()
 	resp, err := g.client(false).Get(g.url("/"))
 	if err != nil {
 		t.Fatal(err)

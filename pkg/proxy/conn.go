@@ -20,16 +20,19 @@ import (
 // conn is a client connection: its TLS, and as an HTTP/1.1 connection the client
 // of one exchange after the other.
 type conn struct {
-	worker *Worker
-	tcp    net.Conn
-	sock   *sock // tcp, where that is TCP
-	raw    syscall.RawConn
-	tls    *tls.Conn
+	worker   *Worker
+	listener *listener
+	tcp      net.Conn
+	sock     *sock // tcp, where that is TCP
+	raw      syscall.RawConn
+	tls      *tls.Conn // nil in the clear
+	stream   transport // what is spoken over: tls, or tcp in the clear
 
 	peer       netip.AddrPort // of the TCP connection, or whom a trusted proxy named
 	tlsVersion uint16
 	resumed    bool
 	isHTTP2    bool
+	identity   []http1.Field // see clientCertificate
 
 	held *buffer // for what is written, while it is held back
 
@@ -54,8 +57,8 @@ type conn struct {
 	http1 http1State
 }
 
-func (w *Worker) newConn(nc net.Conn) *conn {
-	c := &conn{worker: w, tcp: nc}
+func (w *Worker) newConn(nc net.Conn, l *listener) *conn {
+	c := &conn{worker: w, listener: l, tcp: nc}
 	if c.sock = newSock(nc); c.sock != nil {
 		c.tcp = c.sock
 	}
@@ -85,7 +88,7 @@ func (c *conn) start() {
 		}
 	}()
 	snap := c.worker.current.Load()
-	if !c.handshake(snap) {
+	if !c.greet(snap) {
 		return
 	}
 	serves = true
@@ -100,6 +103,9 @@ func (c *conn) serve(snap *snapshot) {
 			c.worker.recovered(v)
 		}
 	}()
+	if p, ok := c.stream.(*cleartext); ok && c.listener.policy.HTTP2 && !c.sniff(snap, p) {
+		return
+	}
 	if c.isHTTP2 {
 		c.serveHTTP2(snap)
 		return
@@ -151,53 +157,22 @@ func (c *conn) release() error {
 	return err
 }
 
-// handshake does TLS and counts how it ended.
-func (c *conn) handshake(snap *snapshot) bool {
-	w := c.worker
-	began := w.now()
-	by := w.until(snap.policy.Timeouts.Handshake)
-	c.readBy.Store(by)
-	c.writeBy.Store(by)
-	if err := c.readProxyHeader(snap); err != nil {
-		c.readBy.Store(0)
-		c.writeBy.Store(0)
-		outcome := zone.HandshakeProxy
-		if !errors.Is(err, errProxyHeader) {
-			outcome = c.handshakeOutcome(err)
-		}
-		w.slab.Handshake(outcome, time.Duration(w.now()-began))
-		return false
-	}
-	c.tls = tls.Server(c.tcp, snap.tls)
-	err := c.tls.Handshake()
-	c.readBy.Store(0)
-	c.writeBy.Store(0)
-	took := time.Duration(w.now() - began)
-	if err != nil {
-		w.slab.Handshake(c.handshakeOutcome(err), took)
-		return false
-	}
-	state := c.tls.ConnectionState()
-	c.tlsVersion, c.resumed, c.isHTTP2 = state.Version, state.DidResume, state.NegotiatedProtocol == "h2"
-	outcome := zone.HandshakeFull
-	if c.resumed {
-		outcome = zone.HandshakeResumed
-	}
-	w.slab.Handshake(outcome, took)
-	return true
-}
-
-// readProxyHeader learns from a trusted proxy whose connection this is.
-func (c *conn) readProxyHeader(snap *snapshot) error {
+// readProxyHeader learns from a trusted proxy whose connection this is; without its word
+// the connection ends, which is counted.
+func (c *conn) readProxyHeader(snap *snapshot, began int64) bool {
 	trust := &snap.policy.Client
 	if !trust.ProxyProtocol || !trusts(trust, c.peer.Addr()) {
-		return nil
+		return true
 	}
 	client, err := readProxyHeader(c.tcp)
-	if err == nil && client.IsValid() {
+	if err != nil {
+		c.countHandshake(c.handshakeOutcome(err), began)
+		return false
+	}
+	if client.IsValid() {
 		c.peer = client
 	}
-	return err
+	return true
 }
 
 // drain ends the connection at the next good moment.
@@ -246,12 +221,12 @@ const (
 
 func (c *conn) linger() {
 	end := time.Now().Add(lingerTime)
-	_ = c.tls.CloseWrite()
+	_ = c.stream.CloseWrite()
 	_ = c.tcp.SetReadDeadline(end)
 	scrap := c.worker.inputs.get()
 	defer c.worker.inputs.put(scrap)
 	for left := lingerBytes; left > 0; {
-		n, err := c.tls.Read(scrap.b)
+		n, err := c.stream.Read(scrap.b)
 		if err != nil {
 			return
 		}
@@ -272,7 +247,7 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 	ex := w.exchanges.Get().(*Exchange)
 	*ex = Exchange{
 		worker: w, snap: snap, client: cl, start: w.now(), peer: c.peer,
-		tlsVersion: c.tlsVersion, resumed: c.resumed,
+		scheme: c.listener.scheme(), identity: c.identity, tlsVersion: c.tlsVersion, resumed: c.resumed,
 		room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
 		head:    http1.Request{Fields: ex.head.Fields[:0]},
 		reply:   http1.Response{Fields: ex.reply.Fields[:0]},

@@ -71,7 +71,7 @@ func (c *conn) waitIdle() bool {
 	if c.closing.Load() {
 		return false // drain may have missed the idle flag
 	}
-	n, _ := c.tls.Read(h.first[:])
+	n, _ := c.stream.Read(h.first[:])
 	c.idle.Store(false)
 	c.readBy.Store(0)
 	if n == 0 {
@@ -134,7 +134,7 @@ func (c *conn) readHead(ex *Exchange) (n int, fault *http1.Fault, err error) {
 		if h.n == len(h.in.b) {
 			c.growInput(ex.snap)
 		}
-		got, err := c.tls.Read(h.in.b[h.n:])
+		got, err := c.stream.Read(h.in.b[h.n:])
 		if got == 0 {
 			return 0, nil, err
 		}
@@ -252,7 +252,7 @@ func (c *conn) readRaw(p []byte) (int, error) {
 	}
 	c.readBy.Store(c.worker.until(h.bodyTime))
 	c.receiving.Store(1)
-	n, err := c.tls.Read(p)
+	n, err := c.stream.Read(p)
 	c.receiving.Store(0)
 	c.readBy.Store(0)
 	if n > 0 {

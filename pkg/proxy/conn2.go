@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"crypto/tls"
 	"errors"
 	"strconv"
 	"sync"
@@ -53,7 +52,7 @@ func (c *conn) serveHTTP2(snap *snapshot) {
 		st.cancel = st.onCancel
 		return st
 	}
-	h2 := http2.NewConn(&recordWriter{c.tls, c}, http2Config(snap.policy, h), h)
+	h2 := http2.NewConn(&recordWriter{c.stream, c}, http2Config(snap.policy, h), h)
 	c.http2.Store(h2)
 	if c.closing.Load() {
 		h2.Shutdown() // drain may have missed it
@@ -67,16 +66,16 @@ func (c *conn) serveHTTP2(snap *snapshot) {
 
 // recordWriter writes all records of a Write by one system call. One goroutine writes.
 type recordWriter struct {
-	*tls.Conn
+	transport
 	conn *conn
 }
 
 func (w *recordWriter) Write(p []byte) (int, error) {
 	if len(p) <= recordBytes {
-		return w.Conn.Write(p)
+		return w.transport.Write(p)
 	}
 	w.conn.hold()
-	n, err := w.Conn.Write(p)
+	n, err := w.transport.Write(p)
 	if held := w.conn.release(); err == nil {
 		err = held
 	}

@@ -29,6 +29,8 @@ type Exchange struct {
 	start        int64          // by the worker's clock
 	peer         netip.AddrPort // the client, as far as its proxies are trusted
 	chain        []netip.Addr   // those proxies, the nearest to the gateway first
+	scheme       string         // https or http
+	identity     []http1.Field  // who it has proved to be, as fields for the upstream
 	tlsVersion   uint16
 	resumed      bool
 	major, minor uint8

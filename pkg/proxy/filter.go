@@ -24,6 +24,7 @@ func filterList() []filter {
 		{"trace context", traceContext},
 		{"client address", clientAddress},
 		{"one reading", refuseAmbiguous},
+		{"client certificate", clientCertificate},
 		{"route", chooseRoute},
 		{"request limit", limitRequests},
 		{"rewrite", rewriteTarget},
@@ -95,7 +96,9 @@ func (ex *Exchange) appendHead(b []byte) []byte {
 		b = append(b, "\r\n"...)
 	}
 	b = ex.appendForwardedFor(b)
-	b = append(b, "\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: "...)
+	b = append(b, "\r\nX-Forwarded-Proto: "...)
+	b = append(b, ex.scheme...)
+	b = append(b, "\r\nX-Forwarded-Host: "...)
 	b = append(b, ex.host...)
 	b = append(b, "\r\nX-Request-Id: "...)
 	b = append(b, ex.id[:]...)

@@ -99,6 +99,9 @@ func newStoppedGateway(t testing.TB, servers []string) *gateway {
 	return g
 }
 
+// testListener is the name of the first listener of test gateways.
+const testListener = "test"
+
 func testSnapshot(z *zone.Zone, servers []string) policy.Snapshot {
 	s := policy.Snapshot{
 		Generation: 1,
@@ -108,7 +111,7 @@ func testSnapshot(z *zone.Zone, servers []string) policy.Snapshot {
 			IdleTimeout: time.Minute, MaxConnections: 64, MaxIdle: 64, Slot: z.UpstreamSlot("up"),
 		}},
 		Connections: 1000,
-		MinTLS:      "1.3",
+		Listeners:   []policy.Listener{{Address: testListener, TLS: true, HTTP2: true}},
 	}
 	s.Timeouts.Keepalive, s.Timeouts.Header, s.Timeouts.Handshake = 75*time.Second, 10*time.Second, 10*time.Second
 	s.Timeouts.Body, s.Timeouts.Write = 60*time.Second, 60*time.Second
@@ -127,7 +130,7 @@ func (g *gateway) start() {
 		g.Fatal(err)
 	}
 	g.address = l.Addr().String()
-	go func() { g.served <- g.worker.Serve(l) }()
+	go func() { g.served <- g.worker.Serve(l, testListener) }()
 }
 
 func (g *gateway) stop() {
@@ -335,4 +338,17 @@ func TestMain(m *testing.M) {
 		return
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// Apply makes the snapshot the current one; all of its listeners have the certificates.
+func (w *Worker) Apply(s *policy.Snapshot, certs []tls.Certificate) error {
+	secrets := make([]Secrets, len(s.Listeners))
+	for i := range secrets {
+		secrets[i].Certificates = certs
+	}
+	p, err := w.Prepare(s, secrets)
+	if err == nil {
+		w.Commit(p)
+	}
+	return err
 }

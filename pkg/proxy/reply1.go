@@ -124,10 +124,10 @@ func (c *conn) send(a, b []byte) {
 		c.hold()
 	}
 	if len(a) > 0 {
-		_, h.err = c.tls.Write(a)
+		_, h.err = c.stream.Write(a)
 	}
 	if len(b) > 0 && h.err == nil {
-		_, h.err = c.tls.Write(b)
+		_, h.err = c.stream.Write(b)
 	}
 	if hold {
 		h.err = cmp.Or(h.err, c.release())

@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"crypto/tls"
 	"fmt"
 	"reflect"
 	"slices"
@@ -18,7 +17,7 @@ type snapshot struct {
 	limits    http1.Limits
 	routes    table
 	upstreams []*upstream
-	tls       *tls.Config
+	listeners map[string]*listener
 
 	requestLimits []*requestLimit
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/zone"
 )
 
 const (
@@ -53,6 +55,9 @@ func (w *Worker) sweepGuarded() {
 	now := w.now()
 	w.clock.Store(now)
 	w.sweepOnce(now)
+	if s := w.current.Load(); s != nil {
+		w.slab.Set(zone.GaugeHandshakesLeft, w.handshakes.left(&s.policy.Handshakes, now))
+	}
 }
 
 func (w *Worker) sweepOnce(now int64) {

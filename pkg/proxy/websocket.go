@@ -124,7 +124,7 @@ func (t *tunnel) up(ex *Exchange) {
 				return // whoever reads from the server finds out why
 			}
 		}
-		n, err := c.tls.Read(b.b)
+		n, err := c.stream.Read(b.b)
 		if piece = b.b[:n]; n > 0 {
 			continue
 		}
@@ -163,7 +163,7 @@ func (t *tunnel) down(ex *Exchange, a *attempt) (serverErr, clientErr error) {
 			}
 			return err, nil
 		}
-		_ = c.tls.CloseWrite()
+		_ = c.stream.CloseWrite()
 		t.ended()
 		return nil, nil
 	}

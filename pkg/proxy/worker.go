@@ -23,7 +23,6 @@ package proxy
 import (
 	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"log/slog"
 	"math/rand/v2"
@@ -55,7 +54,8 @@ type Worker struct {
 	limits       *zone.LimitBuckets
 	id, core     int
 	log          *slog.Logger
-	ticketKeys   [][32]byte
+	ticketKeys   [][32]byte // of who calls Commit
+	handshakes   handshakeBudget
 	current      atomic.Pointer[snapshot]
 	base         time.Time
 	boot         int64        // base by CLOCK_MONOTONIC
@@ -88,7 +88,7 @@ type Worker struct {
 	serving   sync.WaitGroup // one for each open client connection
 }
 
-// New makes a worker, which refuses connections until Apply.
+// New makes a worker, which refuses connections until the first Commit.
 func New(o Options) *Worker {
 	w := &Worker{
 		slab: o.Slab, limits: o.Limits, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
@@ -105,36 +105,28 @@ func New(o Options) *Worker {
 	return w
 }
 
-// Apply makes the snapshot the one that new exchanges use; those under way end
-// with theirs. With an error everything is as before.
-func (w *Worker) Apply(s *policy.Snapshot, certs []tls.Certificate) error {
-	p, err := w.Prepare(s, certs)
-	if err == nil {
-		w.Commit(p)
-	}
-	return err
-}
-
 // Prepared is a snapshot that can be made the current one, and changes nothing until
 // then. It is of no more use when another was committed in between.
 type Prepared struct{ next *snapshot }
 
-// Prepare compiles the snapshot.
-func (w *Worker) Prepare(s *policy.Snapshot, certs []tls.Certificate) (*Prepared, error) {
+// Prepare compiles the snapshot; secrets are those of its listeners, in their order.
+func (w *Worker) Prepare(s *policy.Snapshot, secrets []Secrets) (*Prepared, error) {
 	next, err := compile(s, w.current.Load())
 	if err != nil {
 		return nil, err
 	}
-	if next.tls, err = w.tlsConfig(s, certs); err != nil {
+	if next.listeners, err = w.newListeners(s, secrets); err != nil {
 		return nil, err
 	}
 	w.tell(next)
 	return &Prepared{next}, nil
 }
 
-// Commit makes the prepared snapshot the current one. It cannot fail.
+// Commit makes the prepared snapshot the one that new exchanges use; those under way end
+// with theirs. It cannot fail.
 func (w *Worker) Commit(p *Prepared) {
-	w.tell(p.next) // what came since it was prepared
+	p.next.setTicketKeys(w.ticketKeys) // there may be newer ones by now
+	w.tell(p.next)                     // what came since it was prepared
 	old := w.current.Swap(p.next)
 	if old != nil {
 		old.retire(p.next)
@@ -147,9 +139,10 @@ const (
 	lastAcceptDelay  = time.Second
 )
 
-// Serve accepts connections until the listener is closed, which Shutdown does. No
-// other error of accept ends it: running out of descriptors or memory passes.
-func (w *Worker) Serve(l net.Listener) error {
+// Serve accepts connections of the listener of that name until it is closed, which
+// Shutdown does. No other error of accept ends it: running out of descriptors or memory
+// passes.
+func (w *Worker) Serve(l net.Listener, name string) error {
 	w.mu.Lock()
 	w.listeners[l] = struct{}{}
 	w.mu.Unlock()
@@ -158,10 +151,13 @@ func (w *Worker) Serve(l net.Listener) error {
 		c, err := l.Accept()
 		if err == nil {
 			delay = firstAcceptDelay
-			w.accept(c)
+			w.accept(c, name)
 			continue
 		}
 		if errors.Is(err, net.ErrClosed) {
+			w.mu.Lock()
+			delete(w.listeners, l)
+			w.mu.Unlock()
 			return nil
 		}
 		w.log.Warn("accept failed", "address", l.Addr(), "error", err, "retry_in", delay)
@@ -175,9 +171,13 @@ func (w *Worker) Serve(l net.Listener) error {
 }
 
 // accept starts a connection's goroutine, or closes it at the cap.
-func (w *Worker) accept(nc net.Conn) {
+func (w *Worker) accept(nc net.Conn, name string) {
 	snap := w.current.Load()
-	if snap == nil || w.draining.Load() {
+	var l *listener
+	if snap != nil {
+		l = snap.listeners[name]
+	}
+	if l == nil || w.draining.Load() {
 		nc.Close()
 		return
 	}
@@ -193,7 +193,7 @@ func (w *Worker) accept(nc net.Conn) {
 	w.open.Add(1)
 	w.slab.Add(zone.ConnectionsAccepted, 1)
 	w.slab.Move(zone.GaugeConnections, 1)
-	c := w.newConn(nc)
+	c := w.newConn(nc, l)
 	w.serving.Add(1)
 	w.http2.Run(c.start)
 }

@@ -21,7 +21,8 @@ type metrics struct {
 	packets, packetBytes, interfaceInfo, interfaceAttached *prometheus.Desc
 	steered                                                *prometheus.Desc
 	connections, active, rejected                          *prometheus.Desc
-	handshakes, handshakeDuration                          *prometheus.Desc
+	handshakes, handshakeDuration, handshakesLeft          *prometheus.Desc
+	tlsOffered, tlsAgreed                                  *prometheus.Desc
 	requests, protocols, outcomes, duration, inFlight      *prometheus.Desc
 	received, sent                                         *prometheus.Desc
 	upstreamRequests, upstreamDuration                     *prometheus.Desc
@@ -50,6 +51,9 @@ func newMetrics() *metrics {
 		rejected:            desc("connections_rejected_total", "Client connections closed at once: worker_connections are not enough.", "worker"),
 		handshakes:          desc("tls_handshakes_total", "TLS handshakes; outcome is full, resumed or failed, cause says why one failed.", "worker", "outcome", "cause"),
 		handshakeDuration:   desc("tls_handshake_duration_seconds", "Duration of TLS handshakes, failed ones included."),
+		handshakesLeft:      desc("tls_handshakes_left", "Full TLS handshakes that the worker's budget has room for now.", "worker"),
+		tlsOffered:          desc("tls_offered_total", "What TLS clients offered: the newest version, the application protocol that the gateway likes best, and whether a certificate is for the name they ask for.", "property", "value"),
+		tlsAgreed:           desc("tls_agreed_total", "What successful TLS handshakes agreed on; hybrid is a post-quantum key exchange.", "property", "value"),
 		requests:            desc("requests_total", "Exchanges by route and class of the status sent; requests that reach no route are under none.", "route", "code"),
 		protocols:           desc("requests_by_protocol_total", "Requests that began, by HTTP version.", "protocol"),
 		outcomes:            desc("request_outcomes_total", "Exchanges by why they ended; each has exactly one outcome.", "outcome"),
@@ -179,6 +183,40 @@ func (c *collector) workers(e emitter, s *ledger.Snapshot) {
 	e.counter(m.protocols, http1, "http1")
 	e.counter(m.protocols, http2, "http2")
 	e.histogram(m.handshakeDuration, &s.Handshakes)
+	for _, p := range tlsProperties {
+		var n uint64
+		for i := range s.Workers {
+			n += s.Workers[i].Counter(p.counter)
+		}
+		d := m.tlsAgreed
+		if p.counter < zone.AgreedTLS13 {
+			d = m.tlsOffered
+		}
+		e.counter(d, n, p.property, p.value)
+	}
+}
+
+// tlsProperties are the counters of what TLS clients offered and agreed on, as labels.
+var tlsProperties = [...]struct {
+	counter         zone.Counter
+	property, value string
+}{
+	{zone.OfferedTLS13, "version", "1.3"},
+	{zone.OfferedTLS12, "version", "1.2"},
+	{zone.OfferedOlder, "version", "older"},
+	{zone.OfferedHTTP2, "protocol", "h2"},
+	{zone.OfferedHTTP1, "protocol", "http1"},
+	{zone.OfferedNoProtocol, "protocol", "none"},
+	{zone.OfferedOtherProtocol, "protocol", "other"},
+	{zone.ServerNameKnown, "server_name", "known"},
+	{zone.ServerNameUnknown, "server_name", "unknown"},
+	{zone.ServerNameAbsent, "server_name", "absent"},
+	{zone.AgreedTLS13, "version", "1.3"},
+	{zone.AgreedTLS12, "version", "1.2"},
+	{zone.AgreedHTTP2, "protocol", "h2"},
+	{zone.AgreedHTTP1, "protocol", "http1"},
+	{zone.AgreedHybrid, "key_exchange", "hybrid"},
+	{zone.AgreedClassical, "key_exchange", "classical"},
 }
 
 func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
@@ -205,6 +243,7 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 			e.counter(m.handshakes, n, id, outcome.String(), "none")
 		}
 	}
+	e.gauge(m.handshakesLeft, float64(w.HandshakesLeft), id)
 	e.gauge(m.inFlight, float64(w.InFlight), id)
 	e.counter(m.received, w.Counter(zone.BytesReceived), id)
 	e.counter(m.sent, w.Counter(zone.BytesSent), id)

@@ -166,9 +166,11 @@ func fill(z *zone.Zone) ledger.Sources {
 				return nil
 			},
 		}},
-		Listeners: []ledger.Listener{
-			{Address: "[::]:443", Counts: func() (datapath.SteerCounts, bool) { return datapath.SteerCounts{Local: 9, Fallback: 1}, true }},
-			{Address: "unsteered", Counts: func() (datapath.SteerCounts, bool) { return datapath.SteerCounts{}, false }},
+		Listeners: func() []ledger.Listener {
+			return []ledger.Listener{
+				{Address: "[::]:443", Counts: func() (datapath.SteerCounts, bool) { return datapath.SteerCounts{Local: 9, Fallback: 1}, true }},
+				{Address: "unsteered", Counts: func() (datapath.SteerCounts, bool) { return datapath.SteerCounts{}, false }},
+			}
 		},
 		LostLines: func() (uint64, uint64) { return 6, 0 },
 	}

@@ -25,7 +25,25 @@ const (
 	MirrorDropped // copies for which there was no room
 	UpstreamEjections
 	LimitBucketsEvicted // of request limits, while they held something
-	PlainCounters       // how many there are
+	// What TLS clients offered, each of them once under each property ...
+	OfferedTLS13
+	OfferedTLS12
+	OfferedOlder
+	OfferedHTTP2
+	OfferedHTTP1
+	OfferedNoProtocol
+	OfferedOtherProtocol
+	ServerNameKnown
+	ServerNameUnknown
+	ServerNameAbsent
+	// ... and what was agreed on with those whose handshake succeeded.
+	AgreedTLS13
+	AgreedTLS12
+	AgreedHTTP2
+	AgreedHTTP1
+	AgreedHybrid    // a post-quantum key exchange, such as X25519MLKEM768
+	AgreedClassical // any other
+	PlainCounters   // how many there are
 )
 
 var counterNames = [PlainCounters]string{
@@ -33,6 +51,9 @@ var counterNames = [PlainCounters]string{
 	"bytes_received", "bytes_sent", "access_records_dropped", "upstream_connections_opened",
 	"upstream_connections_reused", "upstream_retries", "http2_misuse", "mirrored", "mirror_dropped", "upstream_ejections",
 	"limit_buckets_evicted",
+	"offered_tls13", "offered_tls12", "offered_older", "offered_http2", "offered_http1", "offered_no_protocol", "offered_other_protocol",
+	"server_name_known", "server_name_unknown", "server_name_absent",
+	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
@@ -94,11 +115,14 @@ const (
 	HandshakeAlert    // the client sent an alert: it may distrust the certificate
 	HandshakeOther    // any other error
 	HandshakeProxy    // a trusted proxy sent no valid PROXY header
+	HandshakeBudget   // the worker's handshake budget was used up
+	HandshakeClient   // the client's certificate is missing, or nobody known vouches for it
 	handshakeOutcomes
 )
 
 var handshakeNames = [handshakeOutcomes]string{
 	"full", "resumed", "timeout", "eof", "version", "cipher", "protocol", "not_tls", "alert", "other", "proxy_header",
+	"handshake_budget", "client_certificate",
 }
 
 func (o HandshakeOutcome) String() string { return word(handshakeNames[:], int(o)) }
@@ -185,20 +209,21 @@ type Gauge int
 // Gauges of a worker. The supervisor writes those of the process, the worker the
 // rest, each on cache lines of their own.
 const (
-	GaugePID         Gauge = iota // supervisor
-	GaugeCore                     // supervisor; the core plus 1, 0 for not pinned
-	GaugeState                    // supervisor
-	GaugeStarted                  // supervisor; ns since 1970
-	GaugeRestarts                 // supervisor
-	GaugeGeneration               // worker
-	GaugeConnections              // worker; open client connections
-	GaugeRequests                 // worker; exchanges under way
-	GaugeHeartbeat                // worker; CLOCK_MONOTONIC, ns; 0 before the first
+	GaugePID            Gauge = iota // supervisor
+	GaugeCore                        // supervisor; the core plus 1, 0 for not pinned
+	GaugeState                       // supervisor
+	GaugeStarted                     // supervisor; ns since 1970
+	GaugeRestarts                    // supervisor
+	GaugeGeneration                  // worker
+	GaugeConnections                 // worker; open client connections
+	GaugeRequests                    // worker; exchanges under way
+	GaugeHeartbeat                   // worker; CLOCK_MONOTONIC, ns; 0 before the first
+	GaugeHandshakesLeft              // worker; full TLS handshakes that it would begin now
 	gaugeCount
 )
 
 var gaugeNames = [gaugeCount]string{
-	"pid", "core", "state", "started", "restarts", "generation", "connections_active", "requests_active", "heartbeat",
+	"pid", "core", "state", "started", "restarts", "generation", "connections_active", "requests_active", "heartbeat", "handshakes_left",
 }
 
 func (g Gauge) String() string { return word(gaugeNames[:], int(g)) }

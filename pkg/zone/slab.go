@@ -40,6 +40,7 @@ func (s *Slab) Set(g Gauge, v uint64) {
 	if g == GaugeState && State(v) == StateDead {
 		s.mem.store(GaugeConnections.place(), 0)
 		s.mem.store(GaugeRequests.place(), 0)
+		s.mem.store(GaugeHandshakesLeft.place(), 0)
 	}
 }
 

@@ -49,8 +49,11 @@ func kindOf(name []byte) Kind {
 			return TraceState
 		}
 	case 11:
-		if equalFold(name, "traceparent") {
+		switch {
+		case equalFold(name, "traceparent"):
 			return TraceParent
+		case equalFold(name, "client-cert"):
+			return ClientCert
 		}
 	case 12:
 		if equalFold(name, "x-request-id") {
@@ -69,12 +72,18 @@ func kindOf(name []byte) Kind {
 			return HopByHop
 		}
 	case 17:
-		if equalFold(name, "transfer-encoding") {
+		switch {
+		case equalFold(name, "transfer-encoding"):
 			return TransferEncoding
+		case equalFold(name, "client-cert-chain"):
+			return ClientCert
 		}
 	}
 	if len(name) > 12 && equalFold(name[:12], "x-forwarded-") {
 		return Forwarded
+	}
+	if len(name) > 14 && equalFold(name[:14], "x-client-cert-") {
+		return ClientCert
 	}
 	return Other
 }
