@@ -68,6 +68,23 @@ func TestAppendLine(t *testing.T) {
 	}
 }
 
+// Every byte at every place is escaped or not as its class says.
+func TestClean(t *testing.T) {
+	for _, upTo := range []byte{plain, quoted} {
+		for n := 1; n < 20; n++ {
+			for at := range n {
+				for c := range 256 {
+					p := bytes.Repeat([]byte("~"), n)
+					p[at] = byte(c)
+					if got, want := clean(p, upTo), classes[c] <= upTo; got != want {
+						t.Fatalf("%q, up to class %d: %v, want %v", p, upTo, got, want)
+					}
+				}
+			}
+		}
+	}
+}
+
 // Lines that follow have their own second and names.
 func TestAppendLineCaches(t *testing.T) {
 	asked := map[int]int{}
