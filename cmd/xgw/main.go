@@ -17,6 +17,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/xgw-project/xgw/pkg/script"
 )
 
 // Exit statuses, as the commands' help states them.
@@ -41,6 +43,9 @@ type env struct {
 }
 
 func main() {
+	if len(os.Args) == 3 && os.Args[1] == script.Command { // before anything that costs memory
+		os.Exit(script.Main(os.Args[2], os.Stdin, os.Stdout))
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	status := run(ctx, os.Args, &env{out: os.Stdout, err: os.Stderr})
 	stop()

@@ -17,6 +17,7 @@ import (
 	"github.com/xgw-project/xgw/pkg/gateway"
 	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/logging"
+	"github.com/xgw-project/xgw/pkg/script"
 )
 
 func runCommand(e *env) *cobra.Command {
@@ -25,7 +26,7 @@ func runCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Run the gateway: supervisor, workers, metrics",
-		Long: `Reads gateway.yaml (and buffers.conf beside it), attaches the kernel plane to the
+		Long: `Reads gateway.yaml (and buffers.conf and ratelimit.lua beside it), attaches the kernel plane to the
 interfaces named there unless it is attached already, and starts one worker on
 each core. On SIGTERM and SIGINT it lets the workers finish what is under way and
 takes off what it attached itself; what xgw attach made stays. On SIGHUP it reloads, as
@@ -42,7 +43,7 @@ passes everything.`,
 			if err := checkConfirm(cmd, confirm); err != nil {
 				return err
 			}
-			load := func() (*config.Config, error) { return config.Load(path) }
+			load := func() (*config.Config, error) { return config.Load(path, script.Run) }
 			c, err := load()
 			if err != nil {
 				return usageError{err}

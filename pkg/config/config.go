@@ -206,9 +206,10 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("%s:%d:%d: %s", e.File, e.Line, e.Column, e.Msg)
 }
 
-// Load reads path, and buffers.conf in the same directory if it is there. A file
-// that cannot be read is an fs.PathError, one with faults as of Parse.
-func Load(path string) (*Config, error) {
+// Load reads path, and buffers.conf and ratelimit.lua in the same directory if they are
+// there; run runs the latter, and nil leaves it out. A file that cannot be read is an
+// fs.PathError, one with faults as of Parse.
+func Load(path string, run Script) (*Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -217,7 +218,26 @@ func Load(path string) (*Config, error) {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	return parse(path, text, buffers, readBounded)
+	c, err := parse(path, text, buffers, readBounded)
+	if err != nil || run == nil {
+		return c, err
+	}
+	limits := limitsPath(path)
+	source, err := os.ReadFile(limits)
+	if errors.Is(err, os.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	made, err := run(limits, source)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.AddLimits(limits, made); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // Parse reads the text of both files; path is for messages and for relative paths

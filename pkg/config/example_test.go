@@ -29,7 +29,7 @@ func readExample(t *testing.T) string {
 }
 
 func TestExampleHoldsTheDefaults(t *testing.T) {
-	got, err := Load(examplePath)
+	got, err := Load(examplePath, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,11 +124,11 @@ func TestLoad(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := Load(path); !os.IsNotExist(unwrapAll(err)) {
+	if _, err := Load(path, nil); !os.IsNotExist(unwrapAll(err)) {
 		t.Errorf("no file: %v", err)
 	}
 	write("gateway.yaml", "routes: [{name: a, upstream: b}]\nupstreams: [{name: b, servers: [\"127.0.0.1:1\"]}]\nlisteners: [{certificate: a.pem, key: b.pem}]\n")
-	c, err := Load(path)
+	c, err := Load(path, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -136,12 +136,12 @@ func TestLoad(t *testing.T) {
 		t.Errorf("got %+v", c)
 	}
 	write("buffers.conf", "access_ring 2m\nshared_memory_zon 1m\n")
-	_, err = Load(path)
+	_, err = Load(path, nil)
 	if want := dir + "/buffers.conf:2:1: "; err == nil || !strings.HasPrefix(err.Error(), want) {
 		t.Errorf("got %v, want %s…", err, want)
 	}
 	write("buffers.conf", "access_ring 2m\n")
-	if c, err = Load(path); err != nil || c.Buffers.AccessRing != 2<<20 {
+	if c, err = Load(path, nil); err != nil || c.Buffers.AccessRing != 2<<20 {
 		t.Errorf("buffers.conf beside it: %v, %v", c, err)
 	}
 }

@@ -2,7 +2,20 @@
 
 package config
 
-import "time"
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
 
 // RequestLimit limits requests in the L7 plane.
 type RequestLimit struct {
@@ -21,4 +34,190 @@ type RequestLimit struct {
 	Delay  uint64
 	DryRun bool // told, not held
 	Status int  // of the refusal, 400 to 599
+}
+
+// Call is one that ratelimit.lua makes: of a function named here, with one table.
+type Call struct {
+	Function string `json:"function"`
+	Line     int    `json:"line"`
+	// Args is a map[string]any or an []any, of those, and of string, bool and json.Number.
+	Args any `json:"args"`
+}
+
+// Script runs the text of ratelimit.lua and returns its calls. path is for messages.
+type Script func(path string, source []byte) ([]Call, error)
+
+// calls are the functions of ratelimit.lua. What they read goes into c.
+func calls(c *Config) map[string]func() reader {
+	return map[string]func() reader{
+		"limit_req":    func() reader { return requestLimit(c) },
+		"packet_limit": func() reader { return packetLimit(c) },
+		"allow":        func() reader { return list{example: "198.51.100.0/24", item: prefixes(&c.Allow)} },
+		"deny":         func() reader { return list{example: "192.0.2.0/24", item: prefixes(&c.Deny)} },
+	}
+}
+
+// AddLimits reads the arguments of calls as if they stood in a file, path, at the place of
+// their call, and adds what they mean to c, which Load or Parse made. Its error joins an
+// *Error for each fault, in the order of the lines; then c is of no use.
+func (c *Config) AddLimits(path string, made []Call) error {
+	d := &decoder{file: path}
+	known := calls(c)
+	for _, call := range made {
+		n := nodeOf(call.Args, call.Line)
+		if fn, ok := known[call.Function]; ok {
+			readValue(d, fn(), n, call.Function)
+		} else {
+			d.fail(n, "%s: unknown function; known are %s", plain(call.Function), strings.Join(slices.Sorted(maps.Keys(known)), ", "))
+		}
+	}
+	for _, check := range d.later {
+		check()
+	}
+	return errors.Join(d.faults()...)
+}
+
+// limitsPath is where ratelimit.lua is looked for.
+func limitsPath(path string) string {
+	return filepath.Join(filepath.Dir(path), "ratelimit.lua")
+}
+
+// nodeOf is the value as YAML has it.
+func nodeOf(v any, line int) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Line: line, Column: 1}
+	switch v := v.(type) {
+	case map[string]any:
+		n.Kind, n.Tag = yaml.MappingNode, "!!map"
+		for _, k := range slices.Sorted(maps.Keys(v)) {
+			n.Content = append(n.Content, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: k, Line: line, Column: 1}, nodeOf(v[k], line))
+		}
+	case []any:
+		n.Kind, n.Tag = yaml.SequenceNode, "!!seq"
+		for _, item := range v {
+			n.Content = append(n.Content, nodeOf(item, line))
+		}
+	case json.Number:
+		n.Tag, n.Value = "!!float", v.String()
+	case bool:
+		n.Tag, n.Value = "!!bool", strconv.FormatBool(v)
+	default:
+		n.Tag, n.Value = "!!str", fmt.Sprint(v)
+	}
+	return n
+}
+
+// maxWait is how long a request may have to wait for its turn: most clients do not longer.
+const maxWait = time.Minute
+
+// maxBurst is more than any bucket is asked for.
+const maxBurst = 1_000_000_000
+
+func requestLimit(c *Config) mapping {
+	l := &RequestLimit{}
+	var nodelay bool
+	var delay uint64
+	delayed := whole(&delay, 1, maxBurst)
+	delayed.want += ": so many of the burst pass at once, the others wait for their turn; without it, 1"
+	return mapping{
+		rows: []row{
+			{"name", required, label(&l.Name)},
+			{"key", none, oneOrMore{item: added(&l.Key, keyPart), initial: "address"}},
+			{"match", none, mapping{rows: []row{
+				{"route", none, oneOrMore{item: added(&l.Routes, label)}},
+				{"method", none, oneOrMore{item: added(&l.Methods, method)}},
+			}}},
+			{"rate", required, requestRate(l)},
+			{"burst", "1", whole(&l.Burst, 1, maxBurst)},
+			{"nodelay", "false", boolean(&nodelay)},
+			{"delay", none, delayed},
+			{"dry_run", "false", boolean(&l.DryRun)},
+			{"status", "429", whole(&l.Status, 400, 599)},
+		},
+		check: func(f *found) {
+			if nodelay && delay > 0 {
+				f.fail("delay", "with nodelay none waits: take one of the two out")
+			}
+			l.Delay = cmp.Or(min(delay, l.Burst), 1)
+			if nodelay {
+				l.Delay = l.Burst
+			}
+			checkRequestLimit(f, c, l)
+		},
+	}
+}
+
+func checkRequestLimit(f *found, c *Config, l *RequestLimit) {
+	if l.Requests > 0 && !f.faulty["burst"] {
+		interval := float64(l.Period) / float64(l.Requests)
+		if wait := interval * float64(l.Burst-l.Delay); wait > float64(maxWait) {
+			f.fail("burst", "%d: its last request would wait for %s: want `nodelay = true`, a `delay`, or less", l.Burst, time.Duration(min(wait, float64(1<<62))).Round(time.Second))
+		}
+		if interval*float64(l.Burst) > float64(366*24*time.Hour) {
+			f.fail("burst", "%d: it lasts longer than a year at this rate", l.Burst)
+		}
+	}
+	for _, name := range l.Routes {
+		if !slices.ContainsFunc(c.Routes, func(r Route) bool { return r.Name == name }) {
+			f.fail("match", "there is no route %s", plain(name))
+		}
+	}
+	if l.Name != "" && slices.ContainsFunc(c.RequestLimits, func(other RequestLimit) bool { return other.Name == l.Name }) {
+		f.fail("name", "another limit_req is called %s", plain(l.Name))
+	}
+	c.RequestLimits = append(c.RequestLimits, *l)
+}
+
+// keyPart is one word of a request limit's key.
+func keyPart(dst *string) scalar {
+	return text(dst, "address, route, host, or header:NAME", "", func(s string) bool {
+		switch s {
+		case "address", "route", "host":
+			return true
+		}
+		name, ok := strings.CutPrefix(s, "header:")
+		var field string
+		return ok && token(&field).set(name) == nil
+	})
+}
+
+// periods that a rate of requests can be for.
+var periods = map[string]time.Duration{"s": time.Second, "m": time.Minute, "h": time.Hour, "d": 24 * time.Hour}
+
+// requestRate is how many requests in a second, minute, hour or day; a plain number is for
+// a second.
+func requestRate(l *RequestLimit) scalar {
+	return scalar{want: "a rate such as 100r/s, 30r/m, 5r/h or 1000r/d", closed: true, set: func(s string) error {
+		number, period, ok := strings.Cut(s, "r/")
+		if !ok {
+			number, period = s, "s"
+		}
+		var n uint64
+		if amount(&n).set(number) != nil || n > maxBurst || periods[period] == 0 {
+			return errWant
+		}
+		l.Requests, l.Period = n, periods[period]
+		return nil
+	}}
+}
+
+// oneOrMore reads a list, or one item without a list around it.
+type oneOrMore struct {
+	item    func() reader
+	initial string
+}
+
+func (o oneOrMore) wanted() string { return o.item().wanted() + ", or a list of those" }
+
+func (o oneOrMore) read(d *decoder, n *yaml.Node, where string) {
+	if n.Kind == yaml.SequenceNode {
+		list{least: 1, item: o.item, example: "one"}.read(d, n, where)
+		return
+	}
+	readValue(d, o.item(), n, where)
+}
+
+func (o oneOrMore) absent(d *decoder) {
+	if o.initial != "" {
+		readValue(d, o.item(), &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: o.initial}, "")
+	}
 }

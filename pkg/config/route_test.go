@@ -26,7 +26,7 @@ func TestReplyFromFile(t *testing.T) {
 	write("gateway.yaml", gateway)
 	load := func(want string) *Config {
 		t.Helper()
-		c, err := Load(path)
+		c, err := Load(path, nil)
 		switch {
 		case want == "" && err != nil:
 			t.Fatal(err)
@@ -73,7 +73,7 @@ func TestRepliesAreBounded(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Load(path); err == nil || len(faults(t, err)) != 1 || !strings.Contains(err.Error(), "longer than 16m together") {
+	if _, err := Load(path, nil); err == nil || len(faults(t, err)) != 1 || !strings.Contains(err.Error(), "longer than 16m together") {
 		t.Errorf("got %v", err)
 	}
 }

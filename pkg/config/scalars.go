@@ -288,13 +288,37 @@ func ports(dst *[]uint16) func() reader {
 	}
 }
 
+// packetRate is how much in a second; with a unit, it must be one of what is counted.
+func packetRate(dst *uint64, unit *string) scalar {
+	s := amount(dst)
+	set := s.set
+	s.want += "; packets as 2Mpps and bytes as 1Gbit/s or 10MB/s, too"
+	s.set = func(text string) error {
+		for _, u := range []string{"pps", "bit/s", "B/s", "/s"} {
+			if cut, ok := strings.CutSuffix(text, u); ok {
+				text, *unit = cut, u
+				break
+			}
+		}
+		if err := set(text); err != nil {
+			return err
+		}
+		if *unit == "bit/s" {
+			*dst = max(1, *dst/8)
+		}
+		return nil
+	}
+	return s
+}
+
 // amount is a number per second, of bytes with k, m or g for the powers of 1000.
 func amount(dst *uint64) scalar {
 	return scalar{want: "a whole number from 1 to 100000000000, with k, m or g for thousands", set: func(s string) error {
 		factor := uint64(1)
 		for i, suffix := range []string{"k", "m", "g"} {
-			if cut, ok := strings.CutSuffix(s, suffix); ok {
-				s, factor = cut, []uint64{1e3, 1e6, 1e9}[i]
+			if n := len(s) - 1; n > 0 && strings.EqualFold(s[n:], suffix) {
+				s, factor = s[:n], []uint64{1e3, 1e6, 1e9}[i]
+				break
 			}
 		}
 		var n uint64

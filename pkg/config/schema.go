@@ -149,7 +149,8 @@ const minByteBurst = 100_000
 
 func packetLimit(c *Config) mapping {
 	l := &PacketLimit{}
-	rate, burst := amount(&l.Rate), amount(&l.Burst)
+	var unit string
+	rate, burst := packetRate(&l.Rate, &unit), amount(&l.Burst)
 	burst.want += "; without it, the rate"
 	return mapping{
 		rows: []row{
@@ -161,7 +162,12 @@ func packetLimit(c *Config) mapping {
 			{"burst", none, burst},
 			{"dry_run", "false", boolean(&l.DryRun)},
 		},
-		check: func(f *found) { checkLimit(f, c, l) },
+		check: func(f *found) {
+			if counts := map[string]string{"pps": "packets", "bit/s": "bytes", "B/s": "bytes"}[unit]; counts != "" && l.Count != "" && counts != l.Count {
+				f.fail("rate", "%s is a rate of %s, and the limit counts %s", unit, counts, l.Count)
+			}
+			checkLimit(f, c, l)
+		},
 	}
 }
 

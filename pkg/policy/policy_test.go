@@ -87,7 +87,7 @@ func encode(t *testing.T, s Snapshot) []byte {
 // The workers get a snapshot as JSON: nothing may be lost on the way, and the same
 // configuration must give the same bytes.
 func TestSnapshotTravels(t *testing.T) {
-	c, err := config.Load("../../deploy/gateway.yaml")
+	c, err := config.Load("../../deploy/gateway.yaml", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,7 +155,7 @@ func TestCompileRefuses(t *testing.T) {
 		"zero prefix":      func(c *config.Config) { c.Deny = make([]netip.Prefix, 1) },
 		"limit":            func(c *config.Config) { c.PacketLimits = make([]config.PacketLimit, 1) },
 	} {
-		c, err := config.Load("../../deploy/gateway.yaml")
+		c, err := config.Load("../../deploy/gateway.yaml", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

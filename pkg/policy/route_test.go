@@ -53,7 +53,7 @@ func TestRoutesTravel(t *testing.T) {
 // Maintenance that is not enabled is not told to the workers.
 func TestMaintenanceIsSwitched(t *testing.T) {
 	for _, enabled := range []bool{false, true} {
-		c, err := config.Load("../../deploy/gateway.yaml")
+		c, err := config.Load("../../deploy/gateway.yaml", nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,0 +1,31 @@
+-- SPDX-License-Identifier: Apache-2.0
+--
+-- Limits of both planes, beside gateway.yaml. This file is a Lua program that runs once
+-- when the configuration is loaded: loops, functions and tables are there to compute with,
+-- files and the machine are not. It has 100 ms and 16 MiB. A reload runs it anew; state
+-- of a limit lives on under its name. What begins with -- is an example.
+--
+-- limit_req limits requests, all workers together:
+--   name     in metrics, logs and the RateLimit field
+--   key      what has a bucket of its own: "address" (an IPv4 address, an IPv6 /64; the
+--            default), "route", "host", "header:NAME", or a list of these together. A request
+--            without one of them is not limited
+--   match    route and method, one or a list of each; without it, all requests
+--   rate     "100r/s", "30r/m", "5r/h", "1000r/d"
+--   burst    how many may come at once, 1 without it
+--   nodelay  true: all of the burst pass at once; else one does, and the others wait for their
+--            turn. delay = 5: five do
+--   dry_run  true: told, not held
+--   status   of the refusal, 429 without it; it has Retry-After, RateLimit and RateLimit-Policy
+--limit_req{name = "clients", rate = "100r/s", burst = 200, nodelay = true}
+--limit_req{name = "logins", key = {"address", "route"}, match = {route = "login", method = "POST"}, rate = "30r/m", burst = 10, nodelay = true}
+--for tier, rate in pairs{gold = 1000, silver = 100} do limit_req{name = tier, key = "header:X-" .. tier, rate = rate .. "r/s", burst = rate, nodelay = true, dry_run = true} end
+
+-- packet_limit limits packets at the NIC queue: keys and values as in packet_limits of
+-- gateway.yaml; rates also as "2Mpps" and "1Gbit/s".
+--packet_limit{name = "syns", key = "source", count = "syns", rate = 100, burst = 200}
+--packet_limit{name = "flood", key = "queue", count = "packets", rate = "2Mpps"}
+
+-- allow and deny add to those of gateway.yaml.
+--deny{"192.0.2.0/24", "2001:db8::/32"}
+--allow{"192.0.2.7"}
