@@ -123,6 +123,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		explainCommand(e),
 		dropsCommand(e),
 		runCommand(e),
+		configCommand(e),
 		ctlCommand(e),
 		demoCommand(e),
 		versionCommand(e),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package config reads text and yields values: gateway.yaml, and buffers.conf
-// beside it for what concerns the shared zone. Every fault is reported with file,
+// Package config reads text and yields values: gateway.yaml, and beside it buffers.conf
+// for what concerns the shared zone, and what ratelimit.lua calls. Every fault is reported with file,
 // line and column, all of them at once, and a misspelt key with the nearest known
 // one. Nothing is applied here.
 //
@@ -27,7 +27,7 @@
 //	packet_limits[].key            required        source or prefix or port or queue or interface
 //	packet_limits[].count          required        syns or packets or bytes
 //	packet_limits[].port           none            a port, 1 to 65535
-//	packet_limits[].rate           required        a whole number from 1 to 100000000000, with k, m or g for thousands
+//	packet_limits[].rate           required        a whole number from 1 to 100000000000, with k, m or g for thousands; packets as 2Mpps and bytes as 1Gbit/s or 10MB/s, too
 //	packet_limits[].burst          none            a whole number from 1 to 100000000000, with k, m or g for thousands; without it, the rate
 //	packet_limits[].dry_run        false           true or false
 //	listeners[].address            :443            HOST:PORT, or :PORT for every address
@@ -148,6 +148,24 @@
 //	buffers.conf
 //	shared_memory_zone             128m            a size from 1m to 64g bytes
 //	access_ring                    1m              a size from 64k to 1g bytes
+//	ratelimit.lua
+//	limit_req.name                 required        a name: 1 to 63 letters, digits and any of -_./@+
+//	limit_req.key[]                address         address, route, host, or header:NAME, or a list of those
+//	limit_req.match.route[]        none            a name: 1 to 63 letters, digits and any of -_./@+, or a list of those
+//	limit_req.match.method[]       none            GET or HEAD or POST or PUT or PATCH or DELETE or OPTIONS, or a list of those
+//	limit_req.rate                 required        a rate such as 100r/s, 30r/m, 5r/h or 1000r/d
+//	limit_req.burst                1               a whole number from 1 to 1000000000
+//	limit_req.nodelay              false           true or false
+//	limit_req.delay                none            a whole number from 1 to 1000000000: so many of the burst pass at once, the others wait for their turn; without it, 1
+//	limit_req.dry_run              false           true or false
+//	limit_req.status               429             a whole number from 400 to 599
+//	packet_limit.name              required        a name: 1 to 63 letters, digits and any of -_./@+
+//	packet_limit.key               required        source or prefix or port or queue or interface
+//	packet_limit.count             required        syns or packets or bytes
+//	packet_limit.port              none            a port, 1 to 65535
+//	packet_limit.rate              required        a whole number from 1 to 100000000000, with k, m or g for thousands; packets as 2Mpps and bytes as 1Gbit/s or 10MB/s, too
+//	packet_limit.burst             none            a whole number from 1 to 100000000000, with k, m or g for thousands; without it, the rate
+//	packet_limit.dry_run           false           true or false
 //
 // Times are written as 1m30s, sizes as 64k, 128m or 1g (powers of 1024). There are
 // no YAML aliases and tags: each value stands where it holds. In buffers.conf a

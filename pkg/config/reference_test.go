@@ -25,6 +25,11 @@ func reference(m mapping, at string) []string {
 				continue
 			}
 		}
+		if o, ok := value.(oneOrMore); ok {
+			s := o.item().(scalar)
+			s.want += ", or a list of those"
+			name, value, r.initial = name+"[]", s, o.initial
+		}
 		switch v := value.(type) {
 		case mapping:
 			out = append(out, reference(v, name)...)
@@ -53,6 +58,8 @@ func TestPackageCommentHasEveryKey(t *testing.T) {
 	c := &Config{}
 	want := append([]string{fmt.Sprintf("%-30s %-15s %s", "key", "default", "value")}, reference(gateway(c), "")...)
 	want = append(append(want, fmt.Sprintf("%-30s %-15s %s", "buffers.conf", "", "")), reference(buffers(&c.Buffers), "")...)
+	want = append(append(want, "ratelimit.lua"), reference(requestLimit(c), "limit_req")...)
+	want = append(want, reference(packetLimit(c), "packet_limit")...)
 	for i := range want {
 		want[i] = strings.TrimRight(want[i], " ")
 	}

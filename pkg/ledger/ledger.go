@@ -46,6 +46,7 @@ type Snapshot struct {
 	Routes     []RouteCounts
 	Upstreams  []UpstreamCounts
 	Servers    []Server
+	Limits     []LimitCounts
 	Requests   []uint64       // by zone.RequestOutcome, all workers
 	Handshakes zone.Histogram // durations, all workers
 	ZoneBytes  int64
@@ -133,24 +134,31 @@ type Server struct {
 	Good, Bad         uint64 // checks
 }
 
+// LimitCounts are one request limit's, over all workers.
+type LimitCounts struct {
+	Name     string
+	Outcomes []uint64 // by zone.LimitOutcome
+}
+
 // Ledger reads its sources. It is not safe for concurrent use.
 type Ledger struct {
 	sources Sources
 	scratch zone.Histogram
 	// Names of the zone's slots, which keep them for its life; the overflow slot, the
 	// last one, is not in them.
-	routes, upstreams []string
+	routes, upstreams, limits []string
 
 	requestOutcomes   []zone.RequestOutcome
 	handshakeOutcomes []zone.HandshakeOutcome
 	upstreamOutcomes  []zone.UpstreamOutcome
+	limitOutcomes     []zone.LimitOutcome
 }
 
 // New makes a ledger over the sources, which stay the caller's and must stay open.
 func New(s Sources) *Ledger {
 	return &Ledger{
 		sources: s, requestOutcomes: zone.RequestOutcomes(), handshakeOutcomes: zone.HandshakeOutcomes(),
-		upstreamOutcomes: zone.UpstreamOutcomes(),
+		upstreamOutcomes: zone.UpstreamOutcomes(), limitOutcomes: zone.LimitOutcomes(),
 	}
 }
 

@@ -96,6 +96,12 @@ func (l *Ledger) readZone(dst *Snapshot) {
 		l.readUpstream(&dst.Upstreams[slot], slot, name)
 	}
 	l.readUpstream(&dst.Upstreams[len(l.upstreams)], layout.Upstreams-1, overflow)
+	l.limits = learn(l.limits, layout.Limits-1, z.LimitName)
+	dst.Limits = resize(dst.Limits, len(l.limits)+1)
+	for slot, name := range l.limits {
+		l.readLimit(&dst.Limits[slot], slot, name)
+	}
+	l.readLimit(&dst.Limits[len(l.limits)], layout.Limits-1, overflow)
 }
 
 // learn appends the names of slots that were taken since the last time; slots are
@@ -156,6 +162,17 @@ func (l *Ledger) readUpstream(out *UpstreamCounts, slot int, name string) {
 		}
 		slab.UpstreamDuration(slot, &l.scratch)
 		add(&out.Duration, &l.scratch)
+	}
+}
+
+func (l *Ledger) readLimit(out *LimitCounts, slot int, name string) {
+	out.Name = name
+	out.Outcomes = resize(out.Outcomes, len(l.limitOutcomes))
+	clear(out.Outcomes)
+	for i := range l.sources.Zone.Workers() {
+		for _, o := range l.limitOutcomes {
+			out.Outcomes[o] += l.sources.Zone.Worker(i).LoadLimit(slot, o)
+		}
 	}
 }
 

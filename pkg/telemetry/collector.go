@@ -28,6 +28,7 @@ type metrics struct {
 	upstreamRequests, upstreamDuration                     *prometheus.Desc
 	upstreamConnections, upstreamRetries, misuse, mirrored *prometheus.Desc
 	ejections, serverUp, healthChecks                      *prometheus.Desc
+	limited, bucketsEvicted                                *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
 	recordsDropped, linesLost, unexplained                 *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo           *prometheus.Desc
@@ -70,6 +71,8 @@ func newMetrics() *metrics {
 		ejections:           desc("upstream_ejections_total", "Times a worker took a server out of balance that failed requests.", "worker"),
 		serverUp:            desc("upstream_server_up", "1 while the server is in balance, 0 while its health checks say that it is down. Ejections are each worker's own and not in it.", "upstream", "server"),
 		healthChecks:        desc("upstream_health_checks_total", "Health checks of servers, by result.", "upstream", "server", "result"),
+		limited:             desc("request_limit_requests_total", "Requests that a limit is for, by what it did with them; would_reject is of limits that are tried only.", "limit", "outcome"),
+		bucketsEvicted:      desc("request_limit_buckets_evicted_total", "Buckets of request limits that were given up while they held something: shared_memory_zone has too few.", "worker"),
 		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
 		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
@@ -254,6 +257,7 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.misuse, w.Counter(zone.HTTP2Misuse), id)
 	e.counter(m.mirrored, w.Counter(zone.Mirrored), id, "sent")
 	e.counter(m.mirrored, w.Counter(zone.MirrorDropped), id, "dropped")
+	e.counter(m.bucketsEvicted, w.Counter(zone.LimitBucketsEvicted), id)
 	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id, "ring_full")
 }
 
@@ -289,6 +293,12 @@ func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 		if v.Checked {
 			e.counter(m.healthChecks, v.Good, v.Upstream, v.Address, "good")
 			e.counter(m.healthChecks, v.Bad, v.Upstream, v.Address, "bad")
+		}
+	}
+	for i := range s.Limits {
+		l := &s.Limits[i]
+		for o, n := range l.Outcomes {
+			e.counter(m.limited, n, l.Name, zone.LimitOutcome(o).String())
 		}
 	}
 }

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/host"
+	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/script"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+func configCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "config",
+		Short:   "What the configuration says, without a gateway",
+		Example: "  xgw config check -c gateway.yaml",
+		Args:    exactly(),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(checkCommand(e))
+	return cmd
+}
+
+func checkCommand(e *env) *cobra.Command {
+	var path string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Check the configuration and say what it comes to",
+		Long: `Reads gateway.yaml, buffers.conf and ratelimit.lua as xgw run would, and changes
+nothing. Faults are told with file and line, and end it with status 2. Else it prints
+the limits of both planes: whom each bucket is for, what all of it comes to, and by how much
+more may pass.`,
+		Example: `  xgw config check
+  xgw config check -c gateway.yaml`,
+		Args: exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			c, err := config.Load(path, script.Run)
+			if err != nil {
+				return usageError{err}
+			}
+			p, err := policy.Compile(c, 1)
+			if err != nil {
+				return usageError{fmt.Errorf("%s: %w", path, err)}
+			}
+			workers := c.Workers
+			if cores, err := host.AllowedCores(); err == nil && workers == 0 {
+				workers = len(cores)
+			}
+			layout, err := zone.Layout{Size: c.Buffers.SharedMemoryZone, Workers: max(workers, 1), AccessRing: int(c.Buffers.AccessRing)}.Complete()
+			if err != nil {
+				return usageError{fmt.Errorf("buffers.conf: %w", err)}
+			}
+			fmt.Fprintf(e.out, "%s: %d routes, %d upstreams, %d rules by prefix: no fault\n", path, len(c.Routes), len(c.Upstreams), len(p.Tables.Prefixes))
+			fmt.Fprintf(e.out, "shared zone: %d MiB, %d workers, room for the buckets of %d clients at once\n", layout.Size>>20, layout.Workers, layout.Buckets/2)
+			return printLimits(e.out, c)
+		},
+	}
+	cmd.Flags().StringVarP(&path, "config", "c", "/etc/gateway/gateway.yaml", "configuration file")
+	return cmd
+}
+
+// printLimits tells what each limit comes to: scope and error bound are what operators are
+// most often wrong about.
+func printLimits(w io.Writer, c *config.Config) error {
+	if len(c.RequestLimits)+len(c.PacketLimits) == 0 {
+		return nil
+	}
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(t, "\nlimit\tof\ta bucket for each\trate\tburst\tscope\tmay pass beyond rate x t + burst")
+	for _, l := range c.RequestLimits {
+		burst := fmt.Sprint(l.Burst)
+		if l.Delay < l.Burst {
+			burst += fmt.Sprintf(", %d of it at once", l.Delay)
+		}
+		of := "requests"
+		if len(l.Methods) > 0 {
+			of = strings.Join(l.Methods, "|")
+		}
+		if len(l.Routes) > 0 {
+			of += " of route " + strings.Join(l.Routes, ", ")
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%dr/%s\t%s\tall workers together\tnothing, while no bucket is evicted\n",
+			dry(l.Name, l.DryRun), of, strings.Join(l.Key, " and "), l.Requests, period(l.Period), burst)
+	}
+	for _, l := range c.PacketLimits {
+		key, bound := l.Key, packetBounds[l.Key]
+		if l.Port != 0 {
+			key = fmt.Sprintf("port %d", l.Port)
+		}
+		if l.Key == "port" || l.Key == "interface" {
+			bound = fmt.Sprintf("%d, on %d CPUs", l.Burst/8, runtime.NumCPU())
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d/s\t%d\teach interface\t%s\n", dry(l.Name, l.DryRun), l.Count, key, l.Rate, l.Burst, bound)
+	}
+	return t.Flush()
+}
+
+// packetBounds are what the kernel plane may let pass beyond a limit, by its key.
+var packetBounds = map[string]string{
+	"queue":  "nothing in native mode; in tc and generic mode one for each CPU",
+	"source": "nothing for known sources; strangers once more the rate under a flood",
+	"prefix": "once more the rate under a flood",
+}
+
+func dry(name string, is bool) string {
+	if is {
+		return name + " (dry run)"
+	}
+	return name
+}
+
+func period(d time.Duration) string {
+	return map[time.Duration]string{time.Second: "s", time.Minute: "m", time.Hour: "h", 24 * time.Hour: "d"}[d]
+}
