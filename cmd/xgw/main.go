@@ -43,9 +43,6 @@ type env struct {
 }
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == script.Command { // before anything that costs memory
-		os.Exit(script.Main(os.Args[2], os.Stdin, os.Stdout))
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	status := run(ctx, os.Args, &env{out: os.Stdout, err: os.Stderr})
 	stop()
@@ -54,6 +51,9 @@ func main() {
 
 // run executes the command line and returns the exit status.
 func run(ctx context.Context, args []string, e *env) int {
+	if len(args) == 3 && args[1] == script.Command {
+		return script.Main(args[2], os.Stdin, e.out) // no command for people
+	}
 	root := rootCommand(e)
 	root.SetArgs(byName(args))
 	root.SetOut(e.out)
