@@ -110,8 +110,8 @@ func TestHostileScripts(t *testing.T) {
 		"coroutines":              {`coroutine.wrap(function() while true do end end)()`, "ratelimit.lua:1: attempt to index"},
 		"pattern":                 {`string.find(string.rep("a", 200) .. "b", string.rep("a?", 200) .. string.rep("a", 200) .. "c")`, "computes for more than"},
 		"one large string":        {`local s = string.rep("x", 2^30)`, "more than 16 MiB"},
-		"doubled strings":         {`local s = "x" while true do s = s .. s end`, ""},,
-		"strings kept":            {`local t = {} for i = 1, 1e9 do t[i] = string.rep("x", 1e5) .. i end`, ""}, // memory or time, whichever ends first,
+		"doubled strings":         {`local s = "x" while true do s = s .. s end`, ""},
+		"strings kept":            {`local t = {} for i = 1, 1e9 do t[i] = string.rep("x", 1e5) .. i end`, ""}, // memory or time, whichever ends first
 		"format":                  {`local s = string.format("%1000000000d", 1)`, ""},
 		"table.concat":            {`local t = {} for i = 1, 1e5 do t[i] = string.rep("x", 1e4) end return table.concat(t)`, ""},
 		"many calls":              {`for i = 1, 1e9 do deny{"192.0.2.1"} end`, ""},
