@@ -66,7 +66,9 @@ func Run(path string, source []byte) ([]config.Call, error) {
 	switch {
 	case ctx.Err() != nil:
 		return nil, fmt.Errorf("%s: the script did not end within %s", path, wallTime)
-	case errors.As(err, &exit) && ranOutOfMemory(complaint.String()):
+	case errors.As(err, &exit) && exit.ExitCode() != 1:
+		// Main ends with 0 or 1. With anything else it was the Go runtime that ended it, in one of
+		// many ways when the kernel refuses it memory.
 		return nil, fmt.Errorf("%s: the script needs more than %d MiB of memory: it is for a few hundred limits, computed at load", path, memory>>20)
 	case err != nil:
 		return nil, fmt.Errorf("%s: run the script: %w: %s", path, err, firstLine(complaint.String()))
@@ -84,16 +86,6 @@ func Run(path string, source []byte) ([]config.Call, error) {
 		return nil, fmt.Errorf("%s: %s", path, result.Error[:min(len(result.Error), maxError)])
 	}
 	return result.Calls, nil
-}
-
-// ranOutOfMemory reads how the Go runtime says that the kernel refused it memory.
-func ranOutOfMemory(complaint string) bool {
-	for _, s := range []string{"out of memory", "cannot allocate memory", "cannot map pages", "failed to create new OS thread"} {
-		if strings.Contains(complaint, s) {
-			return true
-		}
-	}
-	return false
 }
 
 func firstLine(s string) string {
