@@ -45,6 +45,7 @@ type vault struct {
 func newVault(state string, log *slog.Logger) *vault {
 	return &vault{
 		state: state, log: log, now: time.Now, good: map[config.Certificate]certificate{}, goodCA: map[string][]byte{},
+		said: map[string]string{}, warned: map[string]time.Time{},
 	}
 }
 
