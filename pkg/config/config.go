@@ -148,6 +148,7 @@ type RequestSizes struct {
 type Upstream struct {
 	Name           string
 	Servers        []Server
+	Protocol       string // http1 or http2
 	ConnectTimeout time.Duration
 	HeaderTimeout  time.Duration
 	IdleTimeout    time.Duration

@@ -115,6 +115,7 @@
 //	routes[].websocket             off             off or a time with its unit from 1s to 24h
 //	upstreams[].name               required        a name: 1 to 63 letters, digits and any of -_./@+
 //	upstreams[].servers[]          required        HOST:PORT or HOST:PORT weight=1 to 1000
+//	upstreams[].protocol           http1           http1 or http2
 //	upstreams[].connect_timeout    2s              a time with its unit from 1ms to 1m
 //	upstreams[].header_timeout     5s              a time with its unit from 1ms to 1h
 //	upstreams[].idle_timeout       60s             a time with its unit from 1s to 1h

@@ -310,6 +310,7 @@ func upstream(c *Config) mapping {
 		rows: []row{
 			{"name", required, label(&u.Name)},
 			{"servers", required, list{example: `"127.0.0.1:8080"`, least: 1, most: 64, item: servers(&u.Servers)}},
+			{"protocol", "http1", oneOf(&u.Protocol, "http1", "http2")},
 			{"connect_timeout", "2s", duration(&u.ConnectTimeout, time.Millisecond, time.Minute)},
 			{"header_timeout", "5s", duration(&u.HeaderTimeout, time.Millisecond, time.Hour)},
 			{"idle_timeout", "60s", duration(&u.IdleTimeout, time.Second, time.Hour)},

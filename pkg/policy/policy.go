@@ -60,6 +60,7 @@ type ClientAddress struct {
 type Upstream struct {
 	Name           string        `json:"name"`
 	Servers        []Server      `json:"servers"`
+	Protocol       string        `json:"protocol"` // http1 or http2
 	ConnectTimeout time.Duration `json:"connect_timeout"`
 	HeaderTimeout  time.Duration `json:"header_timeout"`
 	IdleTimeout    time.Duration `json:"idle_timeout"`
@@ -173,7 +174,7 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 	for i, u := range c.Upstreams {
 		index[u.Name] = i
 		p.Snapshot.Upstreams = append(p.Snapshot.Upstreams, Upstream{
-			Name: u.Name, Servers: compileServers(u.Servers), ConnectTimeout: u.ConnectTimeout, HeaderTimeout: u.HeaderTimeout,
+			Name: u.Name, Servers: compileServers(u.Servers), Protocol: u.Protocol, ConnectTimeout: u.ConnectTimeout, HeaderTimeout: u.HeaderTimeout,
 			IdleTimeout: u.IdleTimeout, MaxConnections: u.MaxConnections, MaxIdle: u.MaxIdle,
 			Balance: u.Balance, HashBy: u.HashBy, Retries: u.Retries, MaxFails: u.MaxFails, FailTime: u.FailTime,
 			MaxPending: u.MaxPending, PendingTimeout: u.PendingTimeout, MaxRequests: u.MaxRequests, TotalTimeout: u.TotalTimeout,

@@ -19,6 +19,10 @@ type attempt struct {
 	r, n     int  // of in: what was read and is not used up
 	streamed bool // the request's body is sent by the pump
 
+	refused bool // HTTP/2: the server has not looked at the request
+	passed  bool // HTTP/2: the server's reset is the client's to see
+	lost    bool // HTTP/2: the connection is gone, with all its streams
+
 	report   report
 	reusable bool // the connection is at rest and can carry another request
 }
@@ -35,7 +39,7 @@ var (
 func (a *attempt) run() (again bool) {
 	ex := a.ex
 	a.conn.arm(ex.replyBy(ex.sentAt, a.streamed))
-	_, err := a.conn.Write(ex.request)
+	err := a.sendRequest()
 	if a.streamed && err == nil {
 		ex.pump.start(ex, a.conn)
 	}
@@ -65,6 +69,15 @@ func (a *attempt) run() (again bool) {
 	return false
 }
 
+// sendRequest sends the request's head, and its body if that is small.
+func (a *attempt) sendRequest() error {
+	if a.conn.stream != nil {
+		return a.openStream()
+	}
+	_, err := a.conn.Write(a.ex.request)
+	return err
+}
+
 // fill reads more of the reply into the buffer.
 func (a *attempt) fill() error {
 	b := a.in.b
@@ -88,7 +101,10 @@ const maxReplyFields = 256
 
 // readHead reads until the head of the final reply is parsed.
 func (a *attempt) readHead() error {
-	ex := a.ex
+	if a.conn.stream != nil {
+		return a.readStreamHead()
+	}
+	ex, interim := a.ex, 0
 	limits := http1.Limits{HeaderBytes: bufferSize - 1, Fields: maxReplyFields}
 	seen := 0
 	for {
@@ -113,6 +129,9 @@ func (a *attempt) readHead() error {
 				return nil
 			}
 			return errInvalidReply // nothing of the kind was asked for
+		}
+		if interim++; interim > interimMost || a.passInterim() != nil {
+			return errInvalidReply
 		}
 	}
 }
@@ -142,6 +161,10 @@ func (a *attempt) failHead(err error) {
 		return
 	}
 	count(zone.UpstreamReset)
+	if a.passed {
+		ex.give(zone.RequestUpstreamReset)
+		return
+	}
 	ex.refuse(&refusal{status: 502, outcome: zone.RequestUpstreamReset, text: "the upstream broke off"})
 }
 
@@ -181,7 +204,7 @@ func (a *attempt) passReply() zone.UpstreamOutcome {
 		return zone.UpstreamTimeout
 	}
 	var fault *http1.Fault
-	if errors.As(upErr, &fault) {
+	if errors.As(upErr, &fault) || errors.Is(upErr, errInvalidReply) {
 		ex.give(zone.RequestUpstreamInvalid)
 		return zone.UpstreamInvalid
 	}
@@ -191,6 +214,9 @@ func (a *attempt) passReply() zone.UpstreamOutcome {
 
 // passBody copies the body in the buffer's pieces.
 func (a *attempt) passBody() (upErr, clientErr error) {
+	if a.conn.stream != nil {
+		return a.passStream()
+	}
 	switch b := a.ex.reply.Body; {
 	case b.Empty():
 		return nil, nil
@@ -250,6 +276,7 @@ func (a *attempt) passChunked() (upErr, clientErr error) {
 			}
 		}
 		if decoder.Done() {
+			a.ex.trailers = decoder.AppendTrailers(a.ex.trailers[:0])
 			return nil, nil
 		}
 		if n == 0 || a.r == a.n {

@@ -248,11 +248,11 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 	*ex = Exchange{
 		worker: w, snap: snap, client: cl, start: w.now(), peer: c.peer,
 		scheme: c.listener.scheme(), identity: c.identity, tlsVersion: c.tlsVersion, resumed: c.resumed,
-		room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
+		trailers: ex.trailers[:0], room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
 		head:    http1.Request{Fields: ex.head.Fields[:0]},
 		reply:   http1.Response{Fields: ex.reply.Fields[:0]},
 		routing: ex.routing.cleared(), limiting: ex.limiting.cleared(),
-		pump: pump{done: ex.pump.done, chunk: ex.pump.chunk},
+		pump: pump{done: ex.pump.done, chunk: ex.pump.chunk, fields: ex.pump.fields},
 	}
 	return ex
 }

@@ -24,7 +24,11 @@ const (
 type stream struct {
 	conn   *conn
 	s      *http2.Stream
-	left   int64 // bytes of the reply's body still to come, where its length is known
+	fields []http2.Field // of the reply's trailers
+	trail  []http1.Field // the request's trailers
+	quiet  bool          // the client may send its body as slowly as it likes
+	code   uint32        // of an abort
+	left   int64         // bytes of the reply's body still to come, where its length is known
 	ended  bool
 	taken  int64
 	most   int64
@@ -93,7 +97,7 @@ func http2Config(p *policy.Snapshot, h *http2Handler) http2.Config {
 // begin borrows an exchange for the stream.
 func (h *http2Handler) begin(s *http2.Stream) (*Exchange, *stream) {
 	st := h.streams.Get().(*stream)
-	st.s, st.left, st.ended, st.taken = s, -1, false, 0
+	st.s, st.left, st.ended, st.taken, st.quiet, st.code = s, -1, false, 0, false, codeInternalError
 	c := h.conn
 	snap := c.worker.current.Load()
 	st.most = snap.policy.Sizes.BodyBytes
@@ -177,9 +181,11 @@ func (st *stream) watch(u *upConn) {
 func (st *stream) proceed() {}
 
 func (st *stream) readBody(p []byte) (int, error) {
-	st.conn.receiving.Add(1)
+	if !st.quiet {
+		st.conn.receiving.Add(1)
+		defer st.conn.receiving.Add(-1)
+	}
 	n, err := st.s.Read(p)
-	st.conn.receiving.Add(-1)
 	if st.taken += int64(n); st.most > 0 && st.taken > st.most {
 		return 0, errBodyTooLarge
 	}
@@ -196,27 +202,35 @@ func (st *stream) begin(ex *Exchange, r *http1.Response) error {
 	s := st.s
 	s.BeginHeaders(r.Status)
 	bodiless := r.Body.Empty() && (string(ex.method) == "HEAD" || r.Status == 304)
+	said, announced := false, false
 	for i := range r.Fields {
 		f := &r.Fields[i]
 		switch f.Kind {
 		case http1.ContentLength:
+			said = true
 			if !bodiless {
 				continue
 			}
-		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.Upgrade, http1.RequestID, http1.Trailer:
+		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.Upgrade, http1.RequestID:
 			continue
+		case http1.Trailer:
+			announced = true
 		}
 		s.AddHeader(f.Name, f.Value)
 		ex.bytesOut += uint64(len(f.Name) + len(f.Value))
 	}
 	st.left = r.Body.Length
-	if r.Body.Length >= 0 && !bodiless && r.Status != 204 {
+	// With nothing in it a reply ends here, and no length need say so: gRPC has such ones.
+	if (r.Body.Length > 0 || r.Body.Length == 0 && said) && !bodiless && r.Status != 204 {
 		var digits [20]byte
 		s.AddHeader([]byte("content-length"), strconv.AppendInt(digits[:0], r.Body.Length, 10))
 	}
 	s.AddHeader([]byte("x-request-id"), ex.id[:])
-	if string(ex.method) == "HEAD" {
+	switch {
+	case string(ex.method) == "HEAD":
 		st.left = 0
+	case announced && st.left > 0:
+		st.left = -1 // the end comes with the trailers
 	}
 	st.ended = st.left == 0
 	return s.EndHeaders(st.ended)
@@ -236,16 +250,20 @@ func (st *stream) write(ex *Exchange, p []byte) error {
 
 func (st *stream) flush() {} // the connection's flusher does
 
-func (st *stream) end(*Exchange) error {
+func (st *stream) end(ex *Exchange) error {
 	if st.ended {
 		return nil
 	}
 	st.ended = true
+	if len(ex.trailers) > 0 {
+		st.fields = appendFields(st.fields[:0], ex.trailers)
+		return st.s.WriteTrailers(st.fields)
+	}
 	_, err := st.s.Write(nil, true)
 	return err
 }
 
-func (st *stream) abort() { st.s.Reset(codeInternalError) }
+func (st *stream) abort() { st.s.Reset(st.code) }
 
 func (st *stream) stopBody() { st.s.Reset(codeNoError) }
 

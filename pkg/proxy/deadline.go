@@ -89,8 +89,11 @@ func (a *attempt) mayRepeat(err error) bool {
 	if why == killCancelled {
 		return false
 	}
+	if a.refused && why == killNone {
+		return a.mayRepeatRefused()
+	}
 	stale := a.conn.reused && why == killNone && a.n == 0
-	if !stale {
+	if !stale && (!a.lost || a.conn.shared.Blame()) {
 		a.report = reportFailed
 	}
 	if errors.Is(err, errInvalidReply) || !ex.repeatable(a.streamed) || ex.overdue(ex.worker.now()) {

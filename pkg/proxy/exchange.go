@@ -44,6 +44,7 @@ type Exchange struct {
 	head         http1.Request // for those that are
 	body         http1.Body
 	late         bool // the body's end is still to come, though its length is 0
+	unsized      bool // the client did not say how long the body is
 	id           [32]byte
 	trace        trace
 
@@ -52,6 +53,7 @@ type Exchange struct {
 	routing     routing
 	limiting    limiting
 	reply       http1.Response
+	trailers    []http1.Field // of the reply
 	status      int
 	outcome     zone.RequestOutcome
 	server      []byte
@@ -59,12 +61,14 @@ type Exchange struct {
 	upstreamFor time.Duration
 	connectFor  time.Duration
 	retries     int
-	failures    int       // tries that a server failed
-	tried       serverSet // servers that failed under this exchange, by their place
-	triedOf     uint64    // the version of the list that the places are of
-	others      bool      // servers are in balance besides the one that is tried
-	headBy      int64     // when there must be a reply, by the worker's clock; 0: no try has begun
-	totalBy     int64     // when the exchange must be over; 0: any time
+	dial        *sharedDial // that the exchange began or joined last
+	refusals    int         // tries that a server would not look at
+	failures    int         // tries that a server failed
+	tried       serverSet   // servers that failed under this exchange, by their place
+	triedOf     uint64      // the version of the list that the places are of
+	others      bool        // servers are in balance besides the one that is tried
+	headBy      int64       // when there must be a reply, by the worker's clock; 0: no try has begun
+	totalBy     int64       // when the exchange must be over; 0: any time
 	bytesIn     uint64
 	bytesOut    uint64
 	webSocket   bool // the client asks for one, and the route has them
@@ -82,13 +86,18 @@ type client interface {
 	proceed()
 	// readBody reads the request's body, decoded; io.EOF at its end.
 	readBody(p []byte) (int, error)
+	// trailers are the request's trailer fields that may go on, when readBody has returned
+	// io.EOF.
+	trailers() []http1.Field
+	// interim sends an interim reply's head, if the client can take one.
+	interim(ex *Exchange, r *http1.Response) error
 	// begin sends the reply's head. Body says how the body will come.
 	begin(ex *Exchange, r *http1.Response) error
 	// write sends a piece of the reply's body.
 	write(ex *Exchange, p []byte) error
 	// flush sends what write may have kept for company; an error shows later.
 	flush()
-	// end completes the reply.
+	// end completes the reply, with ex.trailers.
 	end(ex *Exchange) error
 	// abort breaks the reply off so that the client cannot take it for complete.
 	abort()
@@ -155,12 +164,15 @@ func (ex *Exchange) record() {
 
 // forward passes the request to an upstream and its reply to the client.
 func (ex *Exchange) forward() {
-	ex.webSocket = ex.head.WebSocket && ex.route.webSocket > 0
+	ex.webSocket = ex.head.WebSocket && ex.route.webSocket > 0 && ex.route.upstream.policy.Protocol != "http2"
+	if ex.route.upstream.policy.Protocol == "http2" {
+		ex.prepareStream()
+	}
 	ex.request = ex.appendHead(ex.request[:0])
 	if !ex.body.Empty() {
 		ex.client.proceed()
 	}
-	streamed := ex.body.Chunked || ex.body.Length > smallBody
+	streamed := ex.body.Chunked || ex.body.Length > smallBody || ex.announcesTrailers()
 	if !streamed && (ex.body.Length > 0 || ex.late) {
 		if err := ex.readSmallBody(); err != nil {
 			ex.failRead(err)

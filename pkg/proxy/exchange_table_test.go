@@ -59,7 +59,7 @@ func (u *recorder) serve(_ int, c net.Conn, _ *bufio.Reader) {
 		u.whole++
 		u.joined = append(append(u.joined, head...), "\r\n\r\n"...)
 		if len(req.TransferEncoding) > 0 {
-			u.joined = http1.AppendLastChunk(http1.AppendChunk(u.joined, []byte(body)))
+			u.joined = http1.AppendLastChunk(http1.AppendChunk(u.joined, []byte(body)), nil)
 		} else {
 			u.joined = append(u.joined, body...)
 		}

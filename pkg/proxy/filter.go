@@ -81,7 +81,14 @@ func (ex *Exchange) appendHead(b []byte) []byte {
 				continue // many servers read it as a dash: a way to forge other fields
 			}
 			b = appendField(b, f.Name, f.Value)
+		case http1.Trailer:
+			if ex.body.Chunked || ex.announcesTrailers() && ex.route.upstream.policy.Protocol == "http2" {
+				b = appendField(b, f.Name, f.Value)
+			}
 		}
+	}
+	if !ex.webSocket && ex.takesTrailers() {
+		b = append(b, "TE: trailers\r\nConnection: TE\r\n"...)
 	}
 	b = ex.route.request.append(b)
 	if ex.webSocket {

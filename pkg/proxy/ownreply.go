@@ -78,6 +78,8 @@ func (ex *Exchange) answered() bool {
 	switch {
 	case r.cors != nil && ex.routing.asked.preflight != nil:
 		ex.answerPreflight()
+	case r.closed != nil && ex.isGRPC():
+		ex.refuse(&refusal{status: r.closed.status, outcome: r.closed.outcome, text: "under maintenance"})
 	case r.closed != nil:
 		ex.answer(r.closed)
 	case r.own == nil:

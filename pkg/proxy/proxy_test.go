@@ -140,7 +140,7 @@ func TestFields(t *testing.T) {
 			req.Header.Set("Connection", "x-named")
 			req.Header.Set("X-Named", "must go")
 			req.Header.Set("Upgrade", "h2c")
-			req.Header.Set("Te", "trailers")
+			req.Header.Set("Te", "deflate")
 		}
 		resp, err := g.client(h2).Do(req)
 		if err != nil {

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
+	"github.com/xgw-project/xgw/pkg/proxy/http2"
 )
 
 // pump sends a request body that is too long to wait for, on a goroutine of its
@@ -21,6 +22,7 @@ type pump struct {
 	whole   bool                  // all of it was sent
 	bytes   uint64
 	chunk   []byte
+	fields  []http2.Field // trailers for HTTP/2
 }
 
 func (p *pump) start(ex *Exchange, c *upConn) {
@@ -113,10 +115,13 @@ func (p *pump) arm(c *upConn, by int64) {
 }
 
 func (p *pump) send(ex *Exchange, c *upConn, piece []byte, last bool) bool {
+	if c.stream != nil {
+		return p.sendStream(ex, c.stream, piece, last)
+	}
 	if ex.body.Chunked {
 		p.chunk = http1.AppendChunk(p.chunk[:0], piece)
 		if last {
-			p.chunk = http1.AppendLastChunk(p.chunk)
+			p.chunk = http1.AppendLastChunk(p.chunk, ex.client.trailers())
 		}
 		piece = p.chunk
 	}

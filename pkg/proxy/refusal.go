@@ -23,6 +23,10 @@ type refusal struct {
 // refuse answers in place of an upstream.
 func (ex *Exchange) refuse(r *refusal) {
 	ex.outcome = r.outcome
+	if ex.isGRPC() {
+		ex.refuseGRPC(r)
+		return
+	}
 	body := append(strconv.AppendInt(nil, int64(r.status), 10), ' ')
 	body = append(body, r.text...)
 	body = append(body, '\n')

@@ -40,8 +40,12 @@ func (c *conn) begin(ex *Exchange, r *http1.Response) error {
 			if !bodiless {
 				continue // framed below
 			}
-		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.Upgrade, http1.RequestID, http1.Trailer:
+		case http1.TransferEncoding, http1.Connection, http1.HopByHop, http1.Upgrade, http1.RequestID:
 			continue
+		case http1.Trailer:
+			if !r.Body.Chunked || ex.minor == 0 {
+				continue // there is no place for them
+			}
 		}
 		b = appendField(b, f.Name, f.Value)
 	}
@@ -138,10 +142,10 @@ func (c *conn) send(a, b []byte) {
 // recordBytes is what a TLS record holds at most.
 const recordBytes = 16 << 10
 
-func (c *conn) end(*Exchange) error {
+func (c *conn) end(ex *Exchange) error {
 	h := &c.http1
 	if h.chunked {
-		h.out = http1.AppendLastChunk(h.out)
+		h.out = http1.AppendLastChunk(h.out, ex.trailers)
 	}
 	if !h.keep && h.bodyDone.Load() && c.held == nil {
 		c.hold() // until the connection ends, which follows

@@ -25,7 +25,10 @@ type server struct {
 	turn   int64 // round robin by shares
 
 	idle   []*upConn // the last one used is the first to be used again
-	active int       // connections in use
+	active int       // connections or streams in use
+
+	shared  []*sharedConn // HTTP/2
+	dialing *sharedDial   // the latest that has not come to its end; nil: none
 
 	failures     int   // in a row
 	ejections    int   // in a row
@@ -141,6 +144,7 @@ func (u *upstream) dropIdle(s *server) {
 		u.total--
 	}
 	s.idle = nil
+	s.dropShared()
 	u.wake()
 }
 

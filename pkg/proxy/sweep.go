@@ -55,6 +55,7 @@ func (w *Worker) sweepGuarded() {
 	now := w.now()
 	w.clock.Store(now)
 	w.sweepOnce(now)
+	w.sweepShared(now)
 	if s := w.current.Load(); s != nil {
 		w.slab.Set(zone.GaugeHandshakesLeft, w.handshakes.left(&s.policy.Handshakes, now))
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/proxy/http2"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -45,6 +46,8 @@ type upConn struct {
 	net.Conn
 	up     *upstream
 	server *server
+	shared *sharedConn         // HTTP/2: what the stream is on, and no Conn
+	stream *http2.ClientStream // nil: HTTP/1.1
 	reused bool
 	probe  bool // its exchange finds out whether an ejected server works again
 
@@ -89,6 +92,9 @@ func newUpstream(p *policy.Upstream) (*upstream, error) {
 		ServerName: p.TLS.ServerName, InsecureSkipVerify: !p.TLS.Verify, NextProtos: []string{"http/1.1"},
 		ClientSessionCache: tls.NewLRUClientSessionCache(maxServers), DynamicRecordSizingDisabled: true,
 	}
+	if p.Protocol == "http2" {
+		u.tls.NextProtos = []string{"h2"}
+	}
 	if len(p.TLS.CA) > 0 {
 		u.tls.RootCAs = x509.NewCertPool()
 		if !u.tls.RootCAs.AppendCertsFromPEM(p.TLS.CA) {
@@ -132,7 +138,7 @@ func (c *upConn) kill(why killReason) {
 			return
 		}
 		if c.state.CompareAndSwap(old, int64(why)) {
-			_ = c.Conn.Close()
+			c.cut()
 			return
 		}
 	}
@@ -142,10 +148,19 @@ func (c *upConn) kill(why killReason) {
 func (c *upConn) expire(now int64) bool {
 	by := c.state.Load()
 	if by > 0 && now > by && c.state.CompareAndSwap(by, int64(killTimeout)) {
-		_ = c.Conn.Close()
+		c.cut()
 		return false
 	}
 	return by >= 0
+}
+
+// cut closes the connection, or ends the stream.
+func (c *upConn) cut() {
+	if c.stream != nil {
+		c.stream.Reset()
+		return
+	}
+	_ = c.Conn.Close()
 }
 
 // take gets an idle connection, or with fresh or without one dials. A server that
@@ -168,8 +183,11 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 		if c != nil || err != nil {
 			return c, passed, err
 		}
-		if c, err = u.dial(w, s, ex.connectTime(w.now())); err == nil {
+		if c, err = u.dial(w, ex, s, ex.connectTime(w.now())); err == nil {
 			return c, passed, nil
+		}
+		if errors.Is(err, errFull) {
+			continue
 		}
 		others := u.release(w, ex, s)
 		u.say(w, s, err)
@@ -194,6 +212,9 @@ func (u *upstream) reserve(w *Worker, ex *Exchange, fresh bool) (*upConn, *serve
 	turn := u.pick(ex, w.clock.Load())
 	if turn == nil {
 		return nil, nil, errNoServer
+	}
+	if u.policy.Protocol == "http2" {
+		return u.reserveStream(ex, turn, fresh)
 	}
 	if !fresh {
 		if c := u.popIdle(turn); c != nil {
@@ -253,8 +274,11 @@ func (u *upstream) closeIdle() bool {
 func (u *upstream) release(w *Worker, ex *Exchange, s *server) (others bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.total--
 	s.active--
+	if d := ex.dial; d != nil && d.owner != ex {
+		return u.tried(ex, s) // whoever dialled tells
+	}
+	u.total--
 	u.hear(w, s, reportFailed, s.probing)
 	u.wake()
 	return u.tried(ex, s)
@@ -269,7 +293,10 @@ func (u *upstream) say(w *Worker, s *server, err error) {
 	w.log.Warn("no connection to an upstream's server", "upstream", u.policy.Name, "server", s.address, "error", err)
 }
 
-func (u *upstream) dial(w *Worker, s *server, within time.Duration) (*upConn, error) {
+func (u *upstream) dial(w *Worker, ex *Exchange, s *server, within time.Duration) (*upConn, error) {
+	if u.policy.Protocol == "http2" {
+		return u.dialShared(w, ex, s, within)
+	}
 	began := time.Now()
 	dialer := net.Dialer{Timeout: within}
 	nc, err := dialer.Dial("tcp", s.address)
@@ -315,6 +342,10 @@ func (u *upstream) secure(nc net.Conn, s *server, by time.Time) (net.Conn, error
 // give ends the exchange's ownership: keep says that the connection is at rest and
 // can carry another request.
 func (c *upConn) give(w *Worker, keep bool, r report) {
+	if c.stream != nil {
+		c.giveStream(w, r)
+		return
+	}
 	u := c.up
 	c.most = 0
 	u.mu.Lock()

@@ -79,6 +79,8 @@ type Worker struct {
 	mu        sync.Mutex
 	conns     map[*conn]struct{}
 	upConns   map[*upConn]struct{}
+	shared    map[*sharedConn]struct{}
+	sweeping  []*sharedConn             // the sweeper's own
 	mirrored  map[*nobody]*upConn       // what copies of requests have in use
 	known     map[uint64]policy.Servers // by watch
 	listeners map[net.Listener]struct{}
@@ -93,7 +95,7 @@ func New(o Options) *Worker {
 	w := &Worker{
 		slab: o.Slab, limits: o.Limits, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
-		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, mirrored: map[*nobody]*upConn{}, known: map[uint64]policy.Servers{}, listeners: map[net.Listener]struct{}{},
+		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, shared: map[*sharedConn]struct{}{}, mirrored: map[*nobody]*upConn{}, known: map[uint64]policy.Servers{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize}, records: bufferPool{size: recordsSize},
 		rateWindow: cmp.Or(o.window, rateWindow), base: time.Now(),
 		leaving: make(chan struct{}), stop: make(chan struct{}),
@@ -230,9 +232,11 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 			u.kill(killCancelled) // all of them: whoever owns one is to end
 		}
 		w.mu.Unlock()
+		w.endShared(false)
 		<-done
 	}
 	close(w.stop)
+	w.endShared(true)
 	w.http2.Close()
 	w.mu.Lock()
 	for u := range w.upConns {

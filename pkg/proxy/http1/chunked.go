@@ -17,8 +17,9 @@ const (
 type Chunked struct {
 	left    uint64 // bytes of the present chunk
 	state   chunkState
-	trailer int // bytes of trailer read
-	extra   int // bytes of extensions read
+	trailer int    // bytes of trailer read
+	extra   int    // bytes of extensions read
+	lines   []byte // of the trailer, each with LF
 }
 
 type chunkState uint8
@@ -36,7 +37,7 @@ func (c *Chunked) Done() bool { return c.state == chunkDone }
 
 // Next decodes from b: data is a piece of the body inside b (it may be empty), n is
 // how many bytes of b were used up. Nothing used and not done means that more bytes
-// are needed. Trailer fields are read, checked and left out.
+// are needed. Trailer fields are read, checked and kept: see AppendTrailers.
 func (c *Chunked) Next(b []byte) (data []byte, n int, fault *Fault) {
 	for {
 		rest := b[n:]
@@ -101,6 +102,8 @@ func (c *Chunked) step(b []byte) (int, *Fault) {
 			c.state = chunkDone
 		} else if !validTrailer(text) {
 			return 0, FaultTrailer
+		} else {
+			c.lines = append(append(c.lines, text...), '\n')
 		}
 	}
 	return i + 1, nil
@@ -145,6 +148,44 @@ func mayTrail(k Kind) bool {
 	return true
 }
 
+// AppendTrailers appends the trailer fields that may go on. They are valid until the decoder
+// is used for another body.
+func (c *Chunked) AppendTrailers(fields []Field) []Field {
+	for rest := c.lines; len(rest) > 0; {
+		var text []byte
+		text, rest, _ = bytes.Cut(rest, []byte{'\n'})
+		name, value, _ := bytes.Cut(text, []byte{':'})
+		if PassesAsTrailer(name) {
+			fields = append(fields, Field{Name: name, Value: trim(value)})
+		}
+	}
+	return fields
+}
+
+// PassesAsTrailer tells whether a field may go on in a trailer section. What a recipient
+// would have needed before the body, to frame, route, allow or read the message, is left
+// out, and so is what only a gateway may say: RFC 9110, 6.5.1.
+func PassesAsTrailer(name []byte) bool {
+	if kindOf(name) != Other {
+		return false
+	}
+	for _, known := range notTrailers {
+		if equalFold(name, known) {
+			return false
+		}
+	}
+	return true
+}
+
+// notTrailers are fields beside those with a kind of their own.
+var notTrailers = [...]string{
+	"accept", "accept-charset", "accept-encoding", "accept-language", "age", "authorization", "cache-control",
+	"content-encoding", "content-location", "content-range", "content-type", "cookie", "date", "expires", "from",
+	"if-match", "if-modified-since", "if-none-match", "if-range", "if-unmodified-since", "location", "max-forwards",
+	"pragma", "proxy-authenticate", "proxy-authorization", "range", "retry-after", "set-cookie", "vary", "warning",
+	"www-authenticate",
+}
+
 // AppendChunk encodes data as one chunk; empty data is left out, since an empty
 // chunk would end the body.
 func AppendChunk(dst, data []byte) []byte {
@@ -164,5 +205,12 @@ func AppendChunk(dst, data []byte) []byte {
 	return append(dst, "\r\n"...)
 }
 
-// AppendLastChunk ends a chunked body without trailer.
-func AppendLastChunk(dst []byte) []byte { return append(dst, "0\r\n\r\n"...) }
+// AppendLastChunk ends a chunked body with trailer fields.
+func AppendLastChunk(dst []byte, trailers []Field) []byte {
+	dst = append(dst, "0\r\n"...)
+	for i := range trailers {
+		dst = append(append(dst, trailers[i].Name...), ": "...)
+		dst = append(append(dst, trailers[i].Value...), "\r\n"...)
+	}
+	return append(dst, "\r\n"...)
+}

@@ -273,7 +273,7 @@ func TestChunkedRows(t *testing.T) {
 func TestAppendChunkRoundTrip(t *testing.T) {
 	for _, n := range []int{0, 1, 15, 16, 255, 256, 4095, 4096, 65535, 65536} {
 		want := bytes.Repeat([]byte("x"), n)
-		got, _, err := decode(AppendLastChunk(AppendChunk(nil, want)), 1<<20)
+		got, _, err := decode(AppendLastChunk(AppendChunk(nil, want), nil), 1<<20)
 		if err != nil || !bytes.Equal(got, want) {
 			t.Errorf("%d: %d bytes, %v", n, len(got), err)
 		}

@@ -100,6 +100,11 @@ func (e *encoder) status(dst []byte, status int) []byte {
 // field writes one field. The name must be in lower case.
 func (e *encoder) field(dst, name, value []byte) []byte {
 	index, secret := staticName(name)
+	return e.coded(dst, index, secret, name, value)
+}
+
+// coded is field for a name whose index in the static table is known, 0 for none. A secret one is not indexed.
+func (e *encoder) coded(dst []byte, index uint32, secret bool, name, value []byte) []byte {
 	cost := uint32(len(name)+len(value)) + entryOverhead
 	if secret || cost > e.limit/4 { // one field must not push out all others
 		return appendLiteral(dst, 0x00, 4, index, name, value)
@@ -185,10 +190,16 @@ func hashPair(name, value []byte) uint32 {
 	return h | 1 // a zero sighting is an empty one
 }
 
-// staticName finds a response field's name in the static table (RFC 7541, appendix A), 0 when it is not there. secret
+// staticName finds a field's name in the static table (RFC 7541, appendix A), 0 when it is not there. secret
 // fields stay out of the dynamic table, where their length could be probed.
 func staticName(name []byte) (index uint32, secret bool) {
 	switch string(name) {
+	case "accept":
+		return 19, false
+	case "accept-encoding":
+		return 16, false
+	case "accept-language":
+		return 17, false
 	case "accept-ranges":
 		return 18, false
 	case "access-control-allow-origin":
@@ -219,6 +230,10 @@ func staticName(name []byte) (index uint32, secret bool) {
 		return 34, false
 	case "expires":
 		return 36, false
+	case "if-modified-since":
+		return 40, false
+	case "if-none-match":
+		return 41, false
 	case "last-modified":
 		return 44, false
 	case "link":
@@ -227,6 +242,10 @@ func staticName(name []byte) (index uint32, secret bool) {
 		return 46, false
 	case "proxy-authenticate":
 		return 48, false
+	case "range":
+		return 50, false
+	case "referer":
+		return 51, false
 	case "retry-after":
 		return 53, false
 	case "server":
@@ -235,14 +254,20 @@ func staticName(name []byte) (index uint32, secret bool) {
 		return 55, true
 	case "strict-transport-security":
 		return 56, false
+	case "user-agent":
+		return 58, false
 	case "vary":
 		return 59, false
 	case "via":
 		return 60, false
 	case "www-authenticate":
 		return 61, false
-	case "authorization", "proxy-authorization", "cookie":
-		return 0, true
+	case "authorization":
+		return 23, true
+	case "cookie":
+		return 32, true
+	case "proxy-authorization":
+		return 49, true
 	}
 	return 0, false
 }

@@ -65,7 +65,7 @@ type Misuse struct {
 }
 
 func (m *Misuse) Error() string {
-	return "http2 client misuses the connection: " + m.Kind.String()
+	return "http2 peer misuses the connection: " + m.Kind.String()
 }
 
 const (

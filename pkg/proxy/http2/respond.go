@@ -53,6 +53,16 @@ func (r *reply) add(name, value []byte) {
 	r.fields = append(r.fields, replyField{name: n, value: len(r.bytes)})
 }
 
+// encode appends all fields to a header block.
+func (r *reply) encode(e *encoder, b []byte) []byte {
+	from := 0
+	for _, f := range r.fields {
+		b = e.field(b, r.bytes[from:f.name], r.bytes[f.name:f.value])
+		from = f.value
+	}
+	return b
+}
+
 // BeginHeaders starts a response header: 100, 103 and other interim ones any number of times, then a final one. Fields
 // are added by AddHeader; EndHeaders sends it.
 func (s *Stream) BeginHeaders(status int) {
@@ -188,12 +198,7 @@ func (c *Conn) writeHeaders(s *Stream, end bool) {
 	if r.status != 0 {
 		b = c.encoder.status(b, r.status)
 	}
-	from := 0
-	for _, f := range r.fields {
-		b = c.encoder.field(b, r.bytes[from:f.name], r.bytes[f.name:f.value])
-		from = f.value
-	}
-	c.out.b = b
+	c.out.b = r.encode(&c.encoder, b)
 	c.endBlock(at, s.id, end)
 }
 

@@ -183,6 +183,13 @@ func (s *Stream) ContentLength() int64 { return s.length }
 // EndStream says that the request has no body and no trailers.
 func (s *Stream) EndStream() bool { return s.noBody }
 
+// Whole says whether all of the request is here already, without trailers, and how many bytes of body it has.
+func (s *Stream) Whole() (n int, whole bool) {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return s.body.n, s.remoteEnd && len(s.trailers) == 0
+}
+
 // SetBodyTimeout sets a limit for this stream in place of Config.Body.
 func (s *Stream) SetBodyTimeout(d time.Duration) {
 	c := s.c
