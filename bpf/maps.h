@@ -133,12 +133,12 @@ struct {
 	__type(value, struct control_state);
 } control SEC(".maps");
 
-/* 0 -> CLOCK_MONOTONIC ns of the supervisor's last sign of life. It; xdp_ingress. */
+/* 0 -> sign of life. The supervisor; xdp_ingress. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct heartbeat_state);
 } heartbeat SEC(".maps");
 
 /*

@@ -233,6 +233,12 @@ struct verdict {
 	__u16 generation;
 };
 
+/* Who tends verdicts, and whether there are any to look for. */
+struct heartbeat_state {
+	__u64 beat;	/* CLOCK_MONOTONIC ns of the supervisor's last sign of life */
+	__u64 verdicts; /* when the last of them ends, in units of 2^26 ns; 0: there are none */
+};
+
 struct verdict_row {
 	struct verdict entry[VERDICT_WAYS];
 };

@@ -130,6 +130,11 @@ func newBench(prefixes, live int) (b *bench, err error) {
 			return b, err
 		}
 		b.gateways[s] = g
+		if s == allFeatures || s == tightLimit {
+			if err := g.hold(); err != nil {
+				return b, err
+			}
+		}
 		if err := g.shake(b.traffic.live); err != nil {
 			return b, err
 		}

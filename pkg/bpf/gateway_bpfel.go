@@ -86,6 +86,12 @@ type GatewayHandshake struct {
 	Ack uint32
 }
 
+type GatewayHeartbeatState struct {
+	_        structs.HostLayout
+	Beat     uint64
+	Verdicts uint64
+}
+
 type GatewayLimit struct {
 	_         structs.HostLayout
 	Cost      uint64

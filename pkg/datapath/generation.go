@@ -369,14 +369,6 @@ func (d *Datapath) AddPinholes(holes []policy.Pinhole) error {
 	return nil
 }
 
-// Beat tells the kernel plane that verdicts are tended.
-func (d *Datapath) Beat() error {
-	if err := d.objects.Heartbeat.Put(uint32(0), monotonic()); err != nil {
-		return fmt.Errorf("write heartbeat of %s: %w", d.options.Interface, err)
-	}
-	return nil
-}
-
 // State is which generation holds, and how long a change still waits for its
 // confirmation.
 type State struct {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cilium/ebpf"
 
+	"github.com/xgw-project/xgw/pkg/bpf"
 	. "github.com/xgw-project/xgw/pkg/datapath/packettest"
 	"github.com/xgw-project/xgw/pkg/policy"
 )
@@ -332,6 +333,33 @@ func TestVerdicts(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.expect(t, "cleared", frames["syn"], "pass_tcp")
+}
+
+// Verdicts are looked for until the last of them has ended.
+func TestVerdictsAreLookedForWhileThereAreSome(t *testing.T) {
+	p := newDrivenPlane(t, 1, &policy.Tables{StaleAfter: time.Hour})
+	p.now = monotonic()
+	state := func() (h bpf.GatewayHeartbeatState) {
+		if err := errors.Join(p.Beat(), p.objects.Heartbeat.Lookup(uint32(0), &h)); err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	if h := state(); h.Verdicts != 0 || h.Beat == 0 {
+		t.Errorf("before any: %+v", h)
+	}
+	for _, v := range []Verdict{{Source: client4.Addr(), Step: DropAll, TTL: 70 * time.Millisecond}, {Source: client6.Addr(), Step: DropAll, TTL: 400 * time.Millisecond}} {
+		if _, _, err := p.SetVerdict(v); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.expect(t, "with a verdict", TCPSegment(client6, server6, ACK), "drop_verdict_all")
+	time.Sleep(200 * time.Millisecond)
+	if h := state(); h.Verdicts == 0 {
+		t.Errorf("one of two has ended: %+v", h)
+	}
+	p.expect(t, "with the later verdict", TCPSegment(client6, server6, ACK), "drop_verdict_all")
+	waitFor(t, "the end of the last", func() bool { return state().Verdicts == 0 })
 }
 
 func TestVerdictRowsThatAreFull(t *testing.T) {

@@ -72,10 +72,40 @@ func (d *Datapath) SetVerdict(v Verdict) (Verdict, bool, error) {
 	if err := d.exempt(v.Source); err != nil {
 		return Verdict{}, false, fmt.Errorf("set verdict on %s: %w", v.Source, err)
 	}
-	return d.changeVerdict(v.Source, &bpf.GatewayVerdict{
+	lost, full, err := d.changeVerdict(v.Source, &bpf.GatewayVerdict{
 		Source: policy.AddressKey(v.Source), Expires: uint32(now + ticks),
 		Step: uint8(v.Step), Reason: v.Reason, Generation: v.Generation,
 	})
+	if err == nil {
+		err = d.tend(func(h *bpf.GatewayHeartbeatState) { h.Verdicts = max(h.Verdicts, now+ticks) })
+	}
+	return lost, full, err
+}
+
+// Beat tells the kernel plane that verdicts are tended, and not to look for any when the
+// last has ended.
+func (d *Datapath) Beat() error {
+	now := monotonic()
+	err := d.tend(func(h *bpf.GatewayHeartbeatState) {
+		h.Beat = now
+		if h.Verdicts <= now>>verdictTick {
+			h.Verdicts = 0
+		}
+	})
+	if err != nil {
+		return fmt.Errorf("write heartbeat of %s: %w", d.options.Interface, err)
+	}
+	return nil
+}
+
+// tend changes the heartbeat's state, of which the process that sets verdicts is the only writer.
+func (d *Datapath) tend(change func(*bpf.GatewayHeartbeatState)) error {
+	var h bpf.GatewayHeartbeatState
+	if err := d.objects.Heartbeat.Lookup(uint32(0), &h); err != nil {
+		return fmt.Errorf("read heartbeat: %w", err)
+	}
+	change(&h)
+	return d.objects.Heartbeat.Put(uint32(0), &h)
 }
 
 // exempt finds what the tables that hold say for the source.

@@ -57,6 +57,12 @@ type DrivenHandshake struct {
 	Ack uint32
 }
 
+type DrivenHeartbeatState struct {
+	_        structs.HostLayout
+	Beat     uint64
+	Verdicts uint64
+}
+
 type DrivenMoment struct {
 	_     structs.HostLayout
 	Clock struct {
