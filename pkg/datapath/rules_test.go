@@ -192,6 +192,9 @@ func (p *drivenPlane) sendQuietly(t testing.TB, frame []byte) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if action != 1 && action != 2 {
+		t.Fatalf("XDP action %d: %x", action, frame)
+	}
 	return action == 2
 }
 
