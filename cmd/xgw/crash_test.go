@@ -121,6 +121,69 @@ func TestKilledWorker(t *testing.T) {
 	}
 }
 
+// A worker that fails again and again is away for seconds. The connections that wait in its
+// socket are served by the other one meanwhile.
+func TestFailingWorkersConnections(t *testing.T) {
+	needRoot(t, "steers connections with BPF")
+	if runtime.NumCPU() < 2 {
+		t.Skip("needs two CPUs")
+	}
+	dir := t.TempDir()
+	g := startGateway(t, startHere, "failing", dir, gatewayYAML(dir, "127.0.0.1:0", upstream(t), "workers: 2\n"))
+	back := func(last int) int {
+		for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if pid := g.workers(t)["0"]; pid != 0 && pid != last {
+				return pid
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("worker is not back\n%s", g.log)
+			}
+		}
+	}
+	pid := back(0)
+	for range 7 { // until it is left away for 5 s
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		pid = back(pid)
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	const waiting = 10
+	served := make(chan error, waiting)
+	for range waiting {
+		c := client(false)
+		c.Transport.(*http.Transport).DialContext = dialOn(0)
+		go func() { served <- exchange(c, "https://"+g.address, 0, 100, lab.BodyHash(100)) }()
+	}
+	time.Sleep(500 * time.Millisecond) // they wait in its socket
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for range waiting {
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	}
+	if up := g.workers(t)["0"]; up != 0 {
+		t.Errorf("worker 0 is up again, as %d: it was too slow to ask for a sibling, or they waited for it\n%s", up, g.log)
+	}
+	if !strings.Contains(g.log.String(), "its connections are served by another worker meanwhile") {
+		t.Errorf("no sibling was asked:\n%s", g.log)
+	}
+	// When it is back its connections are its own.
+	back(pid)
+	for range 20 {
+		c := client(false)
+		c.Transport.(*http.Transport).DialContext = dialOn(0)
+		get(t, c, "https://"+g.address+"/")
+	}
+	if n := g.connections(t, "0"); n != 20 {
+		t.Errorf("%d of 20 connections are on the worker that is back", n)
+	}
+}
+
 // dialOn connects from the CPU: over loopback that one receives the SYN, too.
 func dialOn(cpu int) func(context.Context, string, string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (net.Conn, error) {

@@ -52,6 +52,9 @@ func TestSystemCallFaults(t *testing.T) {
 		{"read", "EINTR", "3+5", false},
 		{"write", "EINTR", "3+5", false},
 		{"write", "ENOBUFS", "40", true},
+		{"recvfrom", "EINTR", "3+5", false},
+		{"sendto", "EINTR", "3+5", false},
+		{"sendto", "ENOBUFS", "40", true}, // sendmsg is not called
 		{"epoll_pwait", "EINTR", "3+5", false},
 	} {
 		t.Run(row.call+" "+row.fault, func(t *testing.T) {

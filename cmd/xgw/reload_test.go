@@ -3,11 +3,14 @@
 package main
 
 import (
+	"bufio"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -68,10 +71,16 @@ func TestReloadUnderLoad(t *testing.T) {
 	const instance = "reload"
 	dir := t.TempDir()
 	one, two := named(t, "one"), named(t, "two")
-	text := func(upstream string) string {
-		return gatewayYAML(dir, "127.0.0.1:0", upstream, "workers: 2\npin: false\n")
+	// Beside the upstream, something else changes each time.
+	others := []string{
+		"", "tcp: {user_timeout: 30s, keepalive: 20s}\n", "timeouts: {header: 9s, min_rate: 0, drain: 1s}\n",
+		"limits: {header_fields: 90, body_bytes: 1m}\nworker_connections: 1000\n", "overload_delay: off\n",
+		"client_address: {trusted: [192.0.2.1], header: X-Forwarded-For}\n",
 	}
-	g := startGateway(t, startHere, instance, dir, text(one))
+	text := func(upstream string, i int) string {
+		return gatewayYAML(dir, "127.0.0.1:0", upstream, "workers: 2\npin: false\n"+others[i%len(others)])
+	}
+	g := startGateway(t, startHere, instance, dir, text(one, 0))
 	// The listener has a port by now, which a reload does not change.
 	path := filepath.Join(dir, "gateway.yaml")
 	ctl := admin.NewClient(admin.SocketPath(instance))
@@ -105,12 +114,13 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	probe := client(true)
 	before := time.Now()
+	early := 0 // memory of the workers, bytes, after a tenth of it
 	for i := range reloads {
 		want, address := "one", one
 		if i%2 == 0 {
 			want, address = "two", two
 		}
-		rewrite(t, path, text(address))
+		rewrite(t, path, text(address, i))
 		r, err := ctl.Reload(0)
 		if err != nil {
 			t.Fatal(err)
@@ -121,8 +131,11 @@ func TestReloadUnderLoad(t *testing.T) {
 		if got := bodyOf(t, probe, "https://"+g.address+"/"); got != want {
 			t.Fatalf("after reload %d the answer is from %q, want %q", i, got, want)
 		}
+		if i == reloads/10 {
+			early = g.memory(t)
+		}
 		if i%100 == 50 {
-			rewrite(t, path, text(address)+"nonsense: 1\n")
+			rewrite(t, path, text(address, i)+"nonsense: 1\n")
 			if _, err := ctl.Reload(0); err == nil || !strings.Contains(err.Error(), "gateway.yaml:") {
 				t.Fatalf("a file with a fault: %v", err)
 			}
@@ -132,12 +145,115 @@ func TestReloadUnderLoad(t *testing.T) {
 		}
 	}
 	took := time.Since(before)
+	late := g.memory(t)
 	cancel()
 	load.Wait()
+	// Snapshots that nobody uses any more are given up.
+	t.Logf("the workers' memory: %d KiB after a tenth of the reloads, %d KiB in the end", early>>10, late>>10)
+	if late > early+32<<20 {
+		t.Errorf("the workers grew from %d to %d KiB", early>>10, late>>10)
+	}
 	t.Logf("%d reloads in %s, %d requests meanwhile, %d failed", reloads, took.Round(time.Millisecond), served.Load(), failed.Load())
 	if served.Load() < int64(reloads) {
 		t.Errorf("%d requests during %d reloads: that was no load", served.Load(), reloads)
 	}
+}
+
+// memory is what all workers have of their own, in bytes.
+func (g *running) memory(t *testing.T) (sum int) {
+	t.Helper()
+	for _, pid := range g.workers(t) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var kib int
+		if _, err := fmt.Sscanf(grep(string(status), "RssAnon:"), "RssAnon: %d kB", &kib); err != nil {
+			t.Fatal(err)
+		}
+		sum += kib << 10
+	}
+	return sum
+}
+
+// A gateway that stops lets what is under way come to its end, and WebSockets live for the
+// time that is configured: not less, and not much longer.
+func TestDrain(t *testing.T) {
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Upgrade") == "" {
+			time.Sleep(500 * time.Millisecond)
+			fmt.Fprint(w, "late")
+			return
+		}
+		c, b, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		fmt.Fprint(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n")
+		_, _ = io.Copy(c, b)
+	}))
+	t.Cleanup(up.Close)
+	dir := t.TempDir()
+	const drain = 2 * time.Second
+	g := startGateway(t, startHere, "drain", dir, strings.Replace(gatewayYAML(dir, "127.0.0.1:0", up.Listener.Addr().String(),
+		"workers: 1\npin: false\ntimeouts: {drain: 2s}\n"), "upstream: back}", "upstream: back, websocket: 1m}", 1))
+	c, err := tls.Dial("tcp", g.address, &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	fmt.Fprint(c, "GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+	r := bufio.NewReader(c)
+	if reply, err := http.ReadResponse(r, nil); err != nil || reply.StatusCode != 101 {
+		t.Fatal(reply, err)
+	}
+	say := func() error {
+		if _, err := io.WriteString(c, "hello"); err != nil {
+			return err
+		}
+		_, err := io.ReadFull(r, make([]byte, 5))
+		return err
+	}
+	if err := say(); err != nil {
+		t.Fatal(err)
+	}
+	late := make(chan error, 2)
+	for _, h2 := range []bool{false, true} {
+		go func() {
+			r, err := client(h2).Get("https://" + g.address + "/")
+			if err == nil {
+				var b []byte
+				b, err = io.ReadAll(r.Body)
+				if string(b) != "late" || !h2 && !r.Close {
+					err = fmt.Errorf("%q, close %v, %v", b, r.Close, err)
+				}
+			}
+			late <- err
+		}()
+	}
+	time.Sleep(250 * time.Millisecond)
+	began := time.Now()
+	if err := g.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-late; err != nil {
+			t.Errorf("under way when the gateway was stopped: %v", err)
+		}
+	}
+	if err := say(); err != nil {
+		t.Errorf("the WebSocket ended after %v: %v", time.Since(began), err)
+	}
+	for say() == nil {
+		time.Sleep(20 * time.Millisecond)
+	}
+	if lived := time.Since(began); lived < drain*9/10 || lived > 5*drain {
+		t.Errorf("the WebSocket lived for %v, want %v", lived, drain)
+	}
+	g.stop(t)
 }
 
 // SIGHUP reloads, and what a start settles is refused by name.

@@ -35,6 +35,11 @@ type Config struct {
 	Pin           bool   // each worker to a core
 	WorkerUser    string // the user that workers run as
 	Connections   int    // per worker
+	OpenFiles     uint64 // of each worker, as far as the machine allows
+	WorkerMemory  int64  // bytes; 0: a part of the machine's
+	TCP           TCP
+	// A wait for the worker that is longer, and stands, has requests refused; 0: none does.
+	OverloadDelay time.Duration
 	Timeouts      Timeouts
 	Limits        RequestSizes
 	Routes        []Route
@@ -126,6 +131,15 @@ type ClientAddress struct {
 // Telemetry is where metrics are served.
 type Telemetry struct{ Address string }
 
+// TCP is options of client connections' sockets.
+type TCP struct {
+	NoDelay     bool          `json:"nodelay"`      // TCP_NODELAY: what is written goes out at once
+	NoPush      bool          `json:"nopush"`       // TCP_CORK: but within a long reply only whole segments do
+	KeepAlive   time.Duration `json:"keepalive"`    // of silence until the kernel asks whether the peer is there; 0: never
+	UserTimeout time.Duration `json:"user_timeout"` // TCP_USER_TIMEOUT: how long what was sent may go unacknowledged; 0: the kernel's
+	FastOpen    int           `json:"fastopen"`     // TCP_FASTOPEN: data in a SYN, for so many that wait to be accepted; 0: none
+}
+
 // Timeouts of client connections.
 type Timeouts struct {
 	Keepalive time.Duration `json:"keepalive"` // between requests
@@ -133,6 +147,7 @@ type Timeouts struct {
 	Body      time.Duration `json:"body"`      // between two reads of a body
 	Write     time.Duration `json:"write"`     // for the client to take what is sent
 	Handshake time.Duration `json:"handshake"` // for TLS
+	Drain     time.Duration `json:"drain"`     // for exchanges and WebSockets to end when the gateway stops
 	MinRate   int           `json:"min_rate"`  // bytes a second, of bodies and replies; 0: any
 }
 

@@ -54,11 +54,20 @@
 //	pin                            true            true or false
 //	worker_user                    gateway_worker  the name of a user
 //	worker_connections             16384           a whole number from 1 to 1048576
+//	worker_rlimit_nofile           65535           a whole number from 1024 to 1073741824
+//	worker_memory                  auto            auto or a size from 64m to 1024g bytes
+//	tcp.nodelay                    true            true or false
+//	tcp.nopush                     false           true or false
+//	tcp.keepalive                  15s             off or a time with its unit from 1s to 2h
+//	tcp.user_timeout               off             off or a time with its unit from 1s to 1h
+//	tcp.fastopen                   off             off or a whole number from 1 to 65536
+//	overload_delay                 5ms             off or a time with its unit from 1ms to 10s
 //	timeouts.keepalive             75s             a time with its unit from 1m to 2m
 //	timeouts.header                10s             a time with its unit from 100ms to 10m
 //	timeouts.body                  60s             a time with its unit from 100ms to 1h
 //	timeouts.write                 60s             a time with its unit from 100ms to 1h
 //	timeouts.handshake             10s             a time with its unit from 100ms to 1m
+//	timeouts.drain                 10s             a time with its unit from 100ms to 24h
 //	timeouts.min_rate              500             a whole number from 0 to 1073741824
 //	limits.line_bytes              8k              a size from 256 to 64k bytes
 //	limits.header_bytes            32k             a size from 1k to 1m bytes

@@ -43,6 +43,16 @@ func gateway(c *Config) mapping {
 		{"pin", "true", boolean(&c.Pin)},
 		{"worker_user", "gateway_worker", account(&c.WorkerUser)},
 		{"worker_connections", "16384", whole(&c.Connections, 1, 1<<20)},
+		{"worker_rlimit_nofile", "65535", whole(&c.OpenFiles, 1024, 1<<30)},
+		{"worker_memory", "auto", workerMemory(c)},
+		{"tcp", none, mapping{rows: []row{
+			{"nodelay", "true", boolean(&c.TCP.NoDelay)},
+			{"nopush", "false", boolean(&c.TCP.NoPush)},
+			{"keepalive", "15s", offOr(&c.TCP.KeepAlive, duration(&c.TCP.KeepAlive, time.Second, 2*time.Hour))},
+			{"user_timeout", "off", offOr(&c.TCP.UserTimeout, duration(&c.TCP.UserTimeout, time.Second, time.Hour))},
+			{"fastopen", "off", offOr(&c.TCP.FastOpen, whole(&c.TCP.FastOpen, 1, 1<<16))},
+		}}},
+		{"overload_delay", "5ms", offOr(&c.OverloadDelay, duration(&c.OverloadDelay, time.Millisecond, 10*time.Second))},
 		{"timeouts", none, timeouts(&c.Timeouts)},
 		{"limits", none, requestSizes(&c.Limits)},
 		{"routes", required, list{example: "{name: api, upstream: app}", least: 1, item: func() reader { return route(c, seen) }}},
@@ -259,6 +269,18 @@ func workers(c *Config) scalar {
 	}}
 }
 
+// workerMemory: 0 stands for auto.
+func workerMemory(c *Config) scalar {
+	bytes := size(&c.WorkerMemory, 64<<20, 1<<40)
+	return scalar{want: "auto or " + bytes.want, set: func(s string) error {
+		if s == "auto" {
+			c.WorkerMemory = 0
+			return nil
+		}
+		return bytes.set(s)
+	}}
+}
+
 func timeouts(t *Timeouts) mapping {
 	return mapping{rows: []row{
 		{"keepalive", "75s", duration(&t.Keepalive, 60*time.Second, 120*time.Second)},
@@ -266,6 +288,7 @@ func timeouts(t *Timeouts) mapping {
 		{"body", "60s", duration(&t.Body, 100*time.Millisecond, time.Hour)},
 		{"write", "60s", duration(&t.Write, 100*time.Millisecond, time.Hour)},
 		{"handshake", "10s", duration(&t.Handshake, 100*time.Millisecond, time.Minute)},
+		{"drain", "10s", duration(&t.Drain, 100*time.Millisecond, 24*time.Hour)},
 		{"min_rate", "500", whole(&t.MinRate, 0, 1<<30)},
 	}}
 }

@@ -109,7 +109,7 @@ func statuses(least, most *int) scalar {
 }
 
 // offOr reads like s, and off as 0.
-func offOr(dst *time.Duration, s scalar) scalar {
+func offOr[T time.Duration | int](dst *T, s scalar) scalar {
 	return scalar{want: "off or " + s.want, set: func(text string) error {
 		if text == "off" {
 			*dst = 0

@@ -77,6 +77,8 @@ const (
 	kindServers  kind = "servers"  // supervisor: upstreams' servers are these from now on; no answer
 	kindTickets  kind = "tickets"  // supervisor: ticket keys from now on; there is no answer
 	kindShutdown kind = "shutdown" // supervisor: finish and exit
+	kindAdopt    kind = "adopt"    // supervisor: accept what comes to the Sockets of a worker that is away, too; no answer
+	kindRelease  kind = "release"  // supervisor: it is back; no answer
 	kindApplied  kind = "applied"  // worker: it serves; the first one means ready
 	kindPrepared kind = "prepared" // worker: it could serve the generation
 	kindRefused  kind = "refused"  // worker: it goes on with the generation before

@@ -25,6 +25,8 @@ const (
 	lastBackOff  = 5 * time.Second
 	// A worker that lived this long starts again at the first back-off.
 	steadyAfter = 10 * time.Second
+	// A worker that is away for longer has its sockets served by another.
+	lendAfter = time.Second
 )
 
 // crew is the workers, one to a slot. Each slot has a goroutine that starts its
@@ -33,6 +35,7 @@ type crew struct {
 	log        *slog.Logger
 	zone       *zone.Zone
 	cores      []int // by slot; -1 for not pinned
+	memory     int64 // of each worker, bytes; 0: any
 	credential *syscall.Credential
 	servers    func() []policy.Servers // what is known of upstreams' servers now
 
@@ -41,6 +44,7 @@ type crew struct {
 	current    *message   // what new workers start with
 	live       []*process // by slot; nil while its worker is away
 	heard      []*process // by slot: those that have had their configuration
+	lent       []*process // by slot; who serves its sockets meanwhile, nil for nobody
 	wg         sync.WaitGroup
 }
 
@@ -49,6 +53,7 @@ func (c *crew) run(ctx context.Context, first *message) error {
 	c.current = first
 	c.live = make([]*process, len(c.cores))
 	c.heard = make([]*process, len(c.cores))
+	c.lent = make([]*process, len(c.cores))
 	ready := make(chan error, len(c.cores))
 	for slot := range c.cores {
 		c.wg.Go(func() { c.keep(ctx, slot, ready) })
@@ -86,6 +91,9 @@ func (c *crew) keep(ctx context.Context, slot int, ready chan<- error) {
 			backOff = firstBackOff
 		}
 		c.log.Error("worker exited", "worker", slot, "core", c.cores[slot], "cause", err, "restart_in", backOff)
+		if backOff > lendAfter {
+			c.lend(slot)
+		}
 		select {
 		case <-ctx.Done():
 			return
@@ -98,7 +106,7 @@ func (c *crew) keep(ctx context.Context, slot int, ready chan<- error) {
 
 // runOnce is one life of a worker. applied is called when it serves.
 func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
-	p, err := start(slot, c.cores[slot], []*os.File{c.zone.File()}, c.credential)
+	p, err := start(slot, c.cores[slot], c.memory, []*os.File{c.zone.File()}, c.credential)
 	if err != nil {
 		return err
 	}
@@ -230,6 +238,7 @@ func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
 	if err := p.control.send(keys); err != nil { // they may have changed since hello
 		c.log.Warn("worker did not get new ticket keys", "worker", slot, "error", err)
 	}
+	c.reclaim(slot)
 	c.zone.Worker(slot).Set(zone.GaugeState, uint64(zone.StateReady))
 	for _, l := range sent.listeners {
 		if err := l.admit(slot); err != nil {
@@ -237,6 +246,40 @@ func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
 		}
 	}
 	return nil
+}
+
+// lend has another worker serve the connections that wait in the sockets of one that will
+// be away for a while.
+func (c *crew) lend(slot int) {
+	m := &message{Kind: kindAdopt, Worker: slot}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, l := range c.current.listeners {
+		m.Sockets, m.fds = append(m.Sockets, l.name), append(m.fds, l.fds[slot])
+	}
+	for i := range c.live {
+		other := (slot + 1 + i) % len(c.live)
+		p := c.live[other]
+		if p == nil {
+			continue
+		}
+		if err := p.control.send(m); err == nil {
+			c.lent[slot] = p
+			c.log.Info("its connections are served by another worker meanwhile", "worker", slot, "by", other)
+			return
+		}
+	}
+}
+
+// reclaim ends that.
+func (c *crew) reclaim(slot int) {
+	c.mu.Lock()
+	p := c.lent[slot]
+	c.lent[slot] = nil
+	c.mu.Unlock()
+	if p != nil {
+		_ = p.control.send(&message{Kind: kindRelease, Worker: slot}) // one that is gone has let go
+	}
 }
 
 // How long workers may take to compile a generation, and to change over to it.
@@ -338,7 +381,10 @@ func (c *crew) end(slot int, p *process) {
 		_ = p.cmd.Process.Signal(unix.SIGKILL)
 		return
 	}
-	time.AfterFunc(drainTime+time.Second, func() { _ = p.cmd.Process.Kill() })
+	c.mu.Lock()
+	drain := c.current.Snapshot.Timeouts.Drain
+	c.mu.Unlock()
+	time.AfterFunc(drain+time.Second, func() { _ = p.cmd.Process.Kill() })
 }
 
 // wait returns when all workers are gone.

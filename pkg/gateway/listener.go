@@ -10,9 +10,11 @@ import (
 	"os"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/datapath"
 )
 
@@ -80,6 +82,25 @@ func (l *listener) open(cpus []int, steer bool) error {
 		return err
 	}
 	l.steering = s
+	return nil
+}
+
+// tune sets options that connections take over from the socket they come by.
+func (l *listener) tune(t *config.TCP) error {
+	for _, fd := range l.fds {
+		for _, o := range []struct {
+			name   string
+			number int
+			value  int
+		}{
+			{"TCP_USER_TIMEOUT", unix.TCP_USER_TIMEOUT, int(t.UserTimeout / time.Millisecond)},
+			{"TCP_FASTOPEN", unix.TCP_FASTOPEN, t.FastOpen},
+		} {
+			if err := unix.SetsockoptInt(fd, unix.IPPROTO_TCP, o.number, o.value); err != nil {
+				return fmt.Errorf("set %s of %s: %w", o.name, l.address, err)
+			}
+		}
+	}
 	return nil
 }
 

@@ -39,10 +39,11 @@ type process struct {
 	changed chan struct{} // upstreams' servers are others than it was told
 }
 
-// start executes this very binary as a worker on the core (-1: on any). The
+// start executes this very binary as a worker on the core (-1: on any), with so many bytes
+// of memory (0: any). The
 // affinity is that of the starting thread, inherited before the child's runtime
 // starts threads of its own; nothing later could pin them all.
-func start(slot, core int, files []*os.File, credential *syscall.Credential) (*process, error) {
+func start(slot, core int, memory int64, files []*os.File, credential *syscall.Credential) (*process, error) {
 	ours, theirs, err := socketpair()
 	if err != nil {
 		return nil, fmt.Errorf("start worker %d: %w", slot, err)
@@ -51,6 +52,9 @@ func start(slot, core int, files []*os.File, credential *syscall.Credential) (*p
 	// Not the path: that may hold another version by now.
 	cmd := exec.Command("/proc/self/exe", "worker", "--slot", strconv.Itoa(slot))
 	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=400"}
+	if memory > 0 {
+		cmd.Env = append(cmd.Env, "GOMEMLIMIT="+strconv.FormatInt(memory, 10))
+	}
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = append([]*os.File{theirs}, files...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Setpgid: true}

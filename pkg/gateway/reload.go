@@ -104,6 +104,7 @@ func (s *supervisor) enact(c *config.Config, p *policy.Policy, confirm time.Dura
 	s.config, s.listeners, s.tickets, s.renewed = c, listeners, tickets, time.Now()
 	s.watch.using(now)
 	s.crew.setTicketKeys(tickets.keys())
+	s.tune(&c.TCP)
 	return nil
 }
 
@@ -214,6 +215,8 @@ func fixed(old, c *config.Config) (keys []string) {
 		{"workers", old.Workers, c.Workers},
 		{"pin", old.Pin, c.Pin},
 		{"worker_user", old.WorkerUser, c.WorkerUser},
+		{"worker_memory", old.WorkerMemory, c.WorkerMemory},
+		{"worker_rlimit_nofile", old.OpenFiles, c.OpenFiles},
 		{"log", old.Log, c.Log},
 		{"buffers.conf", old.Buffers, c.Buffers},
 	} {

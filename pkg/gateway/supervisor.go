@@ -115,7 +115,10 @@ func Run(ctx context.Context, o Options) (err error) {
 	if said != "" {
 		s.log.Warn(said)
 	}
-	s.crew = &crew{log: s.log, zone: s.zone, cores: s.cores, credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists}
+	s.crew = &crew{
+		log: s.log, zone: s.zone, cores: s.cores, memory: s.workerMemory(),
+		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists,
+	}
 	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
 	defer s.crew.wait()
@@ -203,11 +206,34 @@ func monotonic() int64 {
 // is cut.
 const leastBacklog = 4096
 
+// tune sets options of the listening sockets. Without one the gateway goes on.
+func (s *supervisor) tune(t *config.TCP) {
+	for _, l := range s.listeners {
+		if err := l.tune(t); err != nil {
+			s.log.Warn("socket option is not set", "error", err)
+		}
+	}
+	if n, err := host.FastOpen("/"); t.FastOpen > 0 && err == nil && n&host.FastOpenServers == 0 {
+		s.log.Warn(fmt.Sprintf("tcp.fastopen is of no use: `sysctl net.ipv4.tcp_fastopen=%d` lets servers have it", n|host.FastOpenServers))
+	}
+}
+
+// workerMemory is what each worker may use.
+func (s *supervisor) workerMemory() int64 {
+	if s.config.WorkerMemory > 0 {
+		return s.config.WorkerMemory
+	}
+	return host.Memory("/") / 2 / int64(len(s.cores))
+}
+
 // warn says what the machine lacks; the gateway goes on without.
 func (s *supervisor) warn() {
 	connections := uint64(s.config.Connections)
 	for _, u := range s.config.Upstreams {
 		connections += uint64(u.MaxConnections)
+	}
+	if lack := host.RaiseOpenFiles(s.config.OpenFiles); lack != "" {
+		s.log.Warn(lack)
 	}
 	if files, err := host.ReadOpenFiles(); err == nil {
 		if lack := files.Lack(connections); lack != "" {
@@ -253,6 +279,7 @@ func (s *supervisor) prepare() error {
 		}
 		s.listeners = append(s.listeners, l)
 	}
+	s.tune(&s.config.TCP)
 	for _, ic := range s.config.Interfaces {
 		if err := s.adopt(ic); err != nil {
 			return err
@@ -371,7 +398,7 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 
 // names of slots for the access log; slots keep their names.
 func (s *supervisor) names() logging.Names {
-	return logging.Names{Route: s.zone.RouteName, Upstream: s.zone.UpstreamName}
+	return logging.Names{Route: s.zone.RouteName, Upstream: s.zone.UpstreamName, Queue: host.ReceiveQueue}
 }
 
 func (s *supervisor) addresses() Addresses {

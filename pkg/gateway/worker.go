@@ -22,8 +22,6 @@ import (
 )
 
 const (
-	// drainTime is how long a worker that is told to stop waits for its exchanges.
-	drainTime = 10 * time.Second
 	// orphanTime is how long a worker serves on after its supervisor died, so that
 	// a new one can take the address over without a gap.
 	orphanTime = 10 * time.Second
@@ -65,6 +63,7 @@ func RunWorker(slot int, log *slog.Logger) error {
 // serve applies what the supervisor sends and runs the accept loops.
 func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error {
 	at := sockets{worker: w, log: log, open: map[string]net.Listener{}}
+	adopted := map[int][]net.Listener{} // by the worker that is away
 	var ready *proxy.Prepared
 	var readyFor uint64
 	for {
@@ -81,6 +80,15 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 			continue
 		case kindTickets:
 			w.SetTicketKeys(m.TicketKeys)
+			continue
+		case kindAdopt:
+			adopted[m.Worker] = append(adopted[m.Worker], adoptSockets(w, m, log)...)
+			continue
+		case kindRelease:
+			for _, l := range adopted[m.Worker] {
+				l.Close() // the socket lives on, with the supervisor and its own worker
+			}
+			delete(adopted, m.Worker)
 			continue
 		case kindPrepare, kindApply:
 			w.Know(m.Servers)
@@ -111,6 +119,21 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 			return err
 		}
 	}
+}
+
+// adoptSockets accepts from the sockets of another worker.
+func adoptSockets(w *proxy.Worker, m *message, log *slog.Logger) (listeners []net.Listener) {
+	defer m.closeFiles()
+	for i, f := range m.files {
+		l, err := net.FileListener(f)
+		if err != nil {
+			log.Error("socket of another worker is not adopted", "error", err)
+			continue
+		}
+		listeners = append(listeners, l)
+		go acceptLoop(w, l, m.Sockets[i], log)
+	}
+	return listeners
 }
 
 func acceptLoop(w *proxy.Worker, l net.Listener, name string, log *slog.Logger) {
@@ -191,7 +214,7 @@ func (s *sockets) commit() {
 }
 
 func shutdown(w *proxy.Worker) error {
-	ctx, cancel := context.WithTimeout(context.Background(), drainTime)
+	ctx, cancel := context.WithTimeout(context.Background(), w.DrainTime())
 	defer cancel()
 	return w.Shutdown(ctx)
 }

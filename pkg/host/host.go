@@ -59,6 +59,18 @@ func Backlog(root string) (int, error) {
 	return n, nil
 }
 
+// FastOpenServers is the bit of FastOpen that lets servers take data of a SYN.
+const FastOpenServers = 2
+
+// FastOpen reads net.ipv4.tcp_fastopen. root is / on a real machine.
+func FastOpen(root string) (int, error) {
+	n, err := readNumber(filepath.Join(root, "proc/sys/net/ipv4/tcp_fastopen"))
+	if err != nil {
+		return 0, fmt.Errorf("read TCP Fast Open: %w", err)
+	}
+	return n, nil
+}
+
 // readNumber reads a file that holds one whole number, not below 0.
 func readNumber(path string) (int, error) {
 	text, err := os.ReadFile(path)
@@ -83,6 +95,20 @@ func ReadOpenFiles() (OpenFiles, error) {
 		return OpenFiles{}, fmt.Errorf("read limit of open files: %w", err)
 	}
 	return OpenFiles{Soft: r.Cur, Hard: r.Max}, nil
+}
+
+// RaiseOpenFiles allows this process and those it starts so many open files, or as many as
+// the hard limit allows; then it says what to change.
+func RaiseOpenFiles(n uint64) (lack string) {
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil || r.Max >= n && r.Cur >= n {
+		return ""
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: max(n, r.Max)}); err == nil {
+		return ""
+	}
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: r.Max, Max: r.Max})
+	return fmt.Sprintf("worker_rlimit_nofile is %d, and the hard limit is %d: set LimitNOFILE=%d in the unit, or lower it", n, r.Max, n)
 }
 
 // reservedFiles are those a worker needs besides its connections: the zone, sockets,

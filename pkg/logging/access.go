@@ -18,7 +18,10 @@
 // Named values follow: id, host (quoted), route, upstream, addr (the upstream's
 // server), connect (time of a new upstream connection, 0.000 for one that was
 // kept), in (bytes received), retries, worker, core (-1 for none of its own), gen
-// (generation), tls (version), resumed, outcome, trace (the id of its W3C trace). New ones go to the end.
+// (generation), tls (version), resumed, outcome, trace (the id of its W3C trace), edge (when its connection was accepted,
+// seconds since 1970), queue (the NIC's receive queue that the connection came by, where
+// the kernel says: Linux 6.8 and drivers that support it), key (the API key's id). New
+// ones go to the end.
 //
 // A request that could not be read has an empty request line. TIME is when its
 // first byte came. Strings are cut: the target at 1024 bytes, others at 256.
@@ -35,9 +38,11 @@ import (
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-// Names turn slots into names: a zone's RouteName and UpstreamName.
+// Names turn slots into names: a zone's RouteName and UpstreamName. Queue turns a NAPI
+// instance's number into that of a receive queue, "" for none.
 type Names struct {
 	Route, Upstream func(slot int) string
+	Queue           func(napi uint32) string
 }
 
 // Access formats access records. It is not safe for concurrent use.
@@ -45,6 +50,8 @@ type Access struct {
 	routes, upstreams nameCache
 	second            int64 // that stamp is for
 	stamp             []byte
+	queue             func(napi uint32) string
+	queues            map[uint32]string
 }
 
 // NewAccess makes a formatter. A slot keeps its name, so each is asked for once.
@@ -52,6 +59,7 @@ func NewAccess(names Names) *Access {
 	return &Access{
 		routes: nameCache{lookup: names.Route}, upstreams: nameCache{lookup: names.Upstream},
 		second: -1 << 63, stamp: make([]byte, 0, len(stampLayout)+8),
+		queue: names.Queue, queues: map[uint32]string{},
 	}
 }
 
@@ -131,7 +139,28 @@ func (a *Access) appendNamed(b []byte, r *zone.AccessRecord) []byte {
 	b = append(b, " outcome="...)
 	b = append(b, r.Outcome.String()...)
 	b = append(b, " trace="...)
-	return appendField(b, r.Trace)
+	b = appendField(b, r.Trace)
+	b = append(b, " edge="...)
+	b = appendSeconds(b, time.Duration(r.Edge.UnixNano()))
+	b = append(b, " queue="...)
+	b = appendField(b, a.queueName(r.NAPI))
+	b = append(b, " key="...)
+	return appendField(b, r.Key)
+}
+
+// queueName asks once for each NAPI instance. Numbers come from workers: too many are not
+// to be believed, and none is remembered from there on.
+func (a *Access) queueName(napi uint32) string {
+	const most = 4096
+	if napi == 0 || a.queue == nil {
+		return ""
+	}
+	name, known := a.queues[napi]
+	if !known && len(a.queues) < most {
+		name = a.queue(napi)
+		a.queues[napi] = name
+	}
+	return name
 }
 
 // appendStamp formats a second once; most lines have that of the line before.

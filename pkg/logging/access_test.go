@@ -42,12 +42,12 @@ func TestAppendLine(t *testing.T) {
 	}{
 		{"all", func(*zone.AccessRecord) {},
 			`192.0.2.1 - - [04/Mar/2026:05:06:07 +0000] "GET /a?b=c HTTP/2.0" 200 20 "https://example.com/" "Mozilla/5.0 (X11)" 1.234 0.007` +
-				` id=id1 host="api.example.com" route=route2 upstream=up0 addr=192.0.2.9:80 connect=0.000 in=10 retries=1 worker=1 core=-1 gen=3 tls=1.3 resumed=1 outcome=ok trace=-`},
+				` id=id1 host="api.example.com" route=route2 upstream=up0 addr=192.0.2.9:80 connect=0.000 in=10 retries=1 worker=1 core=-1 gen=3 tls=1.3 resumed=1 outcome=ok trace=- edge=0.000 queue=- key=-`},
 		{"nothing", func(r *zone.AccessRecord) {
 			*r = zone.AccessRecord{Start: r.Start, Route: -1, Upstream: -1, Status: 400, Outcome: zone.RequestBad}
 		},
 			`- - - [04/Mar/2026:05:06:07 +0000] "" 400 0 "-" "-" 0.000 -` +
-				` id=- host="-" route=- upstream=- addr=- connect=0.000 in=0 retries=0 worker=0 core=0 gen=0 tls=- resumed=0 outcome=bad_request trace=-`},
+				` id=- host="-" route=- upstream=- addr=- connect=0.000 in=0 retries=0 worker=0 core=0 gen=0 tls=- resumed=0 outcome=bad_request trace=- edge=0.000 queue=- key=-`},
 		{"hostile", func(r *zone.AccessRecord) {
 			r.Client = netip.MustParseAddrPort("[2001:db8::1]:1")
 			r.Method, r.Target = []byte("G T"), []byte("/\" 200 0 \"\n")
@@ -56,7 +56,7 @@ func TestAppendLine(t *testing.T) {
 			r.TLSVersion, r.Duration = 0x0303, -time.Second
 		},
 			`2001:db8::1 - - [04/Mar/2026:05:06:07 +0000] "G\x20T /\x22\x20200\x200\x20\x22\x0A HTTP/2.0" 200 20 "\x5Cx22\x00\xFF\xC3\xA9" "\x22 9.999 9.999 \x22x\x0D\x0Ay" 0.000 0.007` +
-				` id=x\x20outcome=ok host="a b\x22c" route=route2 upstream=up0 addr=a\x20b connect=0.000 in=10 retries=1 worker=1 core=-1 gen=3 tls=1.2 resumed=1 outcome=ok trace=-`},
+				` id=x\x20outcome=ok host="a b\x22c" route=route2 upstream=up0 addr=a\x20b connect=0.000 in=10 retries=1 worker=1 core=-1 gen=3 tls=1.2 resumed=1 outcome=ok trace=- edge=0.000 queue=- key=-`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := record()
@@ -167,7 +167,7 @@ func TestDocumentedAwk(t *testing.T) {
 }
 
 var lineShape = regexp.MustCompile(`^(\S+) - - \[\d\d/[A-Z][a-z]{2}/\d+:\d\d:\d\d:\d\d [+-]\d{4}\] "(?:(\S+) (\S*) HTTP/\d+\.\d+)?" -?\d+ \d+ "([^"]*)" "([^"]*)" \d+\.\d{3} (?:\d+\.\d{3}|-)` +
-	` id=(\S+) host="([^"]*)" route=\S+ upstream=\S+ addr=(\S+) connect=\d+\.\d{3} in=\d+ retries=-?\d+ worker=-?\d+ core=-?\d+ gen=\d+ tls=\S+ resumed=[01] outcome=[a-z0-9_]+ trace=\S+\n$`)
+	` id=(\S+) host="([^"]*)" route=\S+ upstream=\S+ addr=(\S+) connect=\d+\.\d{3} in=\d+ retries=-?\d+ worker=-?\d+ core=-?\d+ gen=\d+ tls=\S+ resumed=[01] outcome=[a-z0-9_]+ trace=\S+ edge=\d+\.\d{3} queue=\S+ key=\S+\n$`)
 
 // unescape turns \xHH back.
 func unescape(s string) string {

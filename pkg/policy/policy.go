@@ -35,6 +35,9 @@ type Snapshot struct {
 	Listeners     []Listener          `json:"listeners"`
 	Handshakes    Handshakes          `json:"handshakes"` // per worker
 	Client        ClientAddress       `json:"client"`
+	TCP           config.TCP          `json:"tcp"`
+	// A wait for the worker that is longer, and stands, has requests refused; 0: none does.
+	OverloadDelay time.Duration `json:"overload_delay"`
 }
 
 // Listener is an address that is served, and how.
@@ -150,6 +153,7 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		},
 		Snapshot: Snapshot{
 			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, Handshakes: c.Handshakes,
+			OverloadDelay: c.OverloadDelay, TCP: c.TCP,
 			Client: ClientAddress{
 				Trusted: slices.Clone(c.Client.Trusted), ProxyProtocol: c.Client.ProxyProtocol, Header: c.Client.Header,
 			},

@@ -120,8 +120,14 @@ func TestKeepAliveTimeout(t *testing.T) {
 }
 
 func TestConnectionCap(t *testing.T) {
-	g := newGateway(t, []string{httpUpstream(t, echo)}, func(s *policy.Snapshot) { s.Connections = 2 })
+	came, hold := make(chan struct{}, 2), make(chan struct{})
+	up := httpUpstream(t, func(w http.ResponseWriter, r *http.Request) { came <- struct{}{}; <-hold; echo(w, r) })
+	g := newGateway(t, []string{up}, func(s *policy.Snapshot) { s.Connections = 2 })
 	a, b := g.raw(), g.raw()
+	for _, c := range []*raw{a, b} { // idle ones would make room
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		<-came
+	}
 	for range 5 {
 		c, err := net.Dial("tcp", g.address)
 		if err != nil {
@@ -139,8 +145,8 @@ func TestConnectionCap(t *testing.T) {
 	if n := strings.Count(g.log.String(), "worker_connections are not enough"); n != 1 {
 		t.Errorf("said %d times", n)
 	}
+	close(hold)
 	for _, c := range []*raw{a, b} {
-		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
 		c.reply("GET")
 	}
 	a.Close()
@@ -152,6 +158,63 @@ func TestConnectionCap(t *testing.T) {
 		c.Close()
 		return true
 	})
+}
+
+// When worker_connections are nearly used up, those that have been idle the longest make
+// room; one with a request under way does not.
+func TestIdleConnectionsMakeRoom(t *testing.T) {
+	hold := make(chan struct{})
+	came := make(chan struct{}, 1)
+	up := httpUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/hold" {
+			came <- struct{}{}
+			<-hold
+		}
+		echo(w, r)
+	})
+	g := newGateway(t, []string{up}, func(s *policy.Snapshot) { s.Connections = 6 })
+	busy := g.raw()
+	busy.send("GET /hold HTTP/1.1\r\nHost: a\r\n\r\n")
+	<-came
+	h2 := g.client(true)
+	r, err := h2.Get(g.url("/")) // the first to be idle
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Body.Close()
+	var idle []*raw
+	for range 3 {
+		time.Sleep(2 * sweepInterval) // they differ in age
+		c := g.raw()
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		c.reply("GET")
+		idle = append(idle, c)
+	}
+	for i := range 2 { // the sixth connection, and the seventh
+		c := g.raw()
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		c.reply("GET")
+		if i == 0 {
+			eventually(t, "the oldest is closed", func() bool { return g.slab.LoadGauge(zone.GaugeConnections) == 5 })
+			continue
+		}
+		idle[0].closed()
+	}
+	if n := g.slab.Load(zone.ConnectionsRejected); n != 0 {
+		t.Errorf("%d rejected", n)
+	}
+	if n := g.slab.Load(zone.ConnectionsDrained); n != 2 {
+		t.Errorf("%d were closed to make room", n)
+	}
+	if n := strings.Count(g.log.String(), "worker_connections are not enough"); n < 1 {
+		t.Errorf("the log does not say so: %s", g.log)
+	}
+	for _, c := range idle[1:] {
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		c.reply("GET")
+	}
+	close(hold)
+	busy.reply("GET")
 }
 
 // Shutdown lets an exchange under way finish, and ends idle connections.
@@ -215,6 +278,9 @@ func TestPanic(t *testing.T) {
 			t.Error("not counted")
 		}
 		eventually(t, "the panic in the log", func() bool { return strings.Contains(g.log.String(), "on purpose") })
+		if n := g.slab.Load(zone.Panics); n != 1 {
+			t.Errorf("%d panics were counted", n)
+		}
 	})
 }
 

@@ -29,6 +29,8 @@ type conn struct {
 	stream   transport // what is spoken over: tls, or tcp in the clear
 
 	peer       netip.AddrPort // of the TCP connection, or whom a trusted proxy named
+	edge       int64          // when it was accepted, by the worker's clock
+	napi       uint32         // who received it, by the kernel's number; 0: it does not say
 	tlsVersion uint16
 	resumed    bool
 	isHTTP2    bool
@@ -45,6 +47,7 @@ type conn struct {
 	receiving, sending atomic.Int32
 	slow               [2]slowness
 	idle               atomic.Bool // between requests
+	asked              bool        // a request has come; its reader's
 	closing            atomic.Bool // no more requests
 	http2              atomic.Pointer[http2.Conn]
 
@@ -58,7 +61,7 @@ type conn struct {
 }
 
 func (w *Worker) newConn(nc net.Conn, l *listener) *conn {
-	c := &conn{worker: w, listener: l, tcp: nc}
+	c := &conn{worker: w, listener: l, tcp: nc, edge: w.now()}
 	if c.sock = newSock(nc); c.sock != nil {
 		c.tcp = c.sock
 	}
@@ -68,6 +71,9 @@ func (w *Worker) newConn(nc net.Conn, l *listener) *conn {
 	}
 	if sc, ok := nc.(syscall.Conn); ok {
 		c.raw, _ = sc.SyscallConn()
+	}
+	if snap := w.current.Load(); snap != nil {
+		c.openSocket(snap)
 	}
 	w.mu.Lock()
 	w.conns[c] = struct{}{}
@@ -246,7 +252,7 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 	w := c.worker
 	ex := w.exchanges.Get().(*Exchange)
 	*ex = Exchange{
-		worker: w, snap: snap, client: cl, start: w.now(), peer: c.peer,
+		worker: w, snap: snap, client: cl, start: w.now(), edge: c.edge, napi: c.napi, peer: c.peer,
 		scheme: c.listener.scheme(), identity: c.identity, tlsVersion: c.tlsVersion, resumed: c.resumed,
 		trailers: ex.trailers[:0], room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
 		head:    http1.Request{Fields: ex.head.Fields[:0]},

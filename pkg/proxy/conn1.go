@@ -26,6 +26,7 @@ type http1State struct {
 	expects  bool // the client waits for 100 Continue
 	keep     bool // another request can follow
 	chunked  bool // the reply's body is sent in chunks
+	noPush   bool // only whole segments go out
 	bodyDone atomic.Bool
 
 	// The request's body, for the goroutine that reads it.
@@ -107,12 +108,16 @@ func (c *conn) serveExchange(ex *Exchange) bool {
 		return false
 	}
 	c.beginRequest(ex, n)
-	if !c.runGuarded(ex) {
+	admitted := c.admit()
+	if !c.runGuarded(ex, admitted) {
 		return false
 	}
 	c.endRequest()
 	if !h.keep && !h.bodyDone.Load() {
 		c.linger()
+	}
+	if !admitted && h.keep {
+		c.rest()
 	}
 	return h.keep
 }
@@ -205,13 +210,17 @@ func (c *conn) beginRequest(ex *Exchange, n int) {
 
 // runGuarded runs the exchange; false: it panicked, which costs the connection and
 // is the exchange's outcome. What a stray goroutine may still use is not used again.
-func (c *conn) runGuarded(ex *Exchange) (ok bool) {
+func (c *conn) runGuarded(ex *Exchange, admitted bool) (ok bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.worker.recovered(v)
 		}
 	}()
-	ex.run()
+	if admitted {
+		ex.run()
+	} else {
+		c.refuseOverload(ex)
+	}
 	return true
 }
 

@@ -90,7 +90,7 @@ func http2Config(p *policy.Snapshot, h *http2Handler) http2.Config {
 	return http2.Config{
 		MaxHeaderBytes: p.Sizes.HeaderBytes, MaxFields: p.Sizes.HeaderFields,
 		Idle: p.Timeouts.Keepalive, Header: p.Timeouts.Header, Body: p.Timeouts.Body, Write: p.Timeouts.Write,
-		Pool: h.conn.worker.http2, Panic: h.conn.worker.recovered, Refused: h.refused,
+		Pool: h.conn.worker.http2, Panic: h.conn.worker.recovered, Refused: h.refused, Admit: h.conn.admit,
 	}
 }
 
@@ -151,6 +151,8 @@ func (h *http2Handler) refused(s *http2.Stream, status int, _ error) {
 		ex.outcome = zone.RequestHeaderTooLarge
 	case 501:
 		ex.outcome = zone.RequestMethodRefused
+	case 503:
+		ex.outcome = zone.RequestOverload
 	default:
 		ex.status, ex.outcome = 400, zone.RequestHTTP2Error
 	}

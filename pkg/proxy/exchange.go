@@ -31,6 +31,8 @@ type Exchange struct {
 	chain        []netip.Addr   // those proxies, the nearest to the gateway first
 	scheme       string         // https or http
 	identity     []http1.Field  // who it has proved to be, as fields for the upstream
+	edge         int64          // when the connection was accepted, by the worker's clock
+	napi         uint32
 	tlsVersion   uint16
 	resumed      bool
 	major, minor uint8
@@ -137,7 +139,7 @@ func (ex *Exchange) record() {
 	took := time.Duration(w.now() - ex.start)
 	slot := zone.NoRoute
 	rec := zone.AccessRecord{
-		Start: w.base.Add(time.Duration(ex.start)), Duration: took,
+		Start: w.base.Add(time.Duration(ex.start)), Edge: w.base.Add(time.Duration(ex.edge)), NAPI: ex.napi, Duration: took,
 		UpstreamDuration: ex.upstreamFor, ConnectDuration: ex.connectFor, Client: ex.peer,
 		BytesIn: ex.bytesIn, BytesOut: ex.bytesOut, Worker: w.id, Core: w.core, Upstream: -1,
 		Status: ex.status, Retries: ex.retries, Major: ex.major, Minor: ex.minor, TLSVersion: ex.tlsVersion,

@@ -115,6 +115,7 @@ func testSnapshot(z *zone.Zone, servers []string) policy.Snapshot {
 	}
 	s.Timeouts.Keepalive, s.Timeouts.Header, s.Timeouts.Handshake = 75*time.Second, 10*time.Second, 10*time.Second
 	s.Timeouts.Body, s.Timeouts.Write = 60*time.Second, 60*time.Second
+	s.TCP.NoDelay, s.TCP.KeepAlive = true, 15*time.Second
 	s.Sizes.LineBytes, s.Sizes.HeaderBytes, s.Sizes.HeaderFields = 8<<10, 32<<10, 100
 	return s
 }
@@ -297,7 +298,7 @@ func (g *gateway) records(n int) []zone.AccessRecord {
 	eventually(g.TB, "access records", func() bool {
 		g.slab.Access.Drain(func(r *zone.AccessRecord) {
 			c := *r
-			for _, b := range []*[]byte{&c.Method, &c.Host, &c.Target, &c.UserAgent, &c.Referer, &c.ID, &c.UpstreamAddr, &c.Trace} {
+			for _, b := range []*[]byte{&c.Method, &c.Host, &c.Target, &c.UserAgent, &c.Referer, &c.ID, &c.UpstreamAddr, &c.Trace, &c.Key} {
 				*b = append([]byte(nil), *b...)
 			}
 			all = append(all, c)

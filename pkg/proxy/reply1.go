@@ -54,6 +54,9 @@ func (c *conn) begin(ex *Exchange, r *http1.Response) error {
 	b = c.appendFraming(append(b, "\r\n"...), ex, r, bodiless)
 	h.out = append(b, "\r\n"...)
 	ex.bytesOut += uint64(len(h.out))
+	if ex.snap.policy.TCP.NoPush && (h.chunked || r.Body.Length > flushAt) {
+		c.noPush(true)
+	}
 	return nil
 }
 
@@ -151,6 +154,7 @@ func (c *conn) end(ex *Exchange) error {
 		c.hold() // until the connection ends, which follows
 	}
 	c.flush()
+	c.noPush(false)
 	return h.err
 }
 

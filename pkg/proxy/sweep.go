@@ -54,6 +54,7 @@ func (w *Worker) sweepGuarded() {
 	}()
 	now := w.now()
 	w.clock.Store(now)
+	w.overload.stir()
 	w.sweepOnce(now)
 	w.sweepShared(now)
 	if s := w.current.Load(); s != nil {
@@ -71,6 +72,7 @@ func (w *Worker) sweepOnce(now int64) {
 	}
 	passed := time.Duration(now - w.swept)
 	w.swept = now
+	w.makeRoom()
 	for c := range w.conns {
 		c.expire(now)
 		c.tooSlow(passed)

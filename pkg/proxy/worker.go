@@ -75,6 +75,7 @@ type Worker struct {
 	swept        int64 // the sweeper's last look, by clock
 	open         atomic.Int64
 	mirrors      atomic.Int64 // copies of requests under way
+	overload     overload
 
 	mu        sync.Mutex
 	conns     map[*conn]struct{}
@@ -103,6 +104,12 @@ func New(o Options) *Worker {
 	w.boot = monotonicBoot(w.base)
 	w.exchanges.New = func() any { return new(Exchange) }
 	w.lastFullSaid.Store(-int64(time.Second))
+	if err := w.newOverload(); err != nil {
+		w.log.Error("no overload will be noticed", "error", err)
+	} else {
+		go w.overload.watch()
+		go w.overload.listen()
+	}
 	go w.sweep()
 	return w
 }
@@ -147,7 +154,11 @@ const (
 func (w *Worker) Serve(l net.Listener, name string) error {
 	w.mu.Lock()
 	w.listeners[l] = struct{}{}
+	late := w.draining.Load() // Shutdown may have looked already
 	w.mu.Unlock()
+	if late {
+		return l.Close()
+	}
 	delay := firstAcceptDelay
 	for {
 		c, err := l.Accept()
@@ -186,10 +197,7 @@ func (w *Worker) accept(nc net.Conn, name string) {
 	if w.open.Load() >= int64(snap.policy.Connections) {
 		w.slab.Add(zone.ConnectionsRejected, 1)
 		nc.Close()
-		now := w.clock.Load()
-		if last := w.lastFullSaid.Load(); now-last >= int64(time.Second) && w.lastFullSaid.CompareAndSwap(last, now) {
-			w.log.Error("worker_connections are not enough", "worker_connections", snap.policy.Connections)
-		}
+		w.sayFull("new ones are closed")
 		return
 	}
 	w.open.Add(1)
@@ -198,6 +206,14 @@ func (w *Worker) accept(nc net.Conn, name string) {
 	c := w.newConn(nc, l)
 	w.serving.Add(1)
 	w.http2.Run(c.start)
+}
+
+// DrainTime is how long Shutdown may take by the configuration.
+func (w *Worker) DrainTime() time.Duration {
+	if s := w.current.Load(); s != nil {
+		return s.policy.Timeouts.Drain
+	}
+	return 0
 }
 
 // Shutdown stops accepting, lets exchanges under way finish (HTTP/1.1 replies say
@@ -248,5 +264,6 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 
 // recovered ends a panic at a goroutine's root: it costs its own exchange.
 func (w *Worker) recovered(v any) {
+	w.slab.Add(zone.Panics, 1)
 	w.log.Error("panic in an exchange", "value", v, "stack", stack())
 }

@@ -20,7 +20,7 @@ type metrics struct {
 
 	packets, packetBytes, interfaceInfo, interfaceAttached *prometheus.Desc
 	steered                                                *prometheus.Desc
-	connections, active, rejected                          *prometheus.Desc
+	connections, active, rejected, drained, panics         *prometheus.Desc
 	handshakes, handshakeDuration, handshakesLeft          *prometheus.Desc
 	tlsOffered, tlsAgreed                                  *prometheus.Desc
 	requests, protocols, outcomes, duration, inFlight      *prometheus.Desc
@@ -66,6 +66,8 @@ func newMetrics() *metrics {
 		upstreamDuration:    desc("upstream_duration_seconds", "From sending a request to the head of its reply.", "upstream"),
 		upstreamConnections: desc("upstream_connections_total", "Upstream connections taken for a try, by whether they were opened or reused.", "worker", "kind"),
 		upstreamRetries:     desc("upstream_retries_total", "Tries after a first one that failed.", "worker"),
+		panics:              desc("panics_total", "Faults of this program, each of which cost one exchange or connection.", "worker"),
+		drained:             desc("connections_drained_total", "Idle connections that were closed since worker_connections are nearly used up.", "worker"),
 		misuse:              desc("http2_misuse_total", "HTTP/2 connections closed for frames that do no work.", "worker"),
 		mirrored:            desc("mirrored_requests_total", "Copies of requests for a route's mirror; dropped are those for which there was no room.", "worker", "result"),
 		ejections:           desc("upstream_ejections_total", "Times a worker took a server out of balance that failed requests.", "worker"),
@@ -254,6 +256,8 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.upstreamConnections, w.Counter(zone.UpstreamConnectionsReused), id, "reused")
 	e.counter(m.upstreamRetries, w.Counter(zone.UpstreamRetries), id)
 	e.counter(m.ejections, w.Counter(zone.UpstreamEjections), id)
+	e.counter(m.panics, w.Counter(zone.Panics), id)
+	e.counter(m.drained, w.Counter(zone.ConnectionsDrained), id)
 	e.counter(m.misuse, w.Counter(zone.HTTP2Misuse), id)
 	e.counter(m.mirrored, w.Counter(zone.Mirrored), id, "sent")
 	e.counter(m.mirrored, w.Counter(zone.MirrorDropped), id, "dropped")

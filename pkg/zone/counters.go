@@ -41,9 +41,11 @@ const (
 	AgreedTLS12
 	AgreedHTTP2
 	AgreedHTTP1
-	AgreedHybrid    // a post-quantum key exchange, such as X25519MLKEM768
-	AgreedClassical // any other
-	PlainCounters   // how many there are
+	AgreedHybrid       // a post-quantum key exchange, such as X25519MLKEM768
+	AgreedClassical    // any other
+	Panics             // at the root of a goroutine: each cost one exchange or connection
+	ConnectionsDrained // idle ones that were closed to make room for others
+	PlainCounters      // how many there are
 )
 
 var counterNames = [PlainCounters]string{
@@ -54,6 +56,7 @@ var counterNames = [PlainCounters]string{
 	"offered_tls13", "offered_tls12", "offered_older", "offered_http2", "offered_http1", "offered_no_protocol", "offered_other_protocol",
 	"server_name_known", "server_name_unknown", "server_name_absent",
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
+	"panics", "connections_drained",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
@@ -85,6 +88,7 @@ const (
 	RequestRouteReply                              // the route's own: a redirect, a reply, or one to a CORS preflight
 	RequestMaintenance                             // 503: the route is under maintenance
 	RequestLimited                                 // 429, or the limit's own status: over a request limit
+	RequestOverload                                // 503: the worker has more to do than it can
 	requestOutcomes
 )
 
@@ -92,7 +96,7 @@ var requestOutcomeNames = [requestOutcomes]string{
 	"ok", "bad_request", "header_too_large", "uri_too_long", "body_too_large", "no_route", "method_refused",
 	"upstream_refused", "upstream_reset", "upstream_invalid", "upstream_saturated", "upstream_timeout",
 	"connect_timeout", "client_reset", "client_timeout", "http2_error", "panic",
-	"route_reply", "maintenance", "limited",
+	"route_reply", "maintenance", "limited", "overload",
 }
 
 func (o RequestOutcome) String() string { return word(requestOutcomeNames[:], int(o)) }

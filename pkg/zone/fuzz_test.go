@@ -32,7 +32,7 @@ func FuzzRecord(f *testing.F) {
 		if len(first.Target) > maxTarget {
 			first.Target = first.Target[:maxTarget]
 		}
-		for _, s := range []*[]byte{&first.Method, &first.Host, &first.UserAgent, &first.Referer, &first.ID, &first.UpstreamAddr, &first.Trace} {
+		for _, s := range []*[]byte{&first.Method, &first.Host, &first.UserAgent, &first.Referer, &first.ID, &first.UpstreamAddr, &first.Trace, &first.Key} {
 			*s = clip(*s, maxText)
 		}
 		again := first.appendTo(nil)

@@ -13,6 +13,7 @@ import (
 // borrowed: Put copies them, and those that Drain hands out last for the call.
 type AccessRecord struct {
 	Start            time.Time
+	Edge             time.Time     // when its connection was accepted
 	Duration         time.Duration // from the request's first byte to the reply's last
 	UpstreamDuration time.Duration // until the upstream's reply head; 0 without upstream
 	ConnectDuration  time.Duration // of a new upstream connection; 0 for a kept one
@@ -26,10 +27,11 @@ type AccessRecord struct {
 	Retries          int
 	Major, Minor     uint8  // of the HTTP version; 0.0 when the request could not be read
 	TLSVersion       uint16 // 0x0304 is TLS 1.3
+	NAPI             uint32 // the kernel's number of what polled the connection's receive queue; 0: it does not say
 	Resumed          bool
 	Outcome          RequestOutcome
 
-	Method, Host, Target, UserAgent, Referer, ID, UpstreamAddr, Trace []byte
+	Method, Host, Target, UserAgent, Referer, ID, UpstreamAddr, Trace, Key []byte
 }
 
 // Longest strings that are kept; what is longer is cut.
@@ -37,8 +39,8 @@ const (
 	maxTarget = 1024
 	maxText   = 256
 
-	recordTexts = 8
-	recordFixed = 8*8 + 16 + 2 + 6*2 + 2 + 2 + 1 + 1
+	recordTexts = 9
+	recordFixed = 9*8 + 16 + 2 + 6*2 + 2 + 2 + 4 + 1 + 1
 	maxRecord   = recordFixed + 2*recordTexts + maxTarget + (recordTexts-1)*maxText
 )
 
@@ -61,7 +63,7 @@ func (r *AccessRecord) appendTo(b []byte) []byte {
 	le := binary.LittleEndian
 	for _, v := range [...]uint64{
 		uint64(r.Start.UnixNano()), uint64(r.Duration), uint64(r.UpstreamDuration), uint64(r.ConnectDuration),
-		r.Generation, r.BytesIn, r.BytesOut, uint64(r.Outcome),
+		r.Generation, r.BytesIn, r.BytesOut, uint64(r.Outcome), uint64(r.Edge.UnixNano()),
 	} {
 		b = le.AppendUint64(b, v)
 	}
@@ -73,6 +75,7 @@ func (r *AccessRecord) appendTo(b []byte) []byte {
 	}
 	b = append(b, r.Major, r.Minor)
 	b = le.AppendUint16(b, r.TLSVersion)
+	b = le.AppendUint32(b, r.NAPI)
 	flags := byte(0)
 	if r.Resumed {
 		flags |= flagResumed
@@ -84,7 +87,7 @@ func (r *AccessRecord) appendTo(b []byte) []byte {
 		flags |= flagIPv4
 	}
 	b = append(b, flags, 0)
-	for i, s := range [...][]byte{r.Target, r.Method, r.Host, r.UserAgent, r.Referer, r.ID, r.UpstreamAddr, r.Trace} {
+	for i, s := range [...][]byte{r.Target, r.Method, r.Host, r.UserAgent, r.Referer, r.ID, r.UpstreamAddr, r.Trace, r.Key} {
 		limit := maxText
 		if i == 0 {
 			limit = maxTarget
@@ -114,6 +117,7 @@ func (r *AccessRecord) decode(b []byte) error {
 		return errRecord
 	}
 	r.Outcome = RequestOutcome(outcome)
+	r.Edge = time.Unix(0, int64(u64()))
 	addr := netip.AddrFrom16([16]byte(b))
 	b = b[16:]
 	port := u16()
@@ -123,6 +127,7 @@ func (r *AccessRecord) decode(b []byte) error {
 	r.Major, r.Minor = b[0], b[1]
 	b = b[2:]
 	r.TLSVersion = u16()
+	r.NAPI, b = le.Uint32(b), b[4:]
 	flags := b[0]
 	b = b[2:]
 	r.Resumed = flags&flagResumed != 0
@@ -133,7 +138,7 @@ func (r *AccessRecord) decode(b []byte) error {
 	if flags&flagClient != 0 {
 		r.Client = netip.AddrPortFrom(addr, port)
 	}
-	for _, dst := range [...]*[]byte{&r.Target, &r.Method, &r.Host, &r.UserAgent, &r.Referer, &r.ID, &r.UpstreamAddr, &r.Trace} {
+	for _, dst := range [...]*[]byte{&r.Target, &r.Method, &r.Host, &r.UserAgent, &r.Referer, &r.ID, &r.UpstreamAddr, &r.Trace, &r.Key} {
 		if len(b) < 2 {
 			return errRecord
 		}

@@ -21,7 +21,7 @@ func heapRing() *Ring { return newRing(bytesOf(make(words, (ringHeader+minAccess
 // fullRecord has something in each field.
 func fullRecord() AccessRecord {
 	return AccessRecord{
-		Start: time.Unix(1_700_000_000, 123_456_789), Duration: time.Second, UpstreamDuration: 2 * time.Millisecond, ConnectDuration: 3,
+		Start: time.Unix(1_700_000_000, 123_456_789), Edge: time.Unix(1_699_999_999, 1), NAPI: 8193, Key: []byte("k"), Duration: time.Second, UpstreamDuration: 2 * time.Millisecond, ConnectDuration: 3,
 		Client: netip.MustParseAddrPort("[2001:db8::1]:443"), Generation: 9, BytesIn: 10, BytesOut: math.MaxUint64,
 		Worker: 1, Core: -1, Route: 2, Upstream: -1, Status: 503, Retries: 4, Major: 1, Minor: 1, TLSVersion: 0x0304, Resumed: true,
 		Outcome: RequestUpstreamSaturated, Method: []byte("GET"), Host: []byte("h"), Target: []byte("/x?y"), UserAgent: []byte("u a"),
@@ -44,7 +44,10 @@ func TestRingRoundTrip(t *testing.T) {
 	long := bytes.Repeat([]byte("0123456789"), 200)
 	for name, change := range map[string]func(in, want *AccessRecord){
 		"all fields": func(in, want *AccessRecord) {},
-		"empty":      func(in, want *AccessRecord) { *in = AccessRecord{Start: time.Unix(0, 0)}; *want = *in },
+		"empty": func(in, want *AccessRecord) {
+			*in = AccessRecord{Start: time.Unix(0, 0), Edge: time.Unix(0, 0)}
+			*want = *in
+		},
 		"IPv4": func(in, want *AccessRecord) {
 			in.Client = netip.MustParseAddrPort("192.0.2.7:65535")
 			want.Client = in.Client
@@ -122,7 +125,7 @@ func TestRingDrainUpTo(t *testing.T) {
 // A record's strings do not reach into the one before, nor does what it lacks.
 func TestRingReusesItsRecord(t *testing.T) {
 	r := heapRing()
-	first, second := fullRecord(), AccessRecord{Start: time.Unix(0, 0)}
+	first, second := fullRecord(), AccessRecord{Start: time.Unix(0, 0), Edge: time.Unix(0, 0)}
 	r.Put(&first)
 	r.Put(&second)
 	var last AccessRecord

@@ -35,6 +35,12 @@ func (c *Conn) restPeriod() time.Duration {
 
 // tick is the timer.
 func (c *Conn) tick() {
+	defer func() {
+		if p := recover(); p != nil {
+			c.writeFailed(&panicError{p})
+			c.nc.Close()
+		}
+	}()
 	if err, over := c.watch(c.now()); over {
 		c.end(err)
 		if err != nil && !isProtocol(err) {

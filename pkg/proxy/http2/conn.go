@@ -132,8 +132,22 @@ func (c *Conn) Serve() error {
 
 // writeFailed ends a connection that cannot be written to.
 func (c *Conn) writeFailed(err error) {
+	var p *panicError
+	if errors.As(err, &p) && c.cfg.Panic != nil {
+		c.cfg.Panic(p.value)
+	}
 	c.end(err)
 	c.runHooks()
+}
+
+// IdleSince is when the last exchange was over, or the connection began; zero while there is one under way.
+func (c *Conn) IdleSince() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ending || c.running > 0 || len(c.streams) > 0 {
+		return time.Time{}
+	}
+	return c.base.Add(time.Duration(c.idleAt - c.began))
 }
 
 // Shutdown asks the client to open no more streams and lets those that are open come to their end. It returns at once;

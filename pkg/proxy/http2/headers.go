@@ -203,6 +203,9 @@ func (c *Conn) finishBlock(b headerBlock) error {
 		return c.refuse(s, b.end, 0, s.bad, CausedResets)
 	case !s.allowed(c.cfg.Methods):
 		return c.refuse(s, b.end, 501, errMethod, CausedResets)
+	case c.cfg.Admit != nil && !c.cfg.Admit():
+		c.answer(s, b.end, 503, errOverload)
+		return nil // it is no fault of the client
 	}
 	s.open = true
 	c.streams[s.id] = s
@@ -232,10 +235,17 @@ func (c *Conn) finishTrailers(s *Stream) error {
 var (
 	errTooLarge = errors.New("header fields are larger or more than allowed")
 	errMethod   = errors.New("method is not allowed")
+	errOverload = errors.New("no room for another exchange")
 )
 
-// refuse answers a request that does not reach the handler: with a status, or by RST_STREAM.
+// refuse answers a request that does not reach the handler for a fault of its client.
 func (c *Conn) refuse(s *Stream, end bool, status int, cause error, kind MisuseKind) error {
+	c.answer(s, end, status, cause)
+	return c.charge(kind, 4)
+}
+
+// answer ends a request that does not reach the handler: with a status, or by RST_STREAM.
+func (c *Conn) answer(s *Stream, end bool, status int, cause error) {
 	s.bad, s.refusedWith = cause, status
 	how := closedByUs
 	if status == 0 {
@@ -250,5 +260,4 @@ func (c *Conn) refuse(s *Stream, end bool, status int, cause error, kind MisuseK
 	}
 	c.closed.add(s.id, how)
 	c.refused = s
-	return c.charge(kind, 4)
 }

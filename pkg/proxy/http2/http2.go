@@ -44,7 +44,10 @@ type Config struct {
 	Run func(func())
 	// Panic is told what a handler panicked with, on that handler's goroutine. The stream is reset by then.
 	Panic func(any)
-	// Refused is told of each request that was answered here and not by the handler: status is 431 or 501, or 0 when
+	// Admit says whether there is room for one more exchange; else it is answered 503 with Retry-After, right from the
+	// reader, which is what makes a refusal cheap. It must not block. Nil: there is.
+	Admit func() bool
+	// Refused is told of each request that was answered here and not by the handler: status is 431, 501 or 503, or 0 when
 	// the stream was reset. The stream's request side (ID, Method, Path …, as far as they were read) may be used until
 	// it returns. It runs on the reading goroutine and must not block.
 	Refused func(s *Stream, status int, cause error)

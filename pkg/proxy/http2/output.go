@@ -115,9 +115,23 @@ func putHeader(b []byte, t h2.FrameType, flags h2.Flags, id uint32, length int) 
 	binary.BigEndian.PutUint32(b[5:], id)
 }
 
+// panicError is a panic at the root of a goroutine: it ends the connection.
+type panicError struct{ value any }
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
 // flushLoop writes the output until nothing is left. It runs on a goroutine of the pool, so that a connection which has
 // nothing to say has none for it.
 func (w *wire) flushLoop() {
+	defer func() {
+		if p := recover(); p != nil {
+			w.mu.Lock()
+			w.flushing, w.out = false, nil
+			w.flushed.Broadcast()
+			w.mu.Unlock()
+			w.failed(&panicError{p})
+		}
+	}()
 	for {
 		o := w.takeOutput()
 		if o == nil {

@@ -207,7 +207,11 @@ func (c *Conn) writeStatus(id uint32, status int) {
 	at := c.appendHeader(h2.FrameHeaders, 0, 0, 0)
 	b := c.encoder.begin(c.out.b)
 	b = c.encoder.status(b, status)
-	c.out.b = c.encoder.field(b, []byte("content-length"), []byte("0"))
+	b = c.encoder.field(b, []byte("content-length"), []byte("0"))
+	if status == 503 {
+		b = c.encoder.field(b, []byte("retry-after"), []byte("1"))
+	}
+	c.out.b = b
 	c.endBlock(at, id, true)
 }
 

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"io"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// A refused request gets 503 with Retry-After over a connection that lives on, even where a
+// small body came with it; a connection's first request is served.
+func TestOverloadRefusal(t *testing.T) {
+	bothProtocols(t, func(t *testing.T, h2 bool) {
+		g := newGateway(t, []string{httpUpstream(t, echo)}, func(s *policy.Snapshot) { s.OverloadDelay = 5 * time.Millisecond })
+		c := g.client(h2)
+		ask := func(body string) int {
+			t.Helper()
+			r, err := c.Post(g.url("/"), "text/plain", strings.NewReader(body))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Body.Close()
+			if _, err := io.Copy(io.Discard, r.Body); err != nil {
+				t.Fatal(err)
+			}
+			if after := r.Header.Get("Retry-After"); (r.StatusCode == 503) != (after == "1") {
+				t.Errorf("status %d with Retry-After %q", r.StatusCode, after)
+			}
+			return r.StatusCode
+		}
+		o := &g.worker.overload
+		o.refusing.Store(true)
+		if status := ask("first"); status != 200 {
+			t.Errorf("the first request of a connection: %d", status)
+		}
+		for range 3 {
+			if status := ask("small"); status != 503 {
+				t.Errorf("refused with %d", status)
+			}
+		}
+		o.refusing.Store(false)
+		if status := ask("again"); status != 200 {
+			t.Errorf("afterwards: %d", status)
+		}
+		if n := g.slab.Load(zone.ConnectionsAccepted); n != 1 {
+			t.Errorf("%d connections: a refusal must not cost a handshake", n)
+		}
+		refused := 0
+		for _, r := range g.records(5) {
+			if r.Outcome == zone.RequestOverload && r.Status == 503 {
+				refused++
+			}
+		}
+		if n := g.slab.LoadRequest(zone.RequestOverload); n != 3 || refused != 3 {
+			t.Errorf("%d counted, %d recorded", n, refused)
+		}
+	})
+}
+
+// While refusals are many, an HTTP/1.1 client that does not wait is not read.
+func TestOverloadRest(t *testing.T) {
+	g := newGateway(t, []string{httpUpstream(t, echo)}, nil)
+	o := &g.worker.overload
+	o.refusing.Store(true)
+	c := g.raw()
+	took := func() time.Duration {
+		began := time.Now()
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+		c.reply("GET")
+		return time.Since(began)
+	}
+	took() // served, and then two refusals
+	took()
+	quick := took()
+	o.standing.Store(true)
+	o.heavy.Store(true)
+	took()
+	slow := took()
+	if slow < retryAfter/2 || quick > retryAfter/2 {
+		t.Errorf("%v while refusals are few, %v while they are many", quick, slow)
+	}
+	o.standing.Store(false)
+	o.refusing.Store(false)
+}
+
+// With most of the worker's memory in use requests are refused, the first of a connection too.
+func TestScarceMemory(t *testing.T) {
+	g := newGateway(t, []string{httpUpstream(t, echo)}, nil)
+	get := func() int {
+		r, err := g.client(false).Get(g.url("/"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
+		return r.StatusCode
+	}
+	if status := get(); status != 200 {
+		t.Fatalf("status %d", status)
+	}
+	runtime.GC()
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+	metrics.Read(live)
+	limit := debug.SetMemoryLimit(int64(live[0].Value.Uint64()) * 5 / 4)
+	defer debug.SetMemoryLimit(limit)
+	refused := func() bool { return get() == 503 }
+	eventually(t, "a request is refused", refused)
+	debug.SetMemoryLimit(limit)
+	eventually(t, "a request is served", func() bool { return !refused() })
+}
+
+// What is measured is the queue that stands before a request.
+func TestOverloadIsNoticed(t *testing.T) {
+	g := newGateway(t, []string{plainUpstream(t)}, func(s *policy.Snapshot) { s.OverloadDelay = time.Millisecond })
+	o := &g.worker.overload
+	wait := func(w time.Duration) { // what listen does when a byte was under way for so long
+		o.sent.Store(cpuTime() - int64(w))
+		o.arrived()
+	}
+	window := func(waits ...time.Duration) {
+		o.shortest.Store(int64(time.Hour))
+		for _, w := range waits {
+			wait(w)
+		}
+		o.judge()
+	}
+	long, short := 50*time.Millisecond, time.Duration(0)
+	for range 3 {
+		window(long, long, short, long)
+	}
+	if o.standing.Load() {
+		t.Fatal("a queue that comes and goes was taken for an overload")
+	}
+	window(long, long)
+	if window(long, long); !o.standing.Load() {
+		t.Fatal("a queue that stands was not")
+	}
+	if wait(long); !o.refusing.Load() {
+		t.Error("nothing is refused while the wait is long")
+	}
+	if wait(short); o.refusing.Load() {
+		t.Error("something is refused while the wait is short")
+	}
+	for range calmWindows {
+		window(short)
+	}
+	if o.standing.Load() || o.refusing.Load() {
+		t.Error("the overload does not end")
+	}
+}
