@@ -21,9 +21,10 @@ import (
 // The wait is told in CPU time of the worker, which is what stands before the request; what
 // else the machine does to the worker no refusal would mend.
 //
-// A queue that comes and goes is no overload, only one that stands: when even the shortest
-// wait of a window was too long, twice in a row. From then on requests that arrive while the
-// wait is above half of that are refused, which holds the queue at about this length: the
+// A queue that comes and goes is no overload, nor is one that many clients make who wait for
+// each other; only one that is long and stands: when even the shortest wait of a window was
+// overloadBegins times overload_delay, twice in a row. From then on requests that arrive while
+// the wait is above half of overload_delay are refused, which holds the queue at about this length: the
 // worker is never without work, and who is refused learns it soon.
 //
 // A worker that serves few requests is not measured, and nothing but one load of a word is
@@ -58,6 +59,8 @@ const (
 	// of waits.
 	overloadWindow = 50 * time.Millisecond
 	windowMeasured = 8
+	windowWaited   = 2 * overloadBegins
+	overloadBegins = 4                    // times the limit
 	quietProbe     = 5 * time.Millisecond // between two measurements, as long as nothing stands
 	busyProbe      = time.Millisecond
 	// A worker with fewer exchanges in a window is taken to be quiet.
@@ -170,7 +173,7 @@ func (o *overload) window(pause *time.Timer) (lives bool) {
 // enough says whether there are measurements to judge by; a worker that has nothing more to
 // do soon has them.
 func (o *overload) enough() bool {
-	return o.measured.Load() >= windowMeasured || o.waited.Load() >= windowMeasured*int64(o.limit())
+	return o.measured.Load() >= windowMeasured || o.waited.Load() >= windowWaited*int64(o.limit())
 }
 
 // probe writes a byte, unless the last one is still under way: then it has waited for so
@@ -223,7 +226,7 @@ func (o *overload) judge() {
 	o.heavy.Store(turned > served/heavyShare)
 	if !o.standing.Load() {
 		o.strikes++
-		if limit == 0 || shortest <= limit {
+		if limit == 0 || shortest <= overloadBegins*limit {
 			o.strikes = 0
 		}
 		if o.strikes == 2 {
