@@ -16,14 +16,15 @@ import (
 // answered in time by the other. A body that is sent on as it comes has its own times, and
 // the reply to it one from its end.
 
-// begin sets both times at the first try; now is the worker's clock. They are kept to the
-// sweeper's interval: passed for sure when they say so.
+// begin sets both times at the first try; now is the worker's clock. The
+// sweeper comes up to an interval late, so that the first ends a little early: a client
+// that was told of it has its answer by then.
 func (ex *Exchange) begin(now int64) {
 	if ex.headBy != 0 {
 		return
 	}
 	wait := ex.headerTimeout()
-	ex.headBy = now + int64(wait-min(sweepInterval, wait/10))
+	ex.headBy = now + int64(wait-min(2*sweepInterval, wait/10))
 	if total := ex.totalTimeout(); total > 0 {
 		ex.totalBy = ex.start + int64(total)
 		ex.headBy = min(ex.headBy, ex.totalBy)
