@@ -121,7 +121,7 @@ func (c *conn) serve(snap *snapshot) {
 
 func (c *conn) close() {
 	w := c.worker
-	if c.tls != nil && !c.expired.Load() {
+	if c.held != nil || c.tls != nil && !c.expired.Load() {
 		c.sayGoodbye()
 	}
 	_ = c.tcp.Close()
@@ -134,7 +134,7 @@ func (c *conn) close() {
 	w.serving.Done()
 }
 
-// sayGoodbye ends TLS. What was held back, the alert and the end of the connection fit
+// sayGoodbye ends TLS, where there is any. What was held back, the alert and the end of the connection fit
 // into one packet, mostly.
 func (c *conn) sayGoodbye() {
 	w := c.worker
@@ -143,7 +143,9 @@ func (c *conn) sayGoodbye() {
 	}
 	c.writeBy.Store(w.until(w.current.Load().policy.Timeouts.Write))
 	c.sock.ending()
-	_ = c.tls.CloseWrite()
+	if c.tls != nil {
+		_ = c.tls.CloseWrite()
+	}
 	_ = c.sock.uncork(c.held)
 	c.writeBy.Store(0)
 	w.records.put(c.held)

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/policy"
 )
 
 // segments is how many segments with data the connection's other end has sent.
@@ -62,6 +64,34 @@ func TestEndIsOneSegment(t *testing.T) {
 		}
 		if got := segments(t, c.NetConn()) - before; got != 1 {
 			t.Errorf("connection ends %v: %d segments, want 1", ends, got)
+		}
+	}
+}
+
+// In the clear, too, the last reply goes out with the end of the connection.
+func TestEndInTheClear(t *testing.T) {
+	g := newGateway(t, []string{plainUpstream(t)}, func(s *policy.Snapshot) {
+		s.Listeners = []policy.Listener{{Address: testListener}}
+	})
+	for _, request := range []string{"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "GET / HTTP/1.0\r\nHost: a\r\n\r\n", "GET /../ HTTP/1.1\r\nHost: a\r\n\r\n"} {
+		c, err := net.Dial("tcp", g.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_ = c.SetDeadline(time.Now().Add(10 * time.Second))
+		if _, err := io.WriteString(c, request); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(request, "..") {
+			_ = c.(*net.TCPConn).CloseWrite() // refused, and kept alive
+		}
+		reply, err := io.ReadAll(c)
+		if err != nil || !bytes.HasPrefix(reply, []byte("HTTP/1.1 ")) {
+			t.Errorf("%q: %q, %v", request, reply, err)
+		}
+		if !strings.Contains(request, "..") && !bytes.HasSuffix(reply, bytes.Repeat([]byte("x"), 100)) {
+			t.Errorf("%q: reply %q is not whole", request, reply)
 		}
 	}
 }
