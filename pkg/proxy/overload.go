@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"os"
+	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
 	"sync/atomic"
@@ -189,13 +190,15 @@ func (o *overload) probe(now int64) {
 	}
 }
 
-// listen reads the bytes.
+// listen reads the bytes. As a sock that may find nothing does, it first goes behind all that
+// are ready: connections whose peers are quick never wait for the poller.
 func (o *overload) listen() {
 	var b [1]byte
 	for {
 		if _, err := o.far.Read(b[:]); err != nil {
 			return
 		}
+		runtime.Gosched()
 		o.arrived()
 	}
 }
