@@ -38,12 +38,13 @@ func TestMain(m *testing.M) {
 
 // running is a gateway in processes of its own.
 type running struct {
-	cmd     *exec.Cmd
-	address string // of the listener
-	metrics string
-	dir     string
-	log     *lockedBuffer
-	killed  bool
+	cmd       *exec.Cmd
+	address   string // of the first listener
+	listeners []string
+	metrics   string
+	dir       string
+	log       *lockedBuffer
+	killed    bool
 }
 
 // kill ends the supervisor alone, without a chance to wind up. It does not wait for
@@ -119,12 +120,12 @@ func startGateway(t *testing.T, start starter, instance, dir, text string, more 
 		t.Fatalf("gateway did not start: %v\n%s", err, g.log)
 	}
 	go io.Copy(io.Discard, out)
-	var scheme string
-	if _, err := fmt.Sscanf(line, "xgw: serving on %s metrics on %s", &g.address, &scheme); err != nil {
-		t.Fatalf("%q: %v", line, err)
+	said, metrics, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "xgw: serving on "), ", metrics on ")
+	if !ok {
+		t.Fatalf("%q", line)
 	}
-	g.address = strings.TrimSuffix(g.address, ",")
-	g.metrics = scheme
+	g.listeners, g.metrics = strings.Split(said, ", "), metrics
+	g.address = g.listeners[0]
 	return g
 }
 

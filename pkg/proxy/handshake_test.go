@@ -423,7 +423,7 @@ func TestCleartext(t *testing.T) {
 					t.Errorf("HTTP/%d, %s", r.ProtoMajor, b)
 				}
 			}
-			for _, request := range []string{"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "PRI * HTTP/1.1\r\nHost: a\r\n\r\n", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"} {
+			for _, request := range []string{"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "PRI * HTTP/1.1\r\nHost: a\r\n\r\n", "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"} {
 				c, err := net.Dial("tcp", g.address)
 				if err != nil {
 					t.Fatal(err)
