@@ -129,8 +129,11 @@ func (a *attempt) readStreamHead() error {
 		}
 		r := &ex.reply
 		*r = http1.Response{Status: h.Status, Minor: 1, KeepAlive: true, Fields: r.Fields[:0]}
+		trailers := false
 		for _, f := range h.Fields {
-			r.Fields = append(r.Fields, http1.Field{Name: f.Name, Value: f.Value, Kind: http1.KindOf(f.Name)})
+			field := http1.Field{Name: f.Name, Value: f.Value, Kind: http1.KindOf(f.Name)}
+			trailers = trailers || field.Kind == http1.Trailer
+			r.Fields = append(r.Fields, field)
 		}
 		switch {
 		case h.Status < 200:
@@ -139,7 +142,7 @@ func (a *attempt) readStreamHead() error {
 			}
 			continue
 		case h.End, string(ex.method) == "HEAD", h.Status == 204, h.Status == 304:
-		case h.Length >= 0:
+		case h.Length >= 0 && !trailers: // with a length, HTTP/1.1 has no place for trailers
 			r.Body = http1.Body{Length: h.Length}
 		default:
 			r.Body = http1.Body{Chunked: true, Length: -1}

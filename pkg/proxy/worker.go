@@ -12,8 +12,8 @@
 // connections ten times a second and ends what is overdue, which is cheaper and says
 // which phase it was.
 //
-// Not passed on, either way: trailers (they are read, checked and left out), interim
-// replies of upstreams, upgrades but to WebSockets (HTTP/1.1). Request fields with '_'
+// Trailers go on both ways, less what had to come before the body, and interim replies to
+// clients. Not passed on: upgrades but to WebSockets (HTTP/1.1). Request fields with '_'
 // in their name are left out, and so is what only a gateway may say of a client:
 // Forwarded, X-Forwarded-*, X-Real-IP, X-Request-Id; a trusted proxy's word is read
 // before (client_address.go). A client that closes its sending side while it waits for a
