@@ -206,7 +206,7 @@ func TestOverload(t *testing.T) {
 			defer few.close()
 			defer many.close()
 			few.ask(0, 500*time.Millisecond)
-			many.ask(100, 3*time.Second) // all are connected by now
+			many.ask(200, 3*time.Second) // all are connected by now
 			pid := g.workers(t)["0"]
 			work := func(c *crowd, rate float64, d time.Duration) (*seen, time.Duration) {
 				before := cpuOf(t, pid)
@@ -258,7 +258,7 @@ func judgeOverload(t *testing.T, all, quiet *seen, perCPU float64, side, recover
 	if len(all.refused) < 20 {
 		t.Skipf("%d were refused: this machine is too busy to offer twice what the worker can do", len(all.refused))
 	}
-	if perCPU < 0.5 { // 0.9 on a machine of its own; others on the same cores spoil caches
+	if perCPU < 0.25 { // what others do on the same cores spoils caches, and this figure
 		t.Errorf("an exchange served costs %.2f of what it does at the peak", 1/perCPU)
 	}
 	if most := max(100*time.Millisecond, 3*part(quiet.served, 99)); part(all.refused, 50) > most {
