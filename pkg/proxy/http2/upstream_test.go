@@ -88,7 +88,7 @@ func mad(tb testing.TB, data []byte, wait time.Duration) (body []byte, conn, str
 		tb.Fatal("the connection does not end")
 	}
 	<-drained
-	return conn, stream, body
+	return body, conn, stream
 }
 
 func seeds(tb testing.TB) map[string][]byte {
