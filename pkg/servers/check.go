@@ -26,10 +26,11 @@ const maxReply = 64 << 10
 type checker struct {
 	health *policy.HealthCheck
 	tls    *tls.Config // nil: in the clear
+	http2  bool        // requests go by it, so checks do
 }
 
 func newChecker(u *policy.Upstream) (*checker, error) {
-	c := &checker{health: u.Health}
+	c := &checker{health: u.Health, http2: u.Protocol == "http2"}
 	if u.TLS == nil {
 		return c, nil
 	}
@@ -54,6 +55,9 @@ func (c *checker) check(ctx context.Context, s *policy.Server) error {
 		return err
 	case "grpc":
 		return c.askGRPC(ctx, s)
+	}
+	if c.http2 {
+		return c.askHTTP2(ctx, s)
 	}
 	return c.askHTTP(ctx, s)
 }
@@ -117,20 +121,41 @@ func (c *checker) askHTTP(ctx context.Context, s *policy.Server) error {
 			return fmt.Errorf("read reply: %w", err)
 		case reply.StatusCode < 200 && reply.StatusCode != http.StatusSwitchingProtocols:
 			continue
-		case reply.StatusCode < c.health.StatusMin || reply.StatusCode > c.health.StatusMax:
-			return fmt.Errorf("status %d", reply.StatusCode)
 		}
-		return nil
+		return c.judge(reply.StatusCode)
 	}
 }
 
-// askGRPC calls grpc.health.v1.Health/Check. Its two messages have one field each, so they
-// are written and read here.
-func (c *checker) askGRPC(ctx context.Context, s *policy.Server) error {
+func (c *checker) judge(status int) error {
+	if status < c.health.StatusMin || status > c.health.StatusMax {
+		return fmt.Errorf("status %d", status)
+	}
+	return nil
+}
+
+func (c *checker) askHTTP2(ctx context.Context, s *policy.Server) error {
+	tr, base := c.overHTTP2(s)
+	defer tr.CloseIdleConnections()
+	q, err := http.NewRequestWithContext(ctx, http.MethodGet, base+c.health.Path, nil)
+	if err != nil {
+		return err
+	}
+	q.Host = c.health.Host
+	q.Header = http.Header{"User-Agent": {"xgw-health"}}
+	reply, err := tr.RoundTrip(q)
+	if err != nil {
+		return err
+	}
+	reply.Body.Close()
+	return c.judge(reply.StatusCode)
+}
+
+// overHTTP2 is for one check of the server, at URLs that begin with base.
+func (c *checker) overHTTP2(s *policy.Server) (tr *http.Transport, base string) {
 	scheme, protocols := "http", new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(c.tls == nil)
 	protocols.SetHTTP2(c.tls != nil)
-	tr := &http.Transport{Protocols: protocols, DisableCompression: true, MaxResponseHeaderBytes: maxReply}
+	tr = &http.Transport{Protocols: protocols, DisableCompression: true, MaxResponseHeaderBytes: maxReply}
 	tr.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "tcp", s.Address)
 	}
@@ -138,10 +163,16 @@ func (c *checker) askGRPC(ctx context.Context, s *policy.Server) error {
 		scheme = "https"
 		tr.DialTLSContext = func(ctx context.Context, _, _ string) (net.Conn, error) { return c.connect(ctx, s, "h2") }
 	}
-	defer tr.CloseIdleConnections()
 	_, port, _ := net.SplitHostPort(s.Address)
-	url := scheme + "://" + net.JoinHostPort(host(s), port) + "/grpc.health.v1.Health/Check"
-	q, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(healthRequest(c.health.Service)))
+	return tr, scheme + "://" + net.JoinHostPort(host(s), port)
+}
+
+// askGRPC calls grpc.health.v1.Health/Check. Its two messages have one field each, so they
+// are written and read here.
+func (c *checker) askGRPC(ctx context.Context, s *policy.Server) error {
+	tr, base := c.overHTTP2(s)
+	defer tr.CloseIdleConnections()
+	q, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/grpc.health.v1.Health/Check", bytes.NewReader(healthRequest(c.health.Service)))
 	if err != nil {
 		return err
 	}

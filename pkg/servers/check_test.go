@@ -314,3 +314,30 @@ func TestRiseAndFall(t *testing.T) {
 		t.Error("two bad checks in a row of three took it down")
 	}
 }
+
+// An upstream that is spoken with by HTTP/2 is asked by it.
+func TestHTTP2Check(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Protocols: new(http.Protocols), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 2 || r.RequestURI != "/health?deep=1" || r.Host != "app.internal" {
+			w.WriteHeader(500)
+		}
+	})}
+	s.Protocols.SetUnencryptedHTTP2(true)
+	go func() { _ = s.Serve(l) }()
+	defer s.Close()
+	for _, row := range []struct {
+		protocol, path string
+		well           bool
+	}{{"http2", "/health?deep=1", true}, {"http2", "/", false}, {"http1", "/health?deep=1", false}} {
+		u := &policy.Upstream{Protocol: row.protocol, Health: &policy.HealthCheck{
+			Protocol: "http", Path: row.path, Host: "app.internal", StatusMin: 200, StatusMax: 200, Timeout: time.Second,
+		}}
+		if err := checkOnce(t, u, policy.Server{Address: l.Addr().String()}); (err == nil) != row.well {
+			t.Errorf("%s %s: %v", row.protocol, row.path, err)
+		}
+	}
+}

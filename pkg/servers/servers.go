@@ -211,7 +211,7 @@ func (w *Watcher) newWatch(u *policy.Upstream, olds []*watch) (*watch, error) {
 // watches tells whether the watch is just what the upstream needs.
 func (x *watch) watches(u *policy.Upstream) bool {
 	o := &x.upstream
-	return o.Resolve == u.Resolve && reflect.DeepEqual(o.Servers, u.Servers) && reflect.DeepEqual(o.Health, u.Health) && reflect.DeepEqual(o.TLS, u.TLS)
+	return o.Resolve == u.Resolve && o.Protocol == u.Protocol && reflect.DeepEqual(o.Servers, u.Servers) && reflect.DeepEqual(o.Health, u.Health) && reflect.DeepEqual(o.TLS, u.TLS)
 }
 
 // jitter is a time up to d, so that what was begun at once does not stay so.
