@@ -3,12 +3,16 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/admin"
 )
 
 // Routes of the file as a client of the program meets them: the body of a reply comes
@@ -58,5 +62,35 @@ func TestRoutesOfTheFile(t *testing.T) {
 				t.Errorf("%s%s: %d %v %q", row.host, row.path, resp.StatusCode, resp.Header, body)
 			}
 		}
+	}
+}
+
+// A thousand routes: reading, sending, compiling and changing over, with the answer that it
+// is done.
+func TestReloadOfThousandRoutes(t *testing.T) {
+	const instance, most = "routes1000", 200 * time.Millisecond
+	dir := t.TempDir()
+	one := named(t, "one")
+	text := func(generation int) string {
+		var routes strings.Builder
+		for i := range 1000 {
+			fmt.Fprintf(&routes, "  - {name: r%d, host: s%d.example.com, path: /v%d/things/%d, methods: [GET, POST], upstream: back}\n", i, i/8, generation, i)
+		}
+		return strings.Replace(gatewayYAML(dir, "127.0.0.1:0", one, "workers: 2\npin: false\n"), "routes:\n", "routes:\n"+routes.String(), 1)
+	}
+	startGateway(t, startHere, instance, dir, text(0))
+	ctl := admin.NewClient(admin.SocketPath(instance))
+	least := time.Hour
+	for generation := range 10 {
+		rewrite(t, filepath.Join(dir, "gateway.yaml"), text(generation+1))
+		began := time.Now()
+		if _, err := ctl.Reload(0); err != nil {
+			t.Fatal(err)
+		}
+		least = min(least, time.Since(began))
+	}
+	t.Logf("1,000 routes in %s", least)
+	if least > 5*most { // of a machine with nothing else to do
+		t.Errorf("a reload of 1,000 routes takes %s, five times %s is too long", least, most)
 	}
 }
