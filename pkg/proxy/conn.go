@@ -229,6 +229,9 @@ const (
 
 func (c *conn) linger() {
 	end := time.Now().Add(lingerTime)
+	if c.held != nil {
+		_ = c.release() // the connection does not end yet
+	}
 	_ = c.stream.CloseWrite()
 	_ = c.tcp.SetReadDeadline(end)
 	scrap := c.worker.inputs.get()

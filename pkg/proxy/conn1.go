@@ -113,8 +113,8 @@ func (c *conn) serveExchange(ex *Exchange) bool {
 		return false
 	}
 	c.endRequest()
-	if !h.keep && !h.bodyDone.Load() {
-		c.linger()
+	if !h.keep && (!h.bodyDone.Load() || h.r < h.n) {
+		c.linger() // the client may be sending still
 	}
 	if !admitted && h.keep {
 		c.rest()

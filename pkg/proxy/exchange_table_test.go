@@ -113,7 +113,7 @@ func sayOK(r *http.Request) string {
 }
 
 // newRecorded is a gateway with narrow limits before a recorder.
-func newRecorded(t *testing.T) (*gateway, *recorder) {
+func newRecorded(t testing.TB) (*gateway, *recorder) {
 	u := &recorder{reply: sayOK}
 	g := newStoppedGateway(t, []string{rawUpstream(t, u.serve)})
 	one := g.snapshot.Routes[0]

@@ -220,7 +220,7 @@ func (c *raw) closed() {
 }
 
 // rawUpstream is a server whose connections are handled by serve, numbered from 0.
-func rawUpstream(t *testing.T, serve func(n int, c net.Conn, r *bufio.Reader)) string {
+func rawUpstream(t testing.TB, serve func(n int, c net.Conn, r *bufio.Reader)) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -260,6 +260,24 @@ func TestPipelining(t *testing.T) {
 	g.records(30)
 }
 
+// The last reply arrives whole though the client has sent more than will be answered: the
+// connection must not end by a reset.
+func TestLastReplyOfPipeline(t *testing.T) {
+	want := content(1 << 20)
+	g := newGateway(t, []string{httpUpstream(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(want) })}, nil)
+	for range 5 {
+		c := g.raw()
+		c.send(getWith("Connection: close") + aGet)
+		go func() { _, _ = io.WriteString(c.Conn, strings.Repeat(aGet, 3000)) }()
+		resp, body := c.reply("GET")
+		if resp.StatusCode != 200 || !resp.Close || body != string(want) {
+			t.Fatalf("%d, %d bytes", resp.StatusCode, len(body))
+		}
+		c.closed()
+	}
+	g.records(5)
+}
+
 func TestHTTP10(t *testing.T) {
 	g := newGateway(t, []string{httpUpstream(t, func(w http.ResponseWriter, _ *http.Request) {
 		w.(http.Flusher).Flush() // no length
