@@ -31,6 +31,7 @@ type ClientStream struct {
 	remoteEnd  bool
 	headed     bool // the final head is here
 	heads      []head
+	whole      int // of heads: the last one may still be coming in
 	taken      int // heads that ReadHead has returned
 	fields     []Field
 	arena      []byte // what fields point into
@@ -84,7 +85,7 @@ func (s *ClientStream) Renew() {
 	}
 	s.open, s.localEnd, s.err, s.writeSince = false, false, nil, 0
 	s.done, s.remoteEnd, s.headed = false, false, false
-	s.taken, s.bytes, s.length, s.trailers, s.got, s.unacked = 0, 0, -1, -1, 0, 0
+	s.whole, s.taken, s.bytes, s.length, s.trailers, s.got, s.unacked = 0, 0, 0, -1, -1, 0, 0
 }
 
 // Begin starts the request. Its slices must stay as they are until EndHeaders returns.
@@ -261,7 +262,7 @@ func (s *ClientStream) ReadHead() (Head, error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for s.taken == len(s.heads) {
+	for s.taken == s.whole {
 		if s.err != nil {
 			return Head{}, s.err
 		}
@@ -451,6 +452,7 @@ func (s *ClientStream) endHead(b *clientBlock) error {
 			s.endRemote()
 		}
 	}
+	s.whole = len(s.heads)
 	s.readable.Signal()
 	return nil
 }
