@@ -24,6 +24,7 @@ type http1State struct {
 	err error // of an earlier send
 
 	expects  bool // the client waits for 100 Continue
+	unsure   bool // the client may speak HTTP/2: nothing was understood yet
 	keep     bool // another request can follow
 	chunked  bool // the reply's body is sent in chunks
 	noPush   bool // only whole segments go out
@@ -107,6 +108,7 @@ func (c *conn) serveExchange(ex *Exchange) bool {
 		c.refuseHead(ex, &refusal{status: fault.Status, outcome: outcomeOf(fault), text: fault.Reason})
 		return false
 	}
+	h.unsure = false
 	c.beginRequest(ex, n)
 	admitted := c.admit()
 	if !c.runGuarded(ex, admitted) {
@@ -182,6 +184,11 @@ func (c *conn) refuseHead(ex *Exchange, r *refusal) {
 	ex.bytesIn = uint64(h.n - h.r)
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
 	_ = giveID(ex)
+	if h.unsure { // a reply of HTTP/1.1 would be no frame for whoever got the preface wrong
+		ex.status, ex.outcome = r.status, r.outcome
+		ex.record()
+		return
+	}
 	ex.refuse(r)
 	ex.record()
 	c.releaseOutput()

@@ -124,6 +124,7 @@ func (c *conn) sniff(snap *snapshot, p *cleartext) bool {
 		return false
 	}
 	h := &c.http1
+	h.unsure = true
 	c.readBy.Store(c.worker.until(snap.policy.Timeouts.Header))
 	defer c.readBy.Store(0)
 	for {
