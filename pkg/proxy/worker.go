@@ -88,6 +88,7 @@ type Worker struct {
 	draining  atomic.Bool
 	leaving   chan struct{} // closed when draining begins
 	stop      chan struct{}
+	sweeper   sync.WaitGroup
 	serving   sync.WaitGroup // one for each open client connection
 }
 
@@ -110,7 +111,7 @@ func New(o Options) *Worker {
 		go w.overload.watch()
 		go w.overload.listen()
 	}
-	go w.sweep()
+	w.sweeper.Go(w.sweep)
 	return w
 }
 
@@ -252,6 +253,7 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 		<-done
 	}
 	close(w.stop)
+	w.sweeper.Wait() // it counts in the zone, which may be gone after this
 	w.endShared(true)
 	w.http2.Close()
 	w.mu.Lock()
