@@ -106,6 +106,7 @@ type WorkerCounts struct {
 	HandshakesLeft       uint64 // full TLS handshakes that it would begin now
 	Counters             []uint64
 	Handshakes           []uint64 // by zone.HandshakeOutcome
+	Misuses              []uint64 // by zone.Misuse
 	HandshakeDuration    zone.Histogram
 }
 
@@ -150,6 +151,7 @@ type Ledger struct {
 
 	requestOutcomes   []zone.RequestOutcome
 	handshakeOutcomes []zone.HandshakeOutcome
+	misuses           []zone.Misuse
 	upstreamOutcomes  []zone.UpstreamOutcome
 	limitOutcomes     []zone.LimitOutcome
 }
@@ -159,6 +161,7 @@ func New(s Sources) *Ledger {
 	return &Ledger{
 		sources: s, requestOutcomes: zone.RequestOutcomes(), handshakeOutcomes: zone.HandshakeOutcomes(),
 		upstreamOutcomes: zone.UpstreamOutcomes(), limitOutcomes: zone.LimitOutcomes(),
+		misuses: zone.Misuses(),
 	}
 }
 

@@ -134,6 +134,10 @@ func (l *Ledger) readWorker(slab *zone.Slab, w *WorkerCounts) {
 	for _, o := range l.handshakeOutcomes {
 		w.Handshakes[o] = slab.LoadHandshake(o)
 	}
+	w.Misuses = resize(w.Misuses, len(l.misuses))
+	for _, m := range l.misuses {
+		w.Misuses[m] = slab.LoadMisuse(m)
+	}
 	slab.HandshakeDuration(&w.HandshakeDuration)
 }
 

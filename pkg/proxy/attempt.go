@@ -173,6 +173,9 @@ func (a *attempt) passReply() zone.UpstreamOutcome {
 	ex := a.ex
 	ex.dress(&ex.reply)
 	clientErr := ex.client.begin(ex, &ex.reply)
+	if clientErr != nil {
+		a.reusable = a.discard()
+	}
 	var upErr error
 	if clientErr == nil {
 		upErr, clientErr = a.passBody()

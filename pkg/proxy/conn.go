@@ -51,11 +51,12 @@ type conn struct {
 	closing            atomic.Bool // no more requests
 	http2              atomic.Pointer[http2.Conn]
 
-	// The upstream connection that an HTTP/1.1 exchange has in use, and since when.
-	// The lock is held while the sweeper kills it, so that it cannot hit the next owner.
+	// The upstream connection that an HTTP/1.1 exchange has in use, and since when; streams
+	// have theirs. The lock is held while one is killed, so that it cannot hit the next owner.
 	watched  sync.Mutex
 	upstream *upConn
 	since    int64
+	held     map[*stream]*upstream // whose clients went away: see cancelUpstream
 
 	http1 http1State
 }

@@ -34,10 +34,7 @@ type stream struct {
 	most   int64
 	cancel func() // onCancel, bound once
 
-	// The upstream connection in use. The lock is held while it is killed, so that
-	// it cannot hit the next owner.
-	watched  sync.Mutex
-	upstream *upConn
+	upstream *upConn // in use; guarded by the lock of conn.watched
 }
 
 var _ client = (*stream)(nil)
@@ -61,11 +58,7 @@ func (c *conn) serveHTTP2(snap *snapshot) {
 	if c.closing.Load() {
 		h2.Shutdown() // drain may have missed it
 	}
-	err := h2.Serve()
-	var misuse *http2.Misuse
-	if errors.As(err, &misuse) {
-		c.worker.slab.Add(zone.HTTP2Misuse, 1)
-	}
+	_ = h2.Serve() // tellMisuse had its error
 }
 
 // recordWriter writes all records of a Write by one system call. One goroutine writes.
@@ -91,6 +84,7 @@ func http2Config(p *policy.Snapshot, h *http2Handler) http2.Config {
 		MaxHeaderBytes: p.Sizes.HeaderBytes, MaxFields: p.Sizes.HeaderFields,
 		Idle: p.Timeouts.Keepalive, Header: p.Timeouts.Header, Body: p.Timeouts.Body, Write: p.Timeouts.Write,
 		Pool: h.conn.worker.http2, Panic: h.conn.worker.recovered, Refused: h.refused, Admit: h.conn.admit,
+		Ending: h.conn.tellMisuse,
 	}
 }
 
@@ -164,19 +158,24 @@ func (h *http2Handler) refused(s *http2.Stream, status int, _ error) {
 
 // onCancel runs when the client reset the stream or the connection is gone.
 func (st *stream) onCancel() {
-	st.watched.Lock()
-	defer st.watched.Unlock()
+	c := st.conn
+	c.watched.Lock()
+	defer c.watched.Unlock()
 	if st.upstream != nil {
-		st.upstream.kill(killCancelled)
+		st.cancelUpstream()
 	}
 }
 
 func (st *stream) watch(u *upConn) {
-	st.watched.Lock()
+	c := st.conn
+	c.watched.Lock()
 	st.upstream = u
-	st.watched.Unlock()
+	if u == nil {
+		c.release(st)
+	}
+	c.watched.Unlock()
 	if u != nil && st.s.Cancelled() {
-		u.kill(killCancelled) // the hook may have come before
+		st.onCancel() // the hook may have come before
 	}
 }
 

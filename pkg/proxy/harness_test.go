@@ -331,9 +331,9 @@ func (g *gateway) outcomes() (n uint64) {
 }
 
 func TestMain(m *testing.M) {
-	if spec := os.Getenv(crowdVariable); spec != "" {
-		if err := crowdMain(spec); err != nil {
-			fmt.Fprintln(os.Stderr, "crowd:", err)
+	if spec := os.Getenv(helperVariable); spec != "" {
+		if err := helperMain(spec); err != nil {
+			fmt.Fprintln(os.Stderr, "helper:", err)
 			os.Exit(1)
 		}
 		return

@@ -6,13 +6,12 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"os"
-	"os/exec"
 	"runtime"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -22,9 +21,6 @@ import (
 	"github.com/xgw-project/xgw/pkg/policy"
 )
 
-// crowdVariable makes the test binary a crowd of clients: "address count state".
-const crowdVariable = "XGW_TEST_CROWD"
-
 // The states in which a crowd leaves its connections.
 const (
 	crowdIdle1   = "idle-http1" // one exchange, then silence
@@ -32,26 +28,26 @@ const (
 	crowdFresh   = "fresh" // handshake, then silence
 	crowdHead    = "half-a-head"
 	crowdHeaders = "half-a-block" // of HTTP/2
+
+	// As much as the windows allow on as many streams as there may be.
+	crowdUploads      = "uploads"       // bodies without an end
+	crowdSmallUploads = "small-uploads" // bodies that are not yet whole
+	crowdZeroWindow   = "zero-window"   // replies that are not taken
+	crowdBlock        = "large-block"   // a header block without an end
 )
 
-// crowdMain opens the connections, says so, and holds them until its input ends. It is a process
-// of its own, so that the memory of its ends is not counted.
-func crowdMain(spec string) error {
-	f := strings.Fields(spec)
-	n, err := strconv.Atoi(f[1])
-	if err != nil {
-		return err
-	}
+// crowdMain opens the connections, says so, and holds them until its input ends.
+func crowdMain(address, state string, n int) error {
 	conns := make([]*tls.Conn, 0, n)
 	for i := range n {
-		c, err := crowdDial(f[0], f[2])
+		c, err := crowdDial(address, state)
 		if err != nil {
 			return fmt.Errorf("connection %d: %w", i, err)
 		}
 		conns = append(conns, c)
 	}
 	fmt.Println("ready")
-	_, err = io.Copy(io.Discard, os.Stdin)
+	_, err := io.Copy(io.Discard, os.Stdin)
 	for _, c := range conns {
 		c.NetConn().Close()
 	}
@@ -59,6 +55,14 @@ func crowdMain(spec string) error {
 }
 
 func crowdDial(address, state string) (*tls.Conn, error) {
+	switch state {
+	case crowdUploads, crowdSmallUploads, crowdZeroWindow, crowdBlock:
+		f, err := dialFrames(address, h2.Setting{ID: h2.SettingInitialWindowSize})
+		if err != nil {
+			return nil, err
+		}
+		return f.nc, f.fill(state)
+	}
 	protocol := "http/1.1"
 	if state == crowdIdle2 || state == crowdHeaders {
 		protocol = "h2"
@@ -83,6 +87,37 @@ func crowdDial(address, state string) (*tls.Conn, error) {
 		err = crowdStream(c, state == crowdIdle2, cookie)
 	}
 	return c, err
+}
+
+// fill makes the gateway hold what it can be made to.
+func (f *frames) fill(state string) error {
+	if state == crowdBlock {
+		part := f.fields(":method", "GET", "cookie", strings.Repeat("x", 15<<10))
+		return errors.Join(f.WriteHeaders(h2.HeadersFrameParam{StreamID: 1, BlockFragment: part}), f.WriteContinuation(1, false, part))
+	}
+	for i := range 100 {
+		var err error
+		switch state {
+		case crowdUploads:
+			err = f.request(oddID(i), false, "POST", "/hang")
+		case crowdSmallUploads:
+			err = f.request(oddID(i), false, "POST", "/hang", "content-length", "16384")
+		case crowdZeroWindow:
+			err = f.request(oddID(i), true, "GET", "/long")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if state == crowdZeroWindow {
+		return nil
+	}
+	for i := range 100 {
+		if err := f.WriteData(oddID(i), false, make([]byte, 10400)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // crowdStream sends a request of HTTP/2; whole and awaited, or the first half of its fields.
@@ -111,34 +146,6 @@ func crowdStream(c *tls.Conn, whole bool, cookie int) error {
 	}
 }
 
-// crowd starts n clients and waits until all have come to their state.
-func (g *gateway) crowd(n int, state string) (leave func()) {
-	g.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %s", crowdVariable, g.address, n, state))
-	cmd.Stderr = os.Stderr
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		g.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		g.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		g.Fatal(err)
-	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
-		g.Fatalf("crowd: %q, %v, log: %s", line, err, g.log)
-	}
-	return func() {
-		in.Close()
-		if err := cmd.Wait(); err != nil {
-			g.Errorf("crowd: %v", err)
-		}
-	}
-}
-
 // inUse is the bytes of heap and stacks.
 func inUse() int64 {
 	var m runtime.MemStats
@@ -159,9 +166,9 @@ func TestMemoryOfConnections(t *testing.T) {
 		t.Run(state, func(t *testing.T) {
 			up := httpUpstream(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hello") })
 			g := newGateway(t, []string{up}, func(s *policy.Snapshot) { s.Connections = 2 * n })
-			g.crowd(10, state)() // what is made once
+			g.crowd(state, 10)() // what is made once
 			before := inUse()
-			leave := g.crowd(n, state)
+			leave := g.crowd(state, n)
 			each := (inUse() - before) / n
 			t.Logf("%.1f KiB a connection", float64(each)/1024)
 			if each > most {

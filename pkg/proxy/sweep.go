@@ -93,8 +93,9 @@ func (c *conn) expire(now int64) {
 	c.watched.Lock()
 	defer c.watched.Unlock()
 	if c.upstream != nil && now-c.since > int64(lookAfter) && c.gone() {
-		c.upstream.kill(killCancelled)
+		c.upstream.kill(killCancelled) // it cost the client a connection, too
 	}
+	c.cancelHeld()
 }
 
 // gone asks the kernel whether the client has closed its side.

@@ -39,6 +39,9 @@ type upstream struct {
 	retryBudget int        // in thousandths
 	waiting     []chan struct{}
 	retired     bool
+
+	cancelAt atomic.Int64 // by the worker's clock: see mayCancel
+	held     atomic.Int64 // exchanges that are not cancelled yet
 }
 
 // upConn is a connection to a server. One exchange at a time owns it.
@@ -82,6 +85,7 @@ var errNoServer = errors.New("upstream has no server: its names were not resolve
 
 func newUpstream(p *policy.Upstream) (*upstream, error) {
 	u := &upstream{policy: p, retryBudget: retrySaved}
+	u.cancelAt.Store(-cancelSlack)
 	if p.Watch == 0 {
 		u.update(0, p.Servers)
 	} // else they come by Know

@@ -71,11 +71,14 @@ type Worker struct {
 	exchanges    sync.Pool
 	http2        *http2.Pool
 	lastFullSaid atomic.Int64
-	rateWindow   time.Duration
-	swept        int64 // the sweeper's last look, by clock
-	open         atomic.Int64
-	mirrors      atomic.Int64 // copies of requests under way
-	overload     overload
+	// Of what clients did to their connections: when it was last told, and how often not since.
+	lastMisuseSaid atomic.Int64
+	misuseUnsaid   atomic.Int64
+	rateWindow     time.Duration
+	swept          int64 // the sweeper's last look, by clock
+	open           atomic.Int64
+	mirrors        atomic.Int64 // copies of requests under way
+	overload       overload
 
 	mu        sync.Mutex
 	conns     map[*conn]struct{}
@@ -105,6 +108,7 @@ func New(o Options) *Worker {
 	w.boot = monotonicBoot(w.base)
 	w.exchanges.New = func() any { return new(Exchange) }
 	w.lastFullSaid.Store(-int64(time.Second))
+	w.lastMisuseSaid.Store(-int64(time.Second))
 	if err := w.newOverload(); err != nil {
 		w.log.Error("no overload will be noticed", "error", err)
 	} else {

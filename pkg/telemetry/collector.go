@@ -27,6 +27,7 @@ type metrics struct {
 	received, sent                                         *prometheus.Desc
 	upstreamRequests, upstreamDuration                     *prometheus.Desc
 	upstreamConnections, upstreamRetries, misuse, mirrored *prometheus.Desc
+	cancelsHeld                                            *prometheus.Desc
 	ejections, serverUp, healthChecks                      *prometheus.Desc
 	limited, bucketsEvicted                                *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
@@ -68,7 +69,8 @@ func newMetrics() *metrics {
 		upstreamRetries:     desc("upstream_retries_total", "Tries after a first one that failed.", "worker"),
 		panics:              desc("panics_total", "Faults of this program, each of which cost one exchange or connection.", "worker"),
 		drained:             desc("connections_drained_total", "Idle connections that were closed since worker_connections are nearly used up.", "worker"),
-		misuse:              desc("http2_misuse_total", "HTTP/2 connections closed for frames that do no work.", "worker"),
+		cancelsHeld:         desc("upstream_cancels_held_total", "Exchanges that were not cancelled at once when their client went away: too many others were.", "worker"),
+		misuse:              desc("http2_misuse_total", "HTTP/2 connections ended for what their client did, by kind; the error log says who.", "worker", "kind"),
 		mirrored:            desc("mirrored_requests_total", "Copies of requests for a route's mirror; dropped are those for which there was no room.", "worker", "result"),
 		ejections:           desc("upstream_ejections_total", "Times a worker took a server out of balance that failed requests.", "worker"),
 		serverUp:            desc("upstream_server_up", "1 while the server is in balance, 0 while its health checks say that it is down. Ejections are each worker's own and not in it.", "upstream", "server"),
@@ -258,7 +260,10 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.ejections, w.Counter(zone.UpstreamEjections), id)
 	e.counter(m.panics, w.Counter(zone.Panics), id)
 	e.counter(m.drained, w.Counter(zone.ConnectionsDrained), id)
-	e.counter(m.misuse, w.Counter(zone.HTTP2Misuse), id)
+	e.counter(m.cancelsHeld, w.Counter(zone.CancelsHeld), id)
+	for k, n := range w.Misuses {
+		e.counter(m.misuse, n, id, zone.Misuse(k).String())
+	}
 	e.counter(m.mirrored, w.Counter(zone.Mirrored), id, "sent")
 	e.counter(m.mirrored, w.Counter(zone.MirrorDropped), id, "dropped")
 	e.counter(m.bucketsEvicted, w.Counter(zone.LimitBucketsEvicted), id)

@@ -20,7 +20,7 @@ const (
 	UpstreamConnectionsOpened
 	UpstreamConnectionsReused
 	UpstreamRetries
-	HTTP2Misuse   // connections closed for frames that do no work
+	HTTP2Misuse   // connections ended for what their client did: see Misuse
 	Mirrored      // copies of requests that were sent on their way
 	MirrorDropped // copies for which there was no room
 	UpstreamEjections
@@ -45,6 +45,7 @@ const (
 	AgreedClassical    // any other
 	Panics             // at the root of a goroutine: each cost one exchange or connection
 	ConnectionsDrained // idle ones that were closed to make room for others
+	CancelsHeld        // exchanges whose client went away while their upstream had too many cancelled
 	PlainCounters      // how many there are
 )
 
@@ -56,7 +57,7 @@ var counterNames = [PlainCounters]string{
 	"offered_tls13", "offered_tls12", "offered_older", "offered_http2", "offered_http1", "offered_no_protocol", "offered_other_protocol",
 	"server_name_known", "server_name_unknown", "server_name_absent",
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
-	"panics", "connections_drained",
+	"panics", "connections_drained", "cancels_held",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
@@ -137,6 +138,40 @@ func (o HandshakeOutcome) Failed() bool { return o > HandshakeResumed }
 // HandshakeOutcomes lists all.
 func HandshakeOutcomes() []HandshakeOutcome { return upTo(handshakeOutcomes) }
 
+// Misuse is what a client did for which its HTTP/2 connection was ended.
+type Misuse int
+
+const (
+	MisuseEmptyData      Misuse = iota // this and the next ones: too many frames that do no work
+	MisusePings                        //
+	MisuseSettings                     //
+	MisusePriorities                   //
+	MisuseWindowUpdates                //
+	MisuseResets                       // of its own requests: rapid reset
+	MisuseCausedResets                 // by frames and requests that break the protocol
+	MisuseContinuations                // header blocks without an end
+	MisuseHeaderFloods                 // more header than allowed, again and again
+	MisuseClosedStreams                //
+	MisuseRefusedStreams               //
+	MisuseUnknownFrames                //
+	MisuseControlQueue                 // makes answers necessary and does not read them
+	MisuseProtocol                     // a connection error of RFC 9113
+	MisuseSlowHeader                   // did not end in time what it began
+	MisuseUnread                       // did not take what was sent
+	MisuseSlow                         // below the least rate
+	misuses
+)
+
+var misuseNames = [misuses]string{
+	"empty_data", "pings", "settings", "priorities", "window_updates", "resets", "caused_resets", "continuations", "header_floods",
+	"closed_streams", "refused_streams", "unknown_frames", "control_queue", "protocol", "slow_header", "unread", "slow",
+}
+
+func (m Misuse) String() string { return word(misuseNames[:], int(m)) }
+
+// Misuses lists all.
+func Misuses() []Misuse { return upTo(misuses) }
+
 // UpstreamOutcome is how one try at an upstream ended.
 type UpstreamOutcome int
 
@@ -198,13 +233,15 @@ func word(words []string, i int) string {
 const (
 	counterRequests   = 8 * lineWords
 	counterHandshakes = 16 * lineWords
+	counterMisuse     = 20 * lineWords
 	counterWords      = 24 * lineWords
 )
 
 var (
 	_ [counterRequests - int(PlainCounters)]struct{} // each range is long enough
 	_ [counterHandshakes - counterRequests - int(requestOutcomes)]struct{}
-	_ [counterWords - counterHandshakes - int(handshakeOutcomes)]struct{}
+	_ [counterMisuse - counterHandshakes - int(handshakeOutcomes)]struct{}
+	_ [counterWords - counterMisuse - int(misuses)]struct{}
 )
 
 // Gauge is one present value of a worker.

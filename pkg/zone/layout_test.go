@@ -134,6 +134,9 @@ func TestWords(t *testing.T) {
 	for _, o := range UpstreamOutcomes() {
 		check("upstream", o.String())
 	}
+	for _, m := range Misuses() {
+		check("misuse", m.String())
+	}
 	for _, o := range LimitOutcomes() {
 		check("limit", o.String())
 	}

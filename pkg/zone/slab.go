@@ -104,6 +104,15 @@ func (s *Slab) Handshake(outcome HandshakeOutcome, d time.Duration) {
 	observe(s.mem[slabHandshake:], d)
 }
 
+// Misuse counts a connection that was ended for it.
+func (s *Slab) Misuse(m Misuse) {
+	s.mem.add(slabCounters+int(HTTP2Misuse), 1)
+	s.mem.add(slabCounters+counterMisuse+int(m), 1)
+}
+
+// LoadMisuse reads how many connections were ended for it.
+func (s *Slab) LoadMisuse(m Misuse) uint64 { return s.mem.load(slabCounters + counterMisuse + int(m)) }
+
 // LoadRequest reads how many exchanges ended with the outcome.
 func (s *Slab) LoadRequest(o RequestOutcome) uint64 {
 	return s.mem.load(slabCounters + counterRequests + int(o))

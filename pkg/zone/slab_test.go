@@ -137,6 +137,9 @@ func readable(s *Slab, l Layout) (n int) {
 	for _, o := range HandshakeOutcomes() {
 		one(s.LoadHandshake(o))
 	}
+	for _, m := range Misuses() {
+		one(s.LoadMisuse(m))
+	}
 	var h Histogram
 	s.HandshakeDuration(&h)
 	histogram(&h)
@@ -180,6 +183,9 @@ func TestSlabWordsAreDistinct(t *testing.T) {
 	}
 	for _, o := range HandshakeOutcomes() {
 		write(func() { s.Handshake(o, 0) })
+	}
+	for _, m := range Misuses() {
+		write(func() { s.mem.add(slabCounters+counterMisuse+int(m), 1) })
 	}
 	for i, o := range RequestOutcomes() {
 		if i < 5 {

@@ -112,6 +112,9 @@ func (c *Conn) Serve() error {
 	err := c.readLoop()
 	c.end(err)
 	c.runHooks()
+	if c.cfg.Ending != nil {
+		c.cfg.Ending(c.cause(nil))
+	}
 	c.awaitFlush()
 	c.linger(err)
 	c.nc.Close()

@@ -51,6 +51,9 @@ type Config struct {
 	// the stream was reset. The stream's request side (ID, Method, Path …, as far as they were read) may be used until
 	// it returns. It runs on the reading goroutine and must not block.
 	Refused func(s *Stream, status int, cause error)
+	// Ending is told what Serve will return, when the connection begins to end: its exchanges may go on for a while. It
+	// must not block.
+	Ending func(error)
 }
 
 // Handler serves exchanges. ServeHTTP2 runs on a pooled goroutine; the exchange is over when it returns. The stream must
