@@ -80,15 +80,21 @@ func (a *attempt) sendRequest() error {
 
 // fill reads more of the reply into the buffer.
 func (a *attempt) fill() error {
-	b := a.in.b
 	if a.r == a.n {
 		a.r, a.n = 0, 0
 	}
-	if a.n == len(b) {
-		a.n = copy(b, b[a.r:a.n])
+	if a.n == len(a.in.b) {
+		old, w := a.in, a.ex.worker
+		if len(old.b) < bufferSize { // the reply does not fit into the small one
+			a.in = w.buffers.get()
+		}
+		a.n = copy(a.in.b, old.b[a.r:a.n])
 		a.r = 0
+		if a.in != old {
+			w.putBack(old)
+		}
 	}
-	n, err := a.conn.Read(b[a.n:])
+	n, err := a.conn.Read(a.in.b[a.n:])
 	a.n += n
 	if n > 0 {
 		return nil
@@ -122,6 +128,9 @@ func (a *attempt) readHead() error {
 		a.r += n
 		seen = 0
 		if ex.reply.Status >= 200 {
+			if ex.webSocket && ex.major == 2 && ex.reply.Status < 300 {
+				return errInvalidReply // which would tell the client that its tunnel is open
+			}
 			return nil
 		}
 		if ex.reply.Status == 101 {
@@ -235,6 +244,9 @@ func (a *attempt) passBody() (upErr, clientErr error) {
 // more fills the buffer, with a deadline for the wait.
 func (a *attempt) more() error {
 	a.ex.client.flush()
+	if a.r == a.n { // the client has taken all there was: it may have more at a time
+		a.in = a.ex.worker.resize(a.in, true)
+	}
 	a.conn.arm(a.ex.worker.until(a.ex.bodyTimeout()))
 	err := a.fill()
 	a.conn.arm(0)

@@ -31,6 +31,28 @@ func (p *bufferPool) get() *buffer {
 	return &buffer{b: make([]byte, p.size)}
 }
 
+// resize gives b back and returns a large buffer, of bufferSize at least, or else a small one;
+// or b itself, if it is one. What b held is gone.
+func (w *Worker) resize(b *buffer, large bool) *buffer {
+	if large == (len(b.b) >= bufferSize) {
+		return b
+	}
+	w.putBack(b)
+	if large {
+		return w.buffers.get()
+	}
+	return w.inputs.get()
+}
+
+// putBack returns a buffer that is large or small.
+func (w *Worker) putBack(b *buffer) {
+	if cap(b.b) >= bufferSize {
+		w.buffers.put(b)
+	} else {
+		w.inputs.put(b)
+	}
+}
+
 func (p *bufferPool) put(b *buffer) {
 	if b == nil || cap(b.b) > keepSize {
 		return

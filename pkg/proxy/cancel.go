@@ -44,7 +44,7 @@ func (u *upstream) mayCancel(now int64) bool {
 // The lock of watched is held.
 func (st *stream) cancelUpstream() {
 	u, c := st.upstream.up, st.conn
-	if _, ok := c.held[st]; ok {
+	if _, ok := c.abandoned[st]; ok {
 		return
 	}
 	if u.mayCancel(c.worker.now()) || u.held.Load() >= int64(u.policy.MaxConnections/heldShare) {
@@ -52,29 +52,29 @@ func (st *stream) cancelUpstream() {
 		return
 	}
 	u.held.Add(1)
-	if c.held == nil {
-		c.held = map[*stream]*upstream{}
+	if c.abandoned == nil {
+		c.abandoned = map[*stream]*upstream{}
 	}
-	c.held[st] = u
+	c.abandoned[st] = u
 	c.worker.slab.Add(zone.CancelsHeld, 1)
 }
 
-// release takes a stream from those held. The lock of watched is held.
-func (c *conn) release(st *stream) {
-	if u, ok := c.held[st]; ok {
-		delete(c.held, st)
+// reclaim takes a stream from those held. The lock of watched is held.
+func (c *conn) reclaim(st *stream) {
+	if u, ok := c.abandoned[st]; ok {
+		delete(c.abandoned, st)
 		u.held.Add(-1)
 	}
 }
 
 // cancelHeld is the sweeper's. The lock of watched is held.
 func (c *conn) cancelHeld() {
-	for st, u := range c.held {
+	for st, u := range c.abandoned {
 		if !u.mayCancel(c.worker.now()) {
 			return
 		}
 		st.upstream.kill(killCancelled)
-		c.release(st)
+		c.reclaim(st)
 	}
 }
 

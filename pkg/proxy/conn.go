@@ -53,10 +53,10 @@ type conn struct {
 
 	// The upstream connection that an HTTP/1.1 exchange has in use, and since when; streams
 	// have theirs. The lock is held while one is killed, so that it cannot hit the next owner.
-	watched  sync.Mutex
-	upstream *upConn
-	since    int64
-	held     map[*stream]*upstream // whose clients went away: see cancelUpstream
+	watched   sync.Mutex
+	upstream  *upConn
+	since     int64
+	abandoned map[*stream]*upstream // whose clients went away: see cancelUpstream
 
 	http1 http1State
 }
@@ -264,13 +264,13 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 		head:    http1.Request{Fields: ex.head.Fields[:0]},
 		reply:   http1.Response{Fields: ex.reply.Fields[:0]},
 		routing: ex.routing.cleared(), limiting: ex.limiting.cleared(),
-		pump: pump{done: ex.pump.done, chunk: ex.pump.chunk, fields: ex.pump.fields},
+		pump: pump{done: ex.pump.done, fields: ex.pump.fields},
 	}
 	return ex
 }
 
 func (w *Worker) freeExchange(ex *Exchange) {
-	if cap(ex.request) > keepSize || cap(ex.pump.chunk) > keepSize {
+	if cap(ex.request) > keepSize {
 		return
 	}
 	ex.client, ex.snap, ex.route = nil, nil, nil

@@ -245,7 +245,7 @@ func (c *conn) endRequest() {
 		copy(in[copy(in, rest):], h.in.b[h.r:h.n])
 		h.in.b, h.r, h.n = in, 0, behind
 	}
-	c.worker.buffers.put(h.raw)
+	c.worker.putBack(h.raw)
 	h.raw, h.rawR, h.rawN = nil, 0, 0
 }
 
@@ -280,6 +280,8 @@ func (c *conn) readRaw(p []byte) (int, error) {
 	return 0, err
 }
 
+func (c *conn) awaitBody() bool { return false }
+
 func (c *conn) readBody(p []byte) (int, error) {
 	h := &c.http1
 	if h.bodyDone.Load() {
@@ -302,17 +304,18 @@ func (c *conn) readBody(p []byte) (int, error) {
 func (c *conn) readChunked(p []byte) (int, error) {
 	h := &c.http1
 	if h.raw == nil {
-		h.raw = c.worker.buffers.get()
+		h.raw = c.worker.inputs.get()
 		h.rawR, h.rawN = 0, 0
 	}
 	got := 0
 	for {
 		for !h.decoder.Done() { // all pieces that are here, and that fit
 			have := h.raw.b[h.rawR:h.rawN]
-			if room := len(p) - got; len(have) > room {
-				have = have[:room] // a piece is not longer than what holds it
+			// A piece is not longer than what holds it.
+			data, n, fault := h.decoder.Next(have[:min(len(have), len(p)-got)])
+			if n == 0 && got == 0 {
+				data, n, fault = h.decoder.Next(have) // a trailer may be longer, and yields nothing
 			}
-			data, n, fault := h.decoder.Next(have)
 			if fault != nil {
 				return 0, fault
 			}
@@ -332,13 +335,26 @@ func (c *conn) readChunked(p []byte) (int, error) {
 		if got > 0 {
 			return got, nil
 		}
-		h.rawN = copy(h.raw.b, h.raw.b[h.rawR:h.rawN])
-		h.rawR = 0
+		c.compactRaw()
 		read, err := c.readRaw(h.raw.b[h.rawN:])
 		if err != nil {
 			return 0, err
 		}
 		h.rawN += read
+	}
+}
+
+// compactRaw makes room behind rawN. A client that fills the small buffer gets a large one.
+func (c *conn) compactRaw() {
+	h := &c.http1
+	old := h.raw
+	if h.rawN == len(old.b) && len(old.b) < bufferSize {
+		h.raw = c.worker.buffers.get()
+	}
+	h.rawN = copy(h.raw.b, old.b[h.rawR:h.rawN])
+	h.rawR = 0
+	if h.raw != old {
+		c.worker.putBack(old)
 	}
 }
 

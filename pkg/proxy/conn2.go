@@ -18,6 +18,7 @@ import (
 const (
 	codeNoError       = 0x0
 	codeInternalError = 0x2
+	codeCancel        = 0x8
 )
 
 // stream is an HTTP/2 stream as the client of an exchange. Streams are used again.
@@ -84,7 +85,7 @@ func http2Config(p *policy.Snapshot, h *http2Handler) http2.Config {
 		MaxHeaderBytes: p.Sizes.HeaderBytes, MaxFields: p.Sizes.HeaderFields,
 		Idle: p.Timeouts.Keepalive, Header: p.Timeouts.Header, Body: p.Timeouts.Body, Write: p.Timeouts.Write,
 		Pool: h.conn.worker.http2, Panic: h.conn.worker.recovered, Refused: h.refused, Admit: h.conn.admit,
-		Ending: h.conn.tellMisuse,
+		Ending: h.conn.tellMisuse, Protocols: opensWebSockets(p),
 	}
 }
 
@@ -125,6 +126,9 @@ func (h *http2Handler) ServeHTTP2(s *http2.Stream) {
 	ex.fields = ex.room
 	switch {
 	case s.EndStream():
+	case s.Protocol() != nil:
+		// From here on it is what it is in HTTP/1.1, a GET; what goes with that is not of the client.
+		ex.method, ex.head.WebSocket = []byte("GET"), true
 	case s.ContentLength() >= 0:
 		ex.body = http1.Body{Length: s.ContentLength()}
 		ex.late = s.ContentLength() == 0
@@ -171,7 +175,7 @@ func (st *stream) watch(u *upConn) {
 	c.watched.Lock()
 	st.upstream = u
 	if u == nil {
-		c.release(st)
+		c.reclaim(st)
 	}
 	c.watched.Unlock()
 	if u != nil && st.s.Cancelled() {
@@ -180,6 +184,13 @@ func (st *stream) watch(u *upConn) {
 }
 
 func (st *stream) proceed() {}
+
+func (st *stream) awaitBody() bool {
+	st.conn.receiving.Add(1)
+	st.s.Await()
+	st.conn.receiving.Add(-1)
+	return true
+}
 
 func (st *stream) readBody(p []byte) (int, error) {
 	if !st.quiet {

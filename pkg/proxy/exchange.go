@@ -17,6 +17,9 @@ import (
 // connection is taken: a slow client then holds none, and the try can be repeated.
 const smallBody = 16 << 10
 
+// bodyStep is the room for a small body that is made at a time.
+const bodyStep = 2 << 10
+
 // Exchange is one request and its reply, from the first byte to the last. It is
 // used again for another when it is over. Slices belong to the connection and are
 // valid until then.
@@ -74,7 +77,9 @@ type Exchange struct {
 	bytesIn     uint64
 	bytesOut    uint64
 	webSocket   bool // the client asks for one, and the route has them
-	replied     bool // the reply's head is on its way: the status is settled
+	// webSocketKey is the gateway's own, for a client of HTTP/2.
+	webSocketKey [24]byte
+	replied      bool // the reply's head is on its way: the status is settled
 
 	request []byte // to the upstream: head, and the body if it is small
 	pump    pump
@@ -86,6 +91,8 @@ type Exchange struct {
 type client interface {
 	// proceed tells a client that waits for it that the body is wanted.
 	proceed()
+	// awaitBody waits until readBody will not wait; false: it cannot tell.
+	awaitBody() bool
 	// readBody reads the request's body, decoded; io.EOF at its end.
 	readBody(p []byte) (int, error)
 	// trailers are the request's trailer fields that may go on, when readBody has returned
@@ -203,8 +210,10 @@ func (ex *Exchange) forward() {
 // longer than it says must not go on.
 func (ex *Exchange) readSmallBody() error {
 	at, n := len(ex.request), int(ex.body.Length)
-	ex.request = slices.Grow(ex.request, n+1)[:at+n+1]
 	for got := 0; ; {
+		// It grows with what comes: a client that only announces a body costs no room for it.
+		room := min(n-got+1, max(bodyStep, cap(ex.request)-at-got))
+		ex.request = slices.Grow(ex.request[:at+got], room)[:at+got+room]
 		read, err := ex.client.readBody(ex.request[at+got:])
 		got += read
 		ex.bytesIn += uint64(read)
@@ -275,7 +284,7 @@ func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 	}
 	ex.server = c.server.text
 	c.most = ex.totalBy
-	a := attempt{ex: ex, conn: c, in: w.buffers.get(), streamed: streamed}
+	a := attempt{ex: ex, conn: c, in: ex.replyBuffer(streamed), streamed: streamed}
 	ex.client.watch(c)
 	returned := false
 	defer func() {
@@ -284,12 +293,21 @@ func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 			ex.pump.stop(ex, c)
 		}
 		ex.client.watch(nil)
-		w.buffers.put(a.in)
+		w.putBack(a.in)
 		c.give(w, a.reusable && returned, a.report)
 	}()
 	again = a.run()
 	returned = true
 	return again
+}
+
+// replyBuffer is what the reply is read into at first. It is a small one where a client may have
+// many exchanges wait, or is waited for itself; fill and more replace it.
+func (ex *Exchange) replyBuffer(streamed bool) *buffer {
+	if ex.major == 2 || streamed {
+		return ex.worker.inputs.get()
+	}
+	return ex.worker.buffers.get()
 }
 
 // repeatable tells whether the request may be sent again when its connection dies before a

@@ -26,6 +26,7 @@ func filterList() []filter {
 		{"one reading", refuseAmbiguous},
 		{"client certificate", clientCertificate},
 		{"route", chooseRoute},
+		{"tunnel", refuseTunnel},
 		{"request limit", limitRequests},
 		{"rewrite", rewriteTarget},
 		{"body size", limitBody},
@@ -77,7 +78,7 @@ func (ex *Exchange) appendHead(b []byte) []byte {
 			if ex.route.request.drops(f.Name) {
 				continue
 			}
-			if hasUnderscore(f.Name) {
+			if hasUnderscore(f.Name) || ex.major == 2 && isWebSocketKey(f.Name) {
 				continue // many servers read it as a dash: a way to forge other fields
 			}
 			b = appendField(b, f.Name, f.Value)
@@ -93,6 +94,9 @@ func (ex *Exchange) appendHead(b []byte) []byte {
 	b = ex.route.request.append(b)
 	if ex.webSocket {
 		b = append(b, "Connection: Upgrade\r\nUpgrade: websocket\r\n"...)
+		if ex.major == 2 {
+			b = ex.appendWebSocketKey(b)
+		}
 	}
 	switch {
 	case ex.body.Chunked:

@@ -69,7 +69,7 @@ func (ex *Exchange) mirror() {
 		worker: w, snap: ex.snap, route: m.route, start: w.now(), peer: ex.peer, major: 1, minor: 1, body: ex.body, id: ex.id,
 		room: cp.room[:0], request: append(cp.request[:0], ex.request...), routing: cp.routing.cleared(),
 		head: http1.Request{Fields: cp.head.Fields[:0]}, reply: http1.Response{Fields: cp.reply.Fields[:0]},
-		pump: pump{done: cp.pump.done, chunk: cp.pump.chunk, fields: cp.pump.fields}, trailers: cp.trailers[:0], unsized: ex.unsized,
+		pump: pump{done: cp.pump.done, fields: cp.pump.fields}, trailers: cp.trailers[:0], unsized: ex.unsized,
 	}
 	cp.client = &nobody{ex: cp}
 	cp.routing.text = append(cp.routing.text, ex.method...) // the client's may be gone before the reply is here
@@ -138,6 +138,7 @@ func (n *nobody) write(_ *Exchange, p []byte) error {
 func (n *nobody) trailers() []http1.Field                  { return nil }
 func (n *nobody) interim(*Exchange, *http1.Response) error { return nil }
 func (n *nobody) proceed()                                 {}
+func (n *nobody) awaitBody() bool                          { return true }
 func (n *nobody) readBody([]byte) (int, error)             { return 0, io.EOF }
 func (n *nobody) flush()                                   {}
 func (n *nobody) end(*Exchange) error                      { return nil }

@@ -5,6 +5,7 @@ package proxy
 import (
 	"errors"
 	"io"
+	"slices"
 	"sync/atomic"
 
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
@@ -21,7 +22,6 @@ type pump struct {
 	err     atomic.Pointer[error] // why the client's body ended early
 	whole   bool                  // all of it was sent
 	bytes   uint64
-	chunk   []byte
 	fields  []http2.Field // trailers for HTTP/2
 }
 
@@ -76,11 +76,16 @@ func (p *pump) run(ex *Exchange, c *upConn) {
 		}
 	}()
 	w := ex.worker
-	buffer := w.buffers.get()
-	defer w.buffers.put(buffer)
-	for {
+	buffer := w.inputs.get()
+	defer func() { w.putBack(buffer) }()
+	for fast := false; ; {
 		p.arm(c, 0) // the client has its own time
-		n, err := ex.client.readBody(buffer.b)
+		// A client that is waited for is given a small buffer, one that sends fast a large one.
+		here := ex.client.awaitBody()
+		buffer = w.resize(buffer, here || fast)
+		room := buffer.b[http1.ChunkRoom : len(buffer.b)-http1.ChunkTail]
+		n, err := ex.client.readBody(room)
+		fast = n == len(room)
 		p.bytes += uint64(n)
 		ended := errors.Is(err, io.EOF)
 		if ended {
@@ -94,8 +99,11 @@ func (p *pump) run(ex *Exchange, c *upConn) {
 		}
 		// While the body goes out, the upstream is given time for each piece.
 		p.arm(c, w.until(ex.bodyTimeout()))
-		if !p.send(ex, c, buffer.b[:n], ended) {
+		if !p.send(ex, c, buffer.b, n, ended) {
 			return // the reader of the reply finds out why
+		}
+		if here {
+			buffer, fast = w.resize(buffer, false), false
 		}
 		if ended {
 			p.whole = true
@@ -114,16 +122,21 @@ func (p *pump) arm(c *upConn, by int64) {
 	}
 }
 
-func (p *pump) send(ex *Exchange, c *upConn, piece []byte, last bool) bool {
+// send passes n bytes on that stand in b behind the room for a chunk's beginning.
+func (p *pump) send(ex *Exchange, c *upConn, b []byte, n int, last bool) bool {
+	piece := b[http1.ChunkRoom : http1.ChunkRoom+n]
 	if c.stream != nil {
 		return p.sendStream(ex, c.stream, piece, last)
 	}
 	if ex.body.Chunked {
-		p.chunk = http1.AppendChunk(p.chunk[:0], piece)
+		trailers := []http1.Field(nil)
 		if last {
-			p.chunk = http1.AppendLastChunk(p.chunk, ex.client.trailers())
+			trailers = ex.client.trailers()
 		}
-		piece = p.chunk
+		piece = http1.FrameChunk(b, n, last && len(trailers) == 0)
+		if len(trailers) > 0 { // they are rare: they may cost a copy
+			piece = http1.AppendLastChunk(slices.Clone(piece), trailers)
+		}
 	}
 	if len(piece) == 0 {
 		return true

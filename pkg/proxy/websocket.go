@@ -3,7 +3,6 @@
 package proxy
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"net"
@@ -11,6 +10,7 @@ import (
 	"time"
 
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
+	"github.com/xgw-project/xgw/pkg/proxy/http2"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -21,7 +21,8 @@ const webSocketClose = 5 * time.Second
 // ended, one breaks off, or neither says anything for the time of its route. What is in it
 // the gateway does not look at.
 type tunnel struct {
-	client *conn
+	worker *Worker
+	client tunnelEnd
 	server *upConn
 	idle   atomic.Int64 // ns that both may be silent
 	in     uint64       // bytes from the client; settled when done is closed
@@ -29,32 +30,51 @@ type tunnel struct {
 	done   chan struct{}
 }
 
+// tunnelEnd is the client's side of a tunnel: a connection of HTTP/1.1 or a stream of HTTP/2.
+type tunnelEnd interface {
+	// sendUpgrade tells the client that the tunnel is open.
+	sendUpgrade(ex *Exchange) error
+	// readTunnel waits for bytes; io.EOF when the client has ended its side.
+	readTunnel(p []byte) (int, error)
+	writeTunnel(p []byte) error
+	// endTunnel ends the gateway's side.
+	endTunnel()
+	// silentUntil bounds the wait of readTunnel, by the worker's clock, to d.
+	silentUntil(by int64, d time.Duration)
+	// wakeTunnel makes readTunnel return.
+	wakeTunnel()
+	abort()
+	timedOut() bool
+}
+
 // serveTunnel answers with the server's 101 and passes bytes until it is over.
 func (a *attempt) serveTunnel() {
 	ex := a.ex
-	c, ok := ex.client.(*conn)
+	c, ok := ex.client.(tunnelEnd)
 	if !ok {
 		panic("a tunnel for a client that cannot have one")
 	}
 	ex.client.watch(nil) // from here on a side that ends is no reason to end the other
 	ex.worker.slab.Upstream(ex.route.upstream.policy.Slot, zone.UpstreamOK, ex.upstreamFor)
-	ex.replied, ex.status = true, 101
-	c.http1.keep = false
+	ex.replied = true
 	ex.dress(&ex.reply)
-	c.sendUpgrade(ex)
-	t := &tunnel{client: c, server: a.conn, done: make(chan struct{})}
+	clientErr := c.sendUpgrade(ex)
+	t := &tunnel{worker: ex.worker, client: c, server: a.conn, done: make(chan struct{})}
 	t.idle.Store(int64(ex.route.webSocket))
 	a.conn.most = 0 // it lasts as long as it is used
 	t.touch()
 	go t.up(ex)
-	serverErr, clientErr := t.down(ex, a)
+	var serverErr error
+	if clientErr == nil {
+		serverErr, clientErr = t.down(ex, a)
+	}
 	if serverErr != nil || clientErr != nil {
 		t.stop()
 	}
 	<-t.done
 	ex.bytesIn += t.in
 	switch {
-	case c.expired.Load(), t.server.killed() == killTimeout:
+	case c.timedOut(), t.server.killed() == killTimeout, errors.Is(t.broken, http2.ErrTimeout), errors.Is(clientErr, http2.ErrTimeout):
 		ex.outcome = zone.RequestClientTimeout
 	case serverErr != nil: // it comes first: its end is what wakes the client's reader
 		ex.outcome = zone.RequestUpstreamReset
@@ -67,8 +87,29 @@ func (a *attempt) serveTunnel() {
 	c.abort()
 }
 
-// sendUpgrade sends the head of the reply.
-func (c *conn) sendUpgrade(ex *Exchange) {
+var _, _ tunnelEnd = (*conn)(nil), (*stream)(nil)
+
+func (c *conn) readTunnel(p []byte) (int, error) {
+	if h := &c.http1; h.r < h.n { // what came with the request
+		n := copy(p, h.in.b[h.r:h.n])
+		h.r += n
+		return n, nil
+	}
+	return c.stream.Read(p)
+}
+
+func (c *conn) writeTunnel(p []byte) error {
+	c.send(p, nil)
+	return c.http1.err
+}
+
+func (c *conn) endTunnel()                            { _ = c.stream.CloseWrite() }
+func (c *conn) silentUntil(by int64, _ time.Duration) { c.readBy.Store(by) }
+func (c *conn) wakeTunnel()                           { _ = c.tcp.SetReadDeadline(past) }
+func (c *conn) timedOut() bool                        { return c.expired.Load() }
+
+func (c *conn) sendUpgrade(ex *Exchange) error {
+	ex.status, c.http1.keep = 101, false
 	b := append(c.worker.outputs.get().b[:0], "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"...)
 	for i := range ex.reply.Fields {
 		if f := &ex.reply.Fields[i]; f.Kind == http1.Other {
@@ -81,12 +122,14 @@ func (c *conn) sendUpgrade(ex *Exchange) {
 	ex.bytesOut += uint64(len(b))
 	c.send(b, nil)
 	c.worker.outputs.put(&buffer{b: b})
+	return c.http1.err
 }
 
 // touch begins the time of silence anew.
 func (t *tunnel) touch() {
-	by := t.client.worker.until(time.Duration(t.idle.Load()))
-	t.client.readBy.Store(by)
+	idle := time.Duration(t.idle.Load())
+	by := t.worker.until(idle)
+	t.client.silentUntil(by, idle)
 	t.server.arm(by)
 }
 
@@ -99,7 +142,7 @@ func (t *tunnel) ended() {
 // stop wakes whoever waits for either side.
 func (t *tunnel) stop() {
 	t.server.kill(killCancelled)
-	_ = t.client.tcp.SetReadDeadline(past)
+	t.client.wakeTunnel()
 }
 
 // up passes on what the client says.
@@ -112,20 +155,16 @@ func (t *tunnel) up(ex *Exchange) {
 			t.stop()
 		}
 	}()
-	c := t.client
-	b := c.worker.buffers.get()
-	defer c.worker.buffers.put(b)
-	piece := c.http1.in.b[c.http1.r:c.http1.n] // what came with the request
+	b := t.worker.buffers.get()
+	defer t.worker.buffers.put(b)
 	for {
-		if len(piece) > 0 {
-			t.in += uint64(len(piece))
+		n, err := t.client.readTunnel(b.b)
+		if n > 0 {
+			t.in += uint64(n)
 			t.touch()
-			if _, err := t.server.Write(piece); err != nil {
+			if _, err := t.server.Write(b.b[:n]); err != nil {
 				return // whoever reads from the server finds out why
 			}
-		}
-		n, err := c.stream.Read(b.b)
-		if piece = b.b[:n]; n > 0 {
 			continue
 		}
 		if !errors.Is(err, io.EOF) {
@@ -148,9 +187,8 @@ func (t *tunnel) down(ex *Exchange, a *attempt) (serverErr, clientErr error) {
 		if a.r < a.n {
 			t.touch()
 			ex.bytesOut += uint64(a.n - a.r)
-			c.send(a.in.b[a.r:a.n], nil)
-			if c.http1.err != nil {
-				return nil, c.http1.err
+			if err := c.writeTunnel(a.in.b[a.r:a.n]); err != nil {
+				return nil, err
 			}
 		}
 		n, err := t.server.Read(a.in.b)
@@ -163,7 +201,7 @@ func (t *tunnel) down(ex *Exchange, a *attempt) (serverErr, clientErr error) {
 			}
 			return err, nil
 		}
-		_ = c.stream.CloseWrite()
+		c.endTunnel()
 		t.ended()
 		return nil, nil
 	}
@@ -175,8 +213,8 @@ func (a *attempt) isTunnel() bool {
 		return false
 	}
 	for i := range a.ex.reply.Fields {
-		if bytes.EqualFold(a.ex.reply.Fields[i].Name, []byte("sec-websocket-accept")) {
-			return true
+		if f := &a.ex.reply.Fields[i]; isNamed(f.Name, "sec-websocket-accept") {
+			return a.ex.major == 1 || string(f.Value) == acceptKey(a.ex.webSocketKey[:])
 		}
 	}
 	return false

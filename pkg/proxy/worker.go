@@ -13,7 +13,7 @@
 // which phase it was.
 //
 // Trailers go on both ways, less what had to come before the body, and interim replies to
-// clients. Not passed on: upgrades but to WebSockets (HTTP/1.1). Request fields with '_'
+// clients. Not passed on: upgrades but to WebSockets. Request fields with '_'
 // in their name are left out, and so is what only a gateway may say of a client:
 // Forwarded, X-Forwarded-*, X-Real-IP, X-Request-Id; a trusted proxy's word is read
 // before (client_address.go). A client that closes its sending side while it waits for a

@@ -2,7 +2,10 @@
 
 package http1
 
-import "bytes"
+import (
+	"bytes"
+	"strconv"
+)
 
 const (
 	maxChunkLine = 256 // size, extensions (read and left out) and CR LF
@@ -203,6 +206,28 @@ func AppendChunk(dst, data []byte) []byte {
 	dst = append(dst, "\r\n"...)
 	dst = append(dst, data...)
 	return append(dst, "\r\n"...)
+}
+
+// ChunkRoom is how many bytes FrameChunk needs in front of the data, and ChunkTail behind it.
+const (
+	ChunkRoom = 10 // eight digits and CRLF
+	ChunkTail = 7  // CRLF and the last chunk
+)
+
+// FrameChunk makes a chunk, and with last the end of the body, of the n bytes at b[ChunkRoom:], in
+// place. It returns the part of b that is to be sent.
+func FrameChunk(b []byte, n int, last bool) []byte {
+	from, to := ChunkRoom, ChunkRoom+n
+	if n > 0 {
+		var digits [ChunkRoom]byte
+		size := append(strconv.AppendInt(digits[:0], int64(n), 16), "\r\n"...)
+		from -= copy(b[ChunkRoom-len(size):], size)
+		to += copy(b[to:], "\r\n")
+	}
+	if last {
+		to += copy(b[to:], "0\r\n\r\n")
+	}
+	return b[from:to]
 }
 
 // AppendLastChunk ends a chunked body with trailer fields.

@@ -36,6 +36,7 @@ type Config struct {
 	Header         time.Duration // for the preface, the first SETTINGS, a header block, the SETTINGS ack; default 10 s
 	Body           time.Duration // without a byte of a body that is waited for: Read fails; default 60 s
 	Write          time.Duration // without progress of a write, or without window: stream or connection ends; default 60 s
+	Protocols      bool          // CONNECT with :protocol (RFC 8441) is passed to the handler, and clients are told so
 	Methods        []string      // allowed methods, others get 501; default GET HEAD POST PUT PATCH DELETE OPTIONS
 
 	// Pool holds what connections of one worker share: parked goroutines, streams, buffers. Nil: one for this connection.

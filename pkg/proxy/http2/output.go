@@ -67,10 +67,13 @@ func (w *wire) writeGoAway(last uint32, code h2.ErrCode) {
 }
 
 func (c *Conn) writeSettings() {
-	settings := [...]h2.Setting{
+	settings := []h2.Setting{
 		{ID: h2.SettingMaxConcurrentStreams, Val: c.cfg.MaxStreams},
 		{ID: h2.SettingInitialWindowSize, Val: uint32(c.cfg.StreamWindow)},
 		{ID: h2.SettingMaxHeaderListSize, Val: uint32(c.cfg.MaxHeaderBytes)},
+	}
+	if c.cfg.Protocols {
+		settings = append(settings, h2.Setting{ID: h2.SettingEnableConnectProtocol, Val: 1})
 	}
 	c.appendHeader(h2.FrameSettings, 0, 0, 6*len(settings))
 	for _, s := range settings {

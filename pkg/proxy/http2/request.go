@@ -28,6 +28,7 @@ const (
 	pseudoScheme
 	pseudoAuthority
 	pseudoPath
+	pseudoProtocol
 )
 
 // fieldOverhead is what each field counts for beside its bytes (RFC 9113, 6.5.2).
@@ -42,7 +43,7 @@ var (
 	errMissing    = errors.New("pseudo field is missing")
 	errPath       = errors.New(":path is not valid")
 	errScheme     = errors.New(":scheme is neither http nor https")
-	errConnect    = errors.New("CONNECT is not served")
+	errConnect    = errors.New("CONNECT is not served, or :protocol is not in its place")
 	errAuthority  = errors.New(":authority is missing or not valid")
 	errHost       = errors.New("host is doubled or differs from :authority")
 	errLength     = errors.New("content-length is doubled or not valid")
@@ -100,6 +101,8 @@ func (s *Stream) addPseudo(name, value string) error {
 		bit, to = pseudoAuthority, &s.authority
 	case ":path":
 		bit, to = pseudoPath, &s.path
+	case ":protocol":
+		bit, to = pseudoProtocol, &s.protocol
 	default:
 		return errPseudo
 	}
@@ -161,6 +164,7 @@ func parseLength(v string) (int64, bool) {
 
 // finishFields looks at the request as a whole.
 func (s *Stream) finishFields(end bool) {
+	s.noBody = end
 	s.bad = s.checkPseudo()
 	if s.bad == nil && end && s.length > 0 {
 		s.bad = errNoBody
@@ -173,10 +177,12 @@ func (s *Stream) finishFields(end bool) {
 func (s *Stream) checkPseudo() error {
 	const must = pseudoMethod | pseudoScheme | pseudoPath
 	p := &s.parse
-	if string(s.method) == "CONNECT" {
-		return errConnect
-	}
+	extended := p.seen&pseudoProtocol != 0
 	switch {
+	case extended != (string(s.method) == "CONNECT"), extended && !s.c.cfg.Protocols:
+		return errConnect
+	case extended && (len(s.protocol) == 0 || s.noBody || p.length):
+		return errConnect // RFC 8441, 4: the stream is a tunnel from its first byte
 	case p.seen&must != must:
 		return errMissing
 	case !validMethod(s.method):
@@ -235,6 +241,9 @@ func (s *Stream) joinCookies() {
 }
 
 func (s *Stream) allowed(methods []string) bool {
+	if s.protocol != nil {
+		return true
+	}
 	for _, m := range methods {
 		if string(s.method) == m {
 			return true

@@ -20,6 +20,7 @@ type Stream struct {
 
 	// The request. Written by the reader before the handler starts, read only afterwards.
 	method, scheme, authority, path []byte
+	protocol                        []byte
 	fields                          []Field
 	length                          int64 // content-length, -1 when there is none
 	noBody                          bool
@@ -72,7 +73,7 @@ func (s *Stream) recycle() {
 	const keep = 16 << 10 // what a rare large request grew is not kept for small ones
 	pool := s.c.pool
 	s.c, s.wire, s.id = nil, nil, 0
-	s.method, s.scheme, s.authority, s.path = nil, nil, nil, nil
+	s.method, s.scheme, s.authority, s.path, s.protocol = nil, nil, nil, nil, nil
 	clear(s.fields) // they point into arenas that may have been left behind
 	s.fields, s.arena, s.parse = s.fields[:0], s.arena[:0], requestParse{}
 	clear(s.trailers)
@@ -160,7 +161,10 @@ func (c *Conn) exchangeOver() {
 // ID is the stream's number.
 func (s *Stream) ID() uint32 { return s.id }
 
-// Method is one of Config.Methods.
+// Protocol is what a CONNECT of RFC 8441 asks for; nil for any other request.
+func (s *Stream) Protocol() []byte { return s.protocol }
+
+// Method is one of Config.Methods, or CONNECT where there is a Protocol.
 func (s *Stream) Method() []byte { return s.method }
 
 // Scheme is http or https.
@@ -238,24 +242,34 @@ func (s *Stream) Read(p []byte) (int, error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for {
-		switch {
-		case s.err != nil:
-			return 0, s.err
-		case s.body.n > 0:
-			n := s.body.take(c.pool, p)
-			c.giveBack(int64(n))
-			s.giveBack(int64(n))
-			return n, nil
-		case s.remoteEnd:
-			return 0, io.EOF
-		case s.readErr != nil:
-			return 0, s.readErr
-		case s.done || !s.open: // reset by the handler itself
-			return 0, ErrEnded
-		}
+	s.await()
+	switch {
+	case s.err != nil:
+		return 0, s.err
+	case s.body.n > 0:
+		n := s.body.take(c.pool, p)
+		c.giveBack(int64(n))
+		s.giveBack(int64(n))
+		return n, nil
+	case s.remoteEnd:
+		return 0, io.EOF
+	case s.readErr != nil:
+		return 0, s.readErr
+	}
+	return 0, ErrEnded // reset by the handler itself
+}
+
+// Await waits until Read will not wait: for a reader that borrows its buffer only then.
+func (s *Stream) Await() {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.await()
+}
+
+func (s *Stream) await() {
+	for s.err == nil && s.body.n == 0 && !s.remoteEnd && s.readErr == nil && !s.done && s.open {
 		if s.readSince == 0 {
-			s.readSince = c.now()
+			s.readSince = s.c.now()
 		}
 		s.readable.Wait()
 		if s.body.n > 0 || s.remoteEnd {
