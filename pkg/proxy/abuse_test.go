@@ -277,7 +277,7 @@ func TestAbuse(t *testing.T) {
 			for try := 1; ; try++ { // others share this machine: what abuse does, it does each time
 				beside, quiet := besides(g, client, i, &runs)
 				t.Logf("p99 %v, %v quiet; %d connections ended", beside, quiet, runs)
-				if raceEnabled || t.Failed() || beside <= max(25*time.Millisecond, 3*quiet) {
+				if raceEnabled || t.Failed() || beside <= max(50*time.Millisecond, 3*quiet) {
 					break
 				}
 				if try == 3 {
@@ -285,10 +285,9 @@ func TestAbuse(t *testing.T) {
 					break
 				}
 			}
-			for end := time.Now().Add(5 * time.Second); g.slab.LoadMisuse(a.kind) < runs && time.Now().Before(end); {
-				time.Sleep(5 * time.Millisecond)
-			}
-			if n := g.slab.Load(zone.HTTP2Misuse); n != runs || g.slab.LoadMisuse(a.kind) != runs {
+			eventually(t, "all are counted", func() bool { return g.slab.Load(zone.HTTP2Misuse) >= runs })
+			// A flood of two kinds at once is named for the greater.
+			if n := g.slab.Load(zone.HTTP2Misuse); n != runs || 10*g.slab.LoadMisuse(a.kind) < 9*runs {
 				t.Errorf("%d connections ended, %d counted as %v, %d in all", runs, g.slab.LoadMisuse(a.kind), a.kind, n)
 			}
 			if want := "kind=" + a.kind.String() + " "; !strings.Contains(g.log.String(), want) || !strings.Contains(g.log.String(), "client=127.0.0.1:") {
@@ -325,7 +324,7 @@ func TestMemoryUnderAbuse(t *testing.T) {
 				}
 				before := inUse()
 				leave := g.crowd(state, int(row.n))
-				time.Sleep(300 * time.Millisecond)
+				time.Sleep(2 * time.Second) // until all that was sent is read
 				each := (inUse() - before) / row.n
 				t.Logf("%d KiB a connection", each>>10)
 				if each > row.most {

@@ -18,7 +18,7 @@ import (
 const smallBody = 16 << 10
 
 // bodyStep is the room for a small body that is made at a time.
-const bodyStep = 2 << 10
+const bodyStep = 1 << 10
 
 // Exchange is one request and its reply, from the first byte to the last. It is
 // used again for another when it is over. Slices belong to the connection and are
