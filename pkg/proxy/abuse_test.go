@@ -314,7 +314,7 @@ func TestMemoryUnderAbuse(t *testing.T) {
 	up, end := helper(t, "upstream")
 	defer end()
 	for _, state := range []string{crowdUploads, crowdSmallUploads, crowdZeroWindow, crowdBlock} {
-		for _, row := range []struct{ n, most int64 }{{1, 4 << 20}, {200, 2 << 20}} {
+		for _, row := range []struct{ n, most int64 }{{1, 4 << 20}, {200, 5 << 19}} {
 			t.Run(fmt.Sprintf("%s, %d connections", state, row.n), func(t *testing.T) {
 				g := newGateway(t, []string{up}, func(s *policy.Snapshot) {
 					s.Upstreams[0].MaxConnections, s.Upstreams[0].MaxIdle, s.Upstreams[0].HeaderTimeout = 512, 0, time.Minute
