@@ -23,17 +23,18 @@ const (
 
 // stream is an HTTP/2 stream as the client of an exchange. Streams are used again.
 type stream struct {
-	conn   *conn
-	s      *http2.Stream
-	fields []http2.Field // of the reply's trailers
-	trail  []http1.Field // the request's trailers
-	quiet  bool          // the client may send its body as slowly as it likes
-	code   uint32        // of an abort
-	left   int64         // bytes of the reply's body still to come, where its length is known
-	ended  bool
-	taken  int64
-	most   int64
-	cancel func() // onCancel, bound once
+	conn    *conn
+	s       *http2.Stream
+	fields  []http2.Field // of the reply's trailers
+	trail   []http1.Field // the request's trailers
+	quiet   bool          // the client may send its body as slowly as it likes
+	code    uint32        // of an abort
+	left    int64         // bytes of the reply's body still to come, where its length is known
+	ended   bool
+	expects bool // the client waits for an interim 100
+	taken   int64
+	most    int64
+	cancel  func() // onCancel, bound once
 
 	upstream *upConn // in use; guarded by the lock of conn.watched
 }
@@ -92,6 +93,7 @@ func http2Config(p *policy.Snapshot, h *http2Handler) http2.Config {
 // begin borrows an exchange for the stream.
 func (h *http2Handler) begin(s *http2.Stream) (*Exchange, *stream) {
 	st := h.streams.Get().(*stream)
+	st.expects = false
 	st.s, st.left, st.ended, st.taken, st.quiet, st.code = s, -1, false, 0, false, codeInternalError
 	c := h.conn
 	snap := c.worker.current.Load()
@@ -120,6 +122,8 @@ func (h *http2Handler) ServeHTTP2(s *http2.Stream) {
 			ex.userAgent = f.Value
 		case http1.Referer:
 			ex.referer = f.Value
+		case http1.Expect:
+			st.expects = true
 		}
 		ex.room = append(ex.room, field)
 	}
@@ -183,7 +187,14 @@ func (st *stream) watch(u *upConn) {
 	}
 }
 
-func (st *stream) proceed() {}
+func (st *stream) proceed() {
+	if !st.expects {
+		return
+	}
+	st.expects = false
+	st.s.BeginHeaders(100)
+	_ = st.s.EndHeaders(false) // what failed shows when the reply is sent
+}
 
 func (st *stream) awaitBody() bool {
 	st.conn.receiving.Add(1)

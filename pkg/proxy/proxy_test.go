@@ -11,9 +11,11 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -301,6 +303,39 @@ func TestHTTP10(t *testing.T) {
 	c.send("GET / HTTP/1.0\r\nHost: a\r\n\r\n")
 	c.reply("GET")
 	c.closed()
+}
+
+// A client of HTTP/2 that waits to be asked for its body is asked at once, and one that is
+// refused keeps it.
+func TestExpect100OfHTTP2(t *testing.T) {
+	g := newGateway(t, []string{httpUpstream(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Expect") != "" {
+			t.Error("Expect was passed on")
+		}
+		_, _ = io.Copy(w, r.Body)
+	})}, nil)
+	c := g.client(true)
+	c.Transport.(*http.Transport).ExpectContinueTimeout = time.Minute
+	for path, want := range map[string]struct {
+		status int
+		asked  bool
+	}{"/": {200, true}, "/a/../b": {400, false}} {
+		asked := false
+		ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{Got100Continue: func() { asked = true }})
+		req, _ := http.NewRequestWithContext(ctx, "POST", g.url(""), strings.NewReader("hello"))
+		req.URL.Opaque = path
+		req.Header.Set("Expect", "100-continue")
+		began := time.Now()
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if resp.StatusCode != want.status || asked != want.asked || want.asked && string(body) != "hello" || time.Since(began) > 30*time.Second {
+			t.Errorf("%s: %d %q, asked %v, after %v", path, resp.StatusCode, body, asked, time.Since(began))
+		}
+	}
 }
 
 func TestExpect100(t *testing.T) {

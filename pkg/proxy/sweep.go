@@ -33,7 +33,6 @@ func (w *Worker) until(d time.Duration) int64 {
 
 // sweep renews the clock and ends what is overdue, until the worker stops.
 func (w *Worker) sweep() {
-	defer close(w.sweeperDone)
 	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {

@@ -80,20 +80,19 @@ type Worker struct {
 	mirrors        atomic.Int64 // copies of requests under way
 	overload       overload
 
-	mu          sync.Mutex
-	conns       map[*conn]struct{}
-	upConns     map[*upConn]struct{}
-	shared      map[*sharedConn]struct{}
-	sweeping    []*sharedConn             // the sweeper's own
-	mirrored    map[*nobody]*upConn       // what copies of requests have in use
-	known       map[uint64]policy.Servers // by watch
-	listeners   map[net.Listener]struct{}
-	draining    atomic.Bool
-	leaving     chan struct{} // closed when draining begins
-	stop        chan struct{}
-	sweeperDone chan struct{}
-	sweeper     sync.WaitGroup
-	serving     sync.WaitGroup // one for each open client connection
+	mu         sync.Mutex
+	conns      map[*conn]struct{}
+	upConns    map[*upConn]struct{}
+	shared     map[*sharedConn]struct{}
+	sweeping   []*sharedConn             // the sweeper's own
+	mirrored   map[*nobody]*upConn       // what copies of requests have in use
+	known      map[uint64]policy.Servers // by watch
+	listeners  map[net.Listener]struct{}
+	draining   atomic.Bool
+	leaving    chan struct{} // closed when draining begins
+	stop       chan struct{}
+	background sync.WaitGroup // the sweeper, and who watches for overload: they count in the zone
+	serving    sync.WaitGroup // one for each open client connection
 }
 
 // New makes a worker, which refuses connections until the first Commit.
@@ -104,7 +103,7 @@ func New(o Options) *Worker {
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, shared: map[*sharedConn]struct{}{}, mirrored: map[*nobody]*upConn{}, known: map[uint64]policy.Servers{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize}, records: bufferPool{size: recordsSize},
 		rateWindow: cmp.Or(o.window, rateWindow), base: time.Now(),
-		leaving: make(chan struct{}), stop: make(chan struct{}), sweeperDone: make(chan struct{}),
+		leaving: make(chan struct{}), stop: make(chan struct{}),
 	}
 	w.boot = monotonicBoot(w.base)
 	w.exchanges.New = func() any { return new(Exchange) }
@@ -113,10 +112,10 @@ func New(o Options) *Worker {
 	if err := w.newOverload(); err != nil {
 		w.log.Error("no overload will be noticed", "error", err)
 	} else {
-		go w.overload.watch()
-		go w.overload.listen()
+		w.background.Go(w.overload.watch)
+		w.background.Go(w.overload.listen)
 	}
-	w.sweeper.Go(w.sweep)
+	w.background.Go(w.sweep)
 	return w
 }
 
@@ -258,8 +257,7 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 		<-done
 	}
 	close(w.stop)
-	<-w.sweeperDone  // it writes to the zone, which may go now
-	w.sweeper.Wait() // it counts in the zone, which may be gone after this
+	w.background.Wait() // the zone may be gone after this
 	w.endShared(true)
 	w.http2.Close()
 	w.mu.Lock()
