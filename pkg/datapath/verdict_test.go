@@ -5,7 +5,6 @@ package datapath
 import (
 	"errors"
 	"net/netip"
-	"strings"
 	"testing"
 	"time"
 
