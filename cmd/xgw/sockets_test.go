@@ -129,7 +129,8 @@ func TestSYNLimitForSockets(t *testing.T) {
 			cancel()
 			// One SYN of the burst was the conversation's.
 			got, want := float64(accepted.Load()), min(float64(n), rate*took.Seconds()+burst-1)
-			if slack := want*0.02 + 2; got < want-slack || got > want+slack {
+			// Never more; less where a machine that stands still for a while forfeits what it could have sent.
+			if got < want*0.9-2 || got > want*1.02+2 {
 				t.Errorf("%d%% of the rate: %.0f connections of %d in %s, want %.0f", o.percent, got, n, took, want)
 			}
 			retransmitted := <-done
