@@ -122,10 +122,7 @@ func requestLimit(c *Config) mapping {
 		rows: []row{
 			{"name", required, label(&l.Name)},
 			{"key", none, oneOrMore{item: added(&l.Key, keyPart), initial: "address"}},
-			{"match", none, mapping{rows: []row{
-				{"route", none, oneOrMore{item: added(&l.Routes, label)}},
-				{"method", none, oneOrMore{item: added(&l.Methods, method)}},
-			}}},
+			{"match", none, limitMatch(&l.Routes, &l.Methods)},
 			{"rate", required, requestRate(l)},
 			{"burst", "1", whole(&l.Burst, 1, maxBurst)},
 			{"nodelay", "false", boolean(&nodelay)},
@@ -156,15 +153,27 @@ func checkRequestLimit(f *found, c *Config, l *RequestLimit) {
 			f.fail("burst", "%d: it lasts longer than a year at this rate", l.Burst)
 		}
 	}
-	for _, name := range l.Routes {
-		if !slices.ContainsFunc(c.Routes, func(r Route) bool { return r.Name == name }) {
-			f.fail("match", "there is no route %s", plain(name))
-		}
-	}
+	checkLimitMatch(f, c, l.Routes)
 	if l.Name != "" && slices.ContainsFunc(c.RequestLimits, func(other RequestLimit) bool { return other.Name == l.Name }) {
 		f.fail("name", "another limit_req is called %s", plain(l.Name))
 	}
 	c.RequestLimits = append(c.RequestLimits, *l)
+}
+
+// limitMatch is which requests a limit is for.
+func limitMatch(routes, methods *[]string) mapping {
+	return mapping{rows: []row{
+		{"route", none, oneOrMore{item: added(routes, label)}},
+		{"method", none, oneOrMore{item: added(methods, method)}},
+	}}
+}
+
+func checkLimitMatch(f *found, c *Config, routes []string) {
+	for _, name := range routes {
+		if !slices.ContainsFunc(c.Routes, func(r Route) bool { return r.Name == name }) {
+			f.fail("match", "there is no route %s", plain(name))
+		}
+	}
 }
 
 // keyPart is one word of a request limit's key.

@@ -37,31 +37,43 @@ type KeyPart struct {
 }
 
 func compileRequestLimits(c *config.Config) ([]RequestLimit, error) {
-	routes := make(map[string]int, len(c.Routes))
-	for i, r := range c.Routes {
-		routes[r.Name] = i
-	}
 	var out []RequestLimit
 	for _, l := range c.RequestLimits {
-		r := RequestLimit{
-			Name: l.Name, Methods: slices.Clone(l.Methods), Requests: l.Requests, Period: l.Period,
-			Burst: l.Burst, Delay: l.Delay, DryRun: l.DryRun, Status: l.Status,
+		routes, err := routesNamed(c, l.Routes)
+		if err != nil {
+			return nil, fmt.Errorf("request limit %s: %w", l.Name, err)
 		}
-		for _, name := range l.Routes {
-			i, ok := routes[name]
-			if !ok {
-				return nil, fmt.Errorf("request limit %s: there is no route %q", l.Name, name)
-			}
-			r.Routes = append(r.Routes, i)
-		}
-		for _, k := range l.Key {
-			kind, header, _ := strings.Cut(k, ":")
-			r.Key = append(r.Key, KeyPart{Kind: kind, Header: header})
-		}
-		id := fnv.New64a()
-		fmt.Fprintf(id, "%q%q", l.Name, l.Key) // never fails
-		r.ID = id.Sum64()
-		out = append(out, r)
+		out = append(out, RequestLimit{
+			Name: l.Name, ID: limitID(l.Name, l.Key), Routes: routes, Methods: slices.Clone(l.Methods), Key: compileKey(l.Key),
+			Requests: l.Requests, Period: l.Period, Burst: l.Burst, Delay: l.Delay, DryRun: l.DryRun, Status: l.Status,
+		})
 	}
 	return out, nil
+}
+
+// routesNamed are the indexes of the routes.
+func routesNamed(c *config.Config, names []string) (out []int, err error) {
+	for _, name := range names {
+		i := slices.IndexFunc(c.Routes, func(r config.Route) bool { return r.Name == name })
+		if i < 0 {
+			return nil, fmt.Errorf("there is no route %q", name)
+		}
+		out = append(out, i)
+	}
+	return out, nil
+}
+
+func compileKey(words []string) (out []KeyPart) {
+	for _, k := range words {
+		kind, header, _ := strings.Cut(k, ":")
+		out = append(out, KeyPart{Kind: kind, Header: header})
+	}
+	return out
+}
+
+// limitID is the same as long as a limit has its name and key.
+func limitID(name string, key []string) uint64 {
+	id := fnv.New64a()
+	fmt.Fprintf(id, "%q%q", name, key) // never fails
+	return id.Sum64()
 }

@@ -3,10 +3,7 @@
 package proxy
 
 import (
-	"bytes"
-	"encoding/binary"
 	"fmt"
-	"slices"
 	"strconv"
 	"time"
 
@@ -23,35 +20,28 @@ const mostDelayed = 1024
 
 // requestLimit is a compiled policy.RequestLimit. It does not change.
 type requestLimit struct {
-	policy  *policy.RequestLimit
-	rate    zone.Rate // with all of the burst
-	atOnce  zone.Rate // with the part of it that does not wait
-	headers [][]byte  // by part of the key; nil where that is no header
-	text    string    // of a refusal
-	quota   []byte    // RateLimit-Policy
-	names   []byte    // RateLimit, up to the seconds
+	policy *policy.RequestLimit
+	limitMatch
+	rate   zone.Rate // with all of the burst
+	atOnce zone.Rate // with the part of it that does not wait
+	text   string    // of a refusal
+	quota  []byte    // RateLimit-Policy
+	names  []byte    // RateLimit, up to the seconds
 }
 
 func newRequestLimit(p *policy.RequestLimit) (*requestLimit, error) {
-	if p.Requests == 0 || p.Burst == 0 || p.Delay == 0 || p.Delay > p.Burst || p.Period <= 0 || len(p.Key) == 0 {
+	if p.Requests == 0 || p.Burst == 0 || p.Delay == 0 || p.Delay > p.Burst || p.Period <= 0 {
 		return nil, fmt.Errorf("request limit %s: %+v", p.Name, *p)
 	}
+	match, err := newLimitMatch(p.Routes, p.Methods, p.Key)
+	if err != nil {
+		return nil, fmt.Errorf("request limit %s: %w", p.Name, err)
+	}
 	l := &requestLimit{
-		policy: p, rate: zone.NewRate(p.Requests, p.Period, p.Burst), atOnce: zone.NewRate(p.Requests, p.Period, p.Delay),
+		policy: p, limitMatch: match, rate: zone.NewRate(p.Requests, p.Period, p.Burst), atOnce: zone.NewRate(p.Requests, p.Period, p.Delay),
 		text:  "over the limit " + p.Name,
 		quota: fmt.Appendf(nil, "%q;q=%d;w=%d", p.Name, p.Requests, int(p.Period/time.Second)),
 		names: fmt.Appendf(nil, "%q;r=0;t=", p.Name),
-	}
-	for _, k := range p.Key {
-		var header []byte
-		switch k.Kind {
-		case "address", "route", "host":
-		case "header":
-			header = []byte(k.Header)
-		default:
-			return nil, fmt.Errorf("request limit %s: key %q", p.Name, k.Kind)
-		}
-		l.headers = append(l.headers, header)
 	}
 	return l, nil
 }
@@ -59,7 +49,7 @@ func newRequestLimit(p *policy.RequestLimit) (*requestLimit, error) {
 // limitsOf are those for the route at the index, in the order of the configuration.
 func (s *snapshot) limitsOf(route int) (out []*requestLimit) {
 	for _, l := range s.requestLimits {
-		if len(l.policy.Routes) == 0 || slices.Contains(l.policy.Routes, route) {
+		if l.isForRoute(route) {
 			out = append(out, l)
 		}
 	}
@@ -148,52 +138,6 @@ func (ex *Exchange) delay(wait time.Duration) {
 	case <-turn.C:
 	case <-w.leaving:
 	}
-}
-
-// isFor tells whether the limit is for this exchange, and leaves its key in limiting.key.
-func (l *requestLimit) isFor(ex *Exchange) bool {
-	if len(l.policy.Methods) > 0 && !hasMethod(l.policy.Methods, ex.method) {
-		return false
-	}
-	b := ex.limiting.key[:0]
-	for i, k := range l.policy.Key {
-		at := len(b)
-		b = append(b, 0, 0) // its length, so that no two lists of parts are alike
-		switch k.Kind {
-		case "address":
-			b = appendClient(b, ex)
-		case "route":
-			b = append(b, ex.route.name...)
-		case "host":
-			b = append(b, ex.routing.host...)
-		default:
-			for j := range ex.fields {
-				if f := &ex.fields[j]; len(f.Name) == len(l.headers[i]) && bytes.EqualFold(f.Name, l.headers[i]) {
-					b = append(b, f.Value...)
-					break
-				}
-			}
-		}
-		n := len(b) - at - 2
-		if n == 0 {
-			ex.limiting.key = b
-			return false
-		}
-		binary.BigEndian.PutUint16(b[at:], uint16(n))
-	}
-	ex.limiting.key = b
-	return true
-}
-
-// appendClient appends whom an address stands for: itself, or of IPv6 the /64.
-func appendClient(b []byte, ex *Exchange) []byte {
-	a := ex.peer.Addr()
-	if a.Is4() {
-		four := a.As4()
-		return append(b, four[:]...)
-	}
-	sixteen := a.As16()
-	return append(b, sixteen[:8]...)
 }
 
 // overLimit is the refusal: RFC 9110, 10.2.3 for Retry-After, in whole seconds from 1; RateLimit

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/xgw-project/xgw/pkg/policy"
+)
+
+// limitMatch is which exchanges a limit is for, and what has a bucket of its own.
+type limitMatch struct {
+	routes  []int    // none: all
+	methods []string // none: all
+	key     []policy.KeyPart
+	headers [][]byte // by part of the key; nil where that is no header
+}
+
+func newLimitMatch(routes []int, methods []string, key []policy.KeyPart) (limitMatch, error) {
+	l := limitMatch{routes: routes, methods: methods, key: key}
+	if len(key) == 0 {
+		return l, errors.New("it has no key")
+	}
+	for _, k := range key {
+		var header []byte
+		switch k.Kind {
+		case "address", "route", "host":
+		case "header":
+			header = []byte(k.Header)
+		default:
+			return l, fmt.Errorf("key %q", k.Kind)
+		}
+		l.headers = append(l.headers, header)
+	}
+	return l, nil
+}
+
+// isForRoute tells whether it is for the route at the index.
+func (l *limitMatch) isForRoute(route int) bool {
+	return len(l.routes) == 0 || slices.Contains(l.routes, route)
+}
+
+// isFor tells whether the limit is for this exchange, and leaves its key in limiting.key.
+func (l *limitMatch) isFor(ex *Exchange) bool {
+	if len(l.methods) > 0 && !hasMethod(l.methods, ex.method) {
+		return false
+	}
+	b := ex.limiting.key[:0]
+	for i, k := range l.key {
+		at := len(b)
+		b = append(b, 0, 0) // its length, so that no two lists of parts are alike
+		switch k.Kind {
+		case "address":
+			b = appendClient(b, ex)
+		case "route":
+			b = append(b, ex.route.name...)
+		case "host":
+			b = append(b, ex.routing.host...)
+		default:
+			for j := range ex.fields {
+				if f := &ex.fields[j]; len(f.Name) == len(l.headers[i]) && bytes.EqualFold(f.Name, l.headers[i]) {
+					b = append(b, f.Value...)
+					break
+				}
+			}
+		}
+		n := len(b) - at - 2
+		if n == 0 {
+			ex.limiting.key = b
+			return false
+		}
+		binary.BigEndian.PutUint16(b[at:], uint16(n))
+	}
+	ex.limiting.key = b
+	return true
+}
+
+// appendClient appends whom an address stands for: itself, or of IPv6 the /64.
+func appendClient(b []byte, ex *Exchange) []byte {
+	a := ex.peer.Addr()
+	if a.Is4() {
+		four := a.As4()
+		return append(b, four[:]...)
+	}
+	sixteen := a.As16()
+	return append(b, sixteen[:8]...)
+}
