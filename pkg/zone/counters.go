@@ -46,6 +46,8 @@ const (
 	Panics             // at the root of a goroutine: each cost one exchange or connection
 	ConnectionsDrained // idle ones that were closed to make room for others
 	CancelsHeld        // exchanges whose client went away while their upstream had too many cancelled
+	OffencesUnkeyed    // offences whose TCP peer is a trusted proxy: no verdict is for it
+	SignalsDropped     // streaks that the ring to the supervisor had no room for
 	PlainCounters      // how many there are
 )
 
@@ -57,7 +59,7 @@ var counterNames = [PlainCounters]string{
 	"offered_tls13", "offered_tls12", "offered_older", "offered_http2", "offered_http1", "offered_no_protocol", "offered_other_protocol",
 	"server_name_known", "server_name_unknown", "server_name_absent",
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
-	"panics", "connections_drained", "cancels_held",
+	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }

@@ -34,6 +34,7 @@ const (
 	headBuckets
 	headSecret // two random words, of LimitBuckets.Key
 	_
+	headSessions
 
 	// Written while the gateway runs, on cache lines of their own.
 	headBeat       = 2 * lineWords // CLOCK_MONOTONIC, ns
@@ -51,6 +52,8 @@ const (
 	sectionSlabs
 	sectionRings
 	sectionBuckets
+	sectionSignals
+	sectionSessions
 )
 
 type section struct{ kind, offset, length uint64 }
@@ -60,7 +63,9 @@ func (o offsets) sections() []section {
 	return []section{
 		{sectionNames, uint64(o.names), uint64(o.slabs - o.names)},
 		{sectionSlabs, uint64(o.slabs), uint64(o.rings - o.slabs)},
-		{sectionRings, uint64(o.rings), uint64(o.buckets - o.rings)},
+		{sectionRings, uint64(o.rings), uint64(o.signals - o.rings)},
+		{sectionSignals, uint64(o.signals), uint64(o.sessions - o.signals)},
+		{sectionSessions, uint64(o.sessions), uint64(o.buckets - o.sessions)},
 		{sectionBuckets, uint64(o.buckets), uint64(o.end - o.buckets)},
 	}
 }
@@ -76,6 +81,7 @@ func writeHeader(h words, l Layout) {
 	h.store(headAccessRing, uint64(l.AccessRing))
 	h.store(headLimits, uint64(l.Limits))
 	h.store(headBuckets, uint64(l.Buckets))
+	h.store(headSessions, uint64(l.Sessions))
 	all := l.offsets().sections()
 	h.store(headSections, uint64(len(all)))
 	for i, s := range all {
@@ -99,7 +105,7 @@ func readLayout(h words, size int64) (Layout, error) {
 	l := Layout{
 		Size: int64(bounded(headSize)), Workers: bounded(headWorkers), Routes: bounded(headRoutes),
 		Upstreams: bounded(headUpstreams), Limits: bounded(headLimits), AccessRing: bounded(headAccessRing),
-		Buckets: bounded(headBuckets),
+		Buckets: bounded(headBuckets), Sessions: bounded(headSessions),
 	}
 	if err := l.check(); err != nil {
 		return l, fmt.Errorf("%w: %w: restart the gateway", ErrDamaged, err)

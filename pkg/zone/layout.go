@@ -21,7 +21,7 @@ const (
 	magic = 0x0031656e6f7a7778 // "xwzone1\0", little-endian
 	// layoutVersion changes with anything that moves a byte. New counters go to the
 	// end of their range, new sections behind the last: neither needs a new version.
-	layoutVersion = 4
+	layoutVersion = 5
 
 	pageSize  = 4096
 	cacheLine = 64
@@ -38,6 +38,7 @@ type Layout struct {
 	Limits     int   // slots of request limits, overflow included; 0: what fits, at most DefaultLimits
 	AccessRing int   // bytes for each worker, cut to a power of two; 0: DefaultAccessRing
 	Buckets    int   // of request limits, a power of two; 0: as many as fit
+	Sessions   int   // of each worker, a power of two; 0: what fits, at most DefaultSessions
 }
 
 // Defaults and bounds of a layout.
@@ -47,9 +48,12 @@ const (
 	DefaultUpstreams  = 256
 	DefaultLimits     = 64
 	DefaultAccessRing = 1 << 20
+	DefaultSessions   = 1 << 14
 	MaxWorkers        = 256
 	minAccessRing     = 64 << 10
 	maxAccessRing     = 1 << 30
+	minSessions       = 1 << 7
+	maxSessions       = 1 << 20
 	minBuckets        = 1 << 12
 	maxBuckets        = 1 << 26
 	leastFitted       = 16      // slots that are given up last
@@ -63,6 +67,8 @@ type offsets struct {
 	slabSize int64
 	rings    int64
 	ringSize int64 // with its header
+	signals  int64
+	sessions int64
 	buckets  int64
 	end      int64
 
@@ -108,10 +114,15 @@ func (l Layout) offsets() offsets {
 	o.slabSize = align(int64(o.limits+l.Limits*limitWords)*8, pageSize)
 	o.rings = o.slabs + int64(l.Workers)*o.slabSize
 	o.ringSize = ringHeader + int64(l.AccessRing)
-	o.buckets = o.rings + int64(l.Workers)*o.ringSize
+	o.signals = o.rings + int64(l.Workers)*o.ringSize
+	o.sessions = o.signals + int64(l.Workers)*signalBytes
+	o.buckets = o.sessions + int64(l.Workers)*l.sessionSize()
 	o.end = o.buckets + int64(l.Buckets)*bucketBytes
 	return o
 }
+
+// sessionSize is of one worker's sessions, in bytes.
+func (l Layout) sessionSize() int64 { return int64(l.Sessions) * sessionBytes }
 
 // Need is the least size of a file with this layout, in bytes. Slots left to what
 // fits count with the few that there are at least.
@@ -128,6 +139,9 @@ func (l Layout) Need() int64 {
 	}
 	if l.Limits == 0 {
 		l.Limits = leastFitted
+	}
+	if l.Sessions == 0 {
+		l.Sessions = minSessions
 	}
 	if l.Buckets == 0 {
 		l.Buckets = minBuckets
@@ -146,7 +160,7 @@ func (l Layout) Complete() (Layout, error) {
 		l.AccessRing = DefaultAccessRing
 	}
 	l.AccessRing = floorPowerOfTwo(l.AccessRing)
-	fitRoutes, fitUpstreams, fitLimits := l.Routes == 0, l.Upstreams == 0, l.Limits == 0
+	fitRoutes, fitUpstreams, fitLimits, fitSessions := l.Routes == 0, l.Upstreams == 0, l.Limits == 0, l.Sessions == 0
 	if fitRoutes {
 		l.Routes = DefaultRoutes
 	}
@@ -155,6 +169,12 @@ func (l Layout) Complete() (Layout, error) {
 	}
 	if fitLimits {
 		l.Limits = DefaultLimits
+	}
+	if fitSessions {
+		l.Sessions = DefaultSessions
+	}
+	for fitSessions && l.Sessions > minSessions && l.Need() > l.Size {
+		l.Sessions /= 2
 	}
 	for fitRoutes && l.Routes > leastFitted && l.Need() > l.Size {
 		l.Routes /= 2
@@ -189,6 +209,8 @@ func (l Layout) check() error {
 		return fmt.Errorf("%d route, %d upstream and %d limit slots: 2 to %d are possible", l.Routes, l.Upstreams, l.Limits, maxSlots)
 	case l.Buckets < minBuckets || l.Buckets > maxBuckets || l.Buckets != floorPowerOfTwo(l.Buckets):
 		return fmt.Errorf("%d buckets: a power of two from %d to %d is possible", l.Buckets, minBuckets, maxBuckets)
+	case l.Sessions < minSessions || l.Sessions > maxSessions || l.Sessions != floorPowerOfTwo(l.Sessions):
+		return fmt.Errorf("%d sessions: a power of two from %d to %d is possible", l.Sessions, minSessions, maxSessions)
 	case l.AccessRing < minAccessRing || l.AccessRing > maxAccessRing || l.AccessRing != floorPowerOfTwo(l.AccessRing):
 		return fmt.Errorf("access ring of %d bytes: %d to %d are possible", l.AccessRing, minAccessRing, maxAccessRing)
 	}

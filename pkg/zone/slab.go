@@ -18,6 +18,9 @@ type Slab struct {
 
 	// Access is the worker's ring of access records.
 	Access *Ring
+	// Signals are the streaks that it has noticed, and Sessions who speaks to it.
+	Signals  *Signals
+	Sessions *Sessions
 }
 
 func newSlab(mem []byte, l Layout, o offsets, ring *Ring) *Slab {

@@ -92,7 +92,11 @@ func mapFile(f *os.File, l Layout, protection int) (*Zone, error) {
 	for i := range int64(l.Workers) {
 		ringAt := o.rings + i*o.ringSize
 		slabAt := o.slabs + i*o.slabSize
-		z.slabs = append(z.slabs, newSlab(mem[slabAt:slabAt+o.slabSize], l, o, newRing(mem[ringAt:ringAt+o.ringSize])))
+		slab := newSlab(mem[slabAt:slabAt+o.slabSize], l, o, newRing(mem[ringAt:ringAt+o.ringSize]))
+		signalsAt, sessionsAt := o.signals+i*signalBytes, o.sessions+i*l.sessionSize()
+		slab.Signals = newSignals(mem[signalsAt : signalsAt+signalBytes])
+		slab.Sessions = newSessions(mem[sessionsAt : sessionsAt+l.sessionSize()])
+		z.slabs = append(z.slabs, slab)
 	}
 	z.buckets = newLimitBuckets(mem[o.buckets:o.end], z.header.load(headSecret), z.header.load(headSecret+1))
 	return z, nil
