@@ -25,6 +25,7 @@ needs() {
 		test      nginx                nginx-light     a real upstream, and a peer
 		test      haproxy              haproxy         a peer
 		test      strace               strace          makes system calls fail under a worker
+		test      tmux                 tmux            a terminal for xgw top
 		test      clang-format-14      clang-format-14 the layout of the C code
 		generate  clang-14             clang-14        compiles the BPF objects
 		generate  llvm-strip-14        llvm-14         strips the BPF objects

@@ -122,6 +122,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		statusCommand(e),
 		explainCommand(e),
 		dropsCommand(e),
+		topCommand(e),
 		runCommand(e),
 		configCommand(e),
 		ctlCommand(e),

@@ -14,7 +14,7 @@ import (
 type Sources struct {
 	Interfaces []Interface
 	Listeners  func() []Listener // nil for none
-	Zone       *zone.Zone
+	Zone       *zone.Zone        // nil for none: nothing is known of the L7 plane
 	Kernel     host.Kernel
 	Version    string
 	// LostLines counts access log lines that the writer refused; nil for none.

@@ -28,7 +28,9 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 		out.Address = in.Address
 		out.SteerCounts, out.Steered = in.Counts()
 	}
-	l.readZone(dst)
+	if l.sources.Zone != nil {
+		l.readZone(dst)
+	}
 	dst.Servers = dst.Servers[:0]
 	if l.sources.Servers != nil {
 		dst.Servers = l.sources.Servers(dst.Servers)

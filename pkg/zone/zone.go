@@ -147,6 +147,13 @@ func (z *Zone) SetGeneration(g uint64) { z.header.store(headGeneration, g) }
 // Generation is the one in force.
 func (z *Zone) Generation() uint64 { return z.header.load(headGeneration) }
 
+// InPlace tells whether the file is still the one at its path. A reader that outlives a
+// gateway opens the zone again when it is not.
+func (z *Zone) InPlace() bool {
+	now, err := os.Lstat(z.path)
+	return err == nil && os.SameFile(now, z.info)
+}
+
 // Remove unlinks the file, unless another zone is in its place by now. Mappings
 // live on until closed.
 func (z *Zone) Remove() error {

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package top
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/prometheus/procfs"
+	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/ledger"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// silence is how long a supervisor that is well may say nothing; it beats each second.
+const silence = 3 * time.Second
+
+// Source reads a gateway again and again. It is not safe for concurrent use.
+type Source struct {
+	zonePath, instance string
+
+	zone    *zone.Zone // nil for none
+	planes  []*plane
+	now     sample
+	before  sample
+	sources map[netip.Addr]*dropped
+}
+
+// sample is what was read at one moment.
+type sample struct {
+	at       time.Time
+	ledger   ledger.Snapshot
+	cpu      []float64 // seconds of CPU, by worker
+	verdicts []held
+}
+
+// held is a verdict of an interface.
+type held struct {
+	Interface string
+	datapath.Verdict
+}
+
+// plane is one interface's pins.
+type plane struct {
+	*datapath.Datapath
+	drops *datapath.Drops
+}
+
+// Open reads the zone at the path and all interfaces of the instance. What is not there
+// may come later.
+func Open(zonePath, instance string) *Source {
+	return &Source{zonePath: zonePath, instance: instance, sources: map[netip.Addr]*dropped{}}
+}
+
+// Close lets go of what was opened.
+func (s *Source) Close() error {
+	var errs []error
+	for _, p := range s.planes {
+		errs = append(errs, p.Close())
+	}
+	s.planes = nil
+	if s.zone != nil {
+		errs = append(errs, s.zone.Close())
+		s.zone = nil
+	}
+	return errors.Join(errs...)
+}
+
+// Read takes a frame. What cannot be read is in its Trouble.
+func (s *Source) Read() *Frame {
+	f := &Frame{Time: time.Now()}
+	say := func(err error) {
+		if err != nil {
+			f.Trouble = append(f.Trouble, err.Error())
+		}
+	}
+	say(s.openZone())
+	say(s.openPlanes())
+	s.before, s.now = s.now, s.before
+	s.now.at = f.Time
+	read := func() { say(s.take(f)) }
+	if s.zone == nil {
+		read()
+	} else {
+		say(s.zone.Guard(read))
+	}
+	if !s.before.at.IsZero() {
+		f.Interval = f.Time.Sub(s.before.at)
+	}
+	s.fill(f)
+	return f
+}
+
+// openZone opens the zone, or the one that is in its place by now.
+func (s *Source) openZone() error {
+	if s.zone != nil {
+		if s.zone.InPlace() {
+			return nil
+		}
+		if err := s.zone.Close(); err != nil {
+			return err
+		}
+		s.zone, s.before, s.now = nil, sample{}, sample{}
+	}
+	z, err := zone.Open(s.zonePath)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // Gateway.Supervisor says so
+	}
+	s.zone = z
+	return err
+}
+
+// openPlanes opens interfaces that came, and lets go of those that went or were attached anew.
+func (s *Source) openPlanes() error {
+	names, err := datapath.Interfaces(datapath.Options{Instance: s.instance})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	s.planes = slices.DeleteFunc(s.planes, func(p *plane) bool {
+		if slices.Contains(names, p.Interface()) && p.Status().Attached {
+			return false
+		}
+		errs = append(errs, p.Close())
+		return true
+	})
+	for _, name := range names {
+		if slices.ContainsFunc(s.planes, func(p *plane) bool { return p.Interface() == name }) {
+			continue
+		}
+		p, err := openPlane(datapath.Options{Interface: name, Instance: s.instance})
+		errs = append(errs, err)
+		if err == nil {
+			s.planes = append(s.planes, p)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func openPlane(o datapath.Options) (*plane, error) {
+	d, err := datapath.Open(o)
+	if err != nil {
+		return nil, err
+	}
+	drops, err := d.NewDrops()
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return &plane{d, drops}, nil
+}
+
+// take reads everything into s.now.
+func (s *Source) take(f *Frame) error {
+	sources := ledger.Sources{Zone: s.zone}
+	for _, p := range s.planes {
+		sources.Interfaces = append(sources.Interfaces, ledger.Interface{Name: p.Interface(), Status: p.Status, Counters: p.Counters})
+	}
+	errs := []error{ledger.New(sources).Snapshot(&s.now.ledger)}
+	s.now.cpu = s.now.cpu[:0]
+	for i := range s.now.ledger.Workers {
+		s.now.cpu = append(s.now.cpu, cpuTime(s.now.ledger.Workers[i].PID))
+	}
+	s.now.verdicts = s.now.verdicts[:0]
+	for _, p := range s.planes {
+		verdicts, err := p.Verdicts()
+		errs = append(errs, err)
+		for _, v := range verdicts {
+			s.now.verdicts = append(s.now.verdicts, held{p.Interface(), v})
+		}
+		drops, err := p.drops.Read()
+		errs = append(errs, err)
+		s.note(drops, f.Time)
+	}
+	s.processes(&f.Gateway)
+	return errors.Join(errs...)
+}
+
+// processes tells how the supervisor is, by its process and its beat.
+func (s *Source) processes(g *Gateway) {
+	if s.zone == nil {
+		g.Supervisor = Absent
+		return
+	}
+	var now unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // never fails
+	g.Beat = time.Duration(now.Nano() - s.zone.Heartbeat())
+	switch {
+	case !s.zone.Alive():
+		g.Supervisor = Gone
+	case g.Beat > silence:
+		g.Supervisor = Hanging
+	default:
+		g.Supervisor = Running
+	}
+	g.Generation, g.Uptime = s.zone.Generation(), time.Since(s.zone.Created())
+	g.Workers = len(s.now.ledger.Workers)
+	for i := range s.now.ledger.Workers {
+		w := &s.now.ledger.Workers[i]
+		if w.State == zone.StateReady && running(w.PID) {
+			g.Ready++
+		}
+	}
+}
+
+// running tells whether a worker is there: when its supervisor is gone, nobody else notes its end.
+func running(pid int) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
+	return pid > 0 && err == nil
+}
+
+// cpuTime is what a process has used, in seconds; 0 for one that is gone.
+func cpuTime(pid int) float64 {
+	p, err := procfs.NewProc(pid)
+	if err != nil {
+		return 0
+	}
+	stat, err := p.Stat()
+	if err != nil {
+		return 0
+	}
+	return stat.CPUTime()
+}
