@@ -134,26 +134,12 @@ const (
 	bodyBytes  = 1 << 20
 )
 
-// NewServer serves the Control on a listener of Listen.
+// NewServer serves the Control on a listener of Listen: who can open that socket may do all.
 func NewServer(c Control, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/reload", func(w http.ResponseWriter, r *http.Request) {
-		var ask struct {
-			Confirm time.Duration `json:"confirm_within_ns"`
-		}
-		if err := decode(w, r, &ask); err != nil {
-			fail(w, http.StatusBadRequest, err)
-			return
-		}
-		done, err := c.Reload(ask.Confirm)
-		reply(w, log, done, err)
-	})
-	mux.HandleFunc("POST /v1/confirm", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, log, struct{}{}, c.Confirm())
-	})
-	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) {
-		reply(w, log, c.Status(), nil)
-	})
+	for _, e := range (&api{c, log}).endpoints() {
+		mux.HandleFunc(e.pattern, e.serve)
+	}
 	return &http.Server{Handler: mux, ReadHeaderTimeout: headerTime, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 }
 

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package admin
+
+import (
+	"log/slog"
+	"net/http"
+	"time"
+)
+
+// Role is what somebody may do. Each may do what those before it may.
+type Role int
+
+// Roles.
+const (
+	Viewer   Role = iota // look
+	Operator             // change how things are for now: verdicts, servers, caches
+	Admin                // change what is in force, and who may do what
+)
+
+var roleNames = [...]string{"viewer", "operator", "admin"}
+
+func (r Role) String() string { return roleNames[r] }
+
+// endpoint is one thing that can be asked, by whom.
+type endpoint struct {
+	pattern string // of http.ServeMux
+	role    Role
+	serve   http.HandlerFunc
+}
+
+// api is the Control as HTTP.
+type api struct {
+	control Control
+	log     *slog.Logger
+}
+
+// endpoints are all there are.openapi.yaml describes each.
+func (a *api) endpoints() []endpoint {
+	return []endpoint{
+		{"GET /v1/status", Viewer, a.status},
+		{"POST /v1/reload", Admin, a.reload},
+		{"POST /v1/confirm", Admin, a.confirm},
+	}
+}
+
+func (a *api) status(w http.ResponseWriter, _ *http.Request) {
+	reply(w, a.log, a.control.Status(), nil)
+}
+
+func (a *api) reload(w http.ResponseWriter, r *http.Request) {
+	var ask struct {
+		Confirm time.Duration `json:"confirm_within_ns"`
+	}
+	if err := decode(w, r, &ask); err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	done, err := a.control.Reload(ask.Confirm)
+	reply(w, a.log, done, err)
+}
+
+func (a *api) confirm(w http.ResponseWriter, _ *http.Request) {
+	reply(w, a.log, struct{}{}, a.control.Confirm())
+}
