@@ -155,7 +155,11 @@ func (s *supervisor) serve(ctx context.Context) error {
 		defer server.Close()
 		go func() { _ = server.Serve(s.control) }()
 	}
-	s.idle(ctx, drainer)
+	past, err := s.ledger(nil)
+	if err != nil {
+		return err
+	}
+	s.idle(ctx, drainer, ledger.NewHistorian(past))
 	s.log.Info("stopping: workers finish what is under way")
 	s.crew.wait()
 	drained()
@@ -167,7 +171,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 
 // idle is what the supervisor does while workers work: its heartbeat, reloads that HUP
 // asks for, and opening the log anew when logrotate sends USR1.
-func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer) {
+func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *ledger.Historian) {
 	beat := time.NewTicker(beatInterval)
 	defer beat.Stop()
 	reopen := make(chan os.Signal, 1)
@@ -183,6 +187,9 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer) {
 		}
 		s.settle()
 		s.tendSecrets()
+		if err := past.Record(time.Now()); err != nil {
+			s.log.Warn("a row of the history lacks a part", "error", err)
+		}
 		select {
 		case <-ctx.Done():
 		case <-beat.C:

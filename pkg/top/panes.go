@@ -199,7 +199,7 @@ func (r *rates) routes() Table {
 		if total == 0 && (n.Name == "overflow" || n.Name == "none") {
 			continue
 		}
-		p50, p99 := quantiles(&n.Duration, &b.Duration)
+		p50, p99 := ledger.Quantile(&n.Duration, &b.Duration, 0.5), ledger.Quantile(&n.Duration, &b.Duration, 0.99)
 		t.Rows = append(t.Rows, []Cell{text(n.Name), number(all), number(c[1]), number(c[2]), number(c[3]), number(c[4]), number(p50), number(p99), number(total)})
 	}
 	return t
@@ -227,7 +227,7 @@ func (r *rates) upstreams() Table {
 		if total == 0 && n.Name == "overflow" {
 			continue
 		}
-		p50, p99 := quantiles(&n.Duration, &b.Duration)
+		p50, p99 := ledger.Quantile(&n.Duration, &b.Duration, 0.5), ledger.Quantile(&n.Duration, &b.Duration, 0.99)
 		ok := r.per(at(n.Outcomes, int(zone.UpstreamOK)), at(b.Outcomes, int(zone.UpstreamOK)))
 		t.Rows = append(t.Rows, []Cell{text(n.Name), number(ok), number(failed), text(cause), number(p50), number(p99), whole(total)})
 	}
@@ -307,30 +307,4 @@ func (s *Source) sourcesPane() Table {
 	t.Sort(0, false) // maps have no order
 	t.Sort(1, false)
 	return t
-}
-
-// quantiles are the median and the 99th percentile of what came since, as upper bounds
-// of the histogram's buckets in seconds; NaN when nothing came.
-func quantiles(now, before *zone.Histogram) (p50, p99 float64) {
-	var n uint64
-	var since [zone.Buckets + 1]uint64
-	for b := range since {
-		since[b] = now.Buckets[b] - min(before.Buckets[b], now.Buckets[b])
-		n += since[b]
-	}
-	p50, p99 = math.NaN(), math.NaN()
-	var seen uint64
-	for b, c := range since {
-		if c == 0 {
-			continue
-		}
-		seen += c
-		if math.IsNaN(p50) && 2*seen >= n {
-			p50 = zone.Bound(b)
-		}
-		if math.IsNaN(p99) && 100*seen >= 99*n {
-			p99 = zone.Bound(b)
-		}
-	}
-	return p50, p99
 }

@@ -54,6 +54,7 @@ const (
 	sectionBuckets
 	sectionSignals
 	sectionSessions
+	sectionHistory
 )
 
 type section struct{ kind, offset, length uint64 }
@@ -65,7 +66,8 @@ func (o offsets) sections() []section {
 		{sectionSlabs, uint64(o.slabs), uint64(o.rings - o.slabs)},
 		{sectionRings, uint64(o.rings), uint64(o.signals - o.rings)},
 		{sectionSignals, uint64(o.signals), uint64(o.sessions - o.signals)},
-		{sectionSessions, uint64(o.sessions), uint64(o.buckets - o.sessions)},
+		{sectionSessions, uint64(o.sessions), uint64(o.history - o.sessions)},
+		{sectionHistory, uint64(o.history), uint64(o.buckets - o.history)},
 		{sectionBuckets, uint64(o.buckets), uint64(o.end - o.buckets)},
 	}
 }

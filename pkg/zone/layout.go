@@ -21,7 +21,7 @@ const (
 	magic = 0x0031656e6f7a7778 // "xwzone1\0", little-endian
 	// layoutVersion changes with anything that moves a byte. New counters go to the
 	// end of their range, new sections behind the last: neither needs a new version.
-	layoutVersion = 5
+	layoutVersion = 6
 
 	pageSize  = 4096
 	cacheLine = 64
@@ -69,6 +69,7 @@ type offsets struct {
 	ringSize int64 // with its header
 	signals  int64
 	sessions int64
+	history  int64
 	buckets  int64
 	end      int64
 
@@ -116,7 +117,8 @@ func (l Layout) offsets() offsets {
 	o.ringSize = ringHeader + int64(l.AccessRing)
 	o.signals = o.rings + int64(l.Workers)*o.ringSize
 	o.sessions = o.signals + int64(l.Workers)*signalBytes
-	o.buckets = o.sessions + int64(l.Workers)*l.sessionSize()
+	o.history = o.sessions + int64(l.Workers)*l.sessionSize()
+	o.buckets = o.history + historyBytes
 	o.end = o.buckets + int64(l.Buckets)*bucketBytes
 	return o
 }

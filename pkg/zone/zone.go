@@ -23,6 +23,7 @@ type Zone struct {
 	header   words
 	slabs    []*Slab
 	buckets  *LimitBuckets
+	history  words
 	replaced int
 }
 
@@ -98,6 +99,7 @@ func mapFile(f *os.File, l Layout, protection int) (*Zone, error) {
 		slab.Sessions = newSessions(mem[sessionsAt : sessionsAt+l.sessionSize()])
 		z.slabs = append(z.slabs, slab)
 	}
+	z.history = wordsOf(mem[o.history:o.buckets])
 	z.buckets = newLimitBuckets(mem[o.buckets:o.end], z.header.load(headSecret), z.header.load(headSecret+1))
 	return z, nil
 }
@@ -183,7 +185,7 @@ func (z *Zone) Close() error {
 		err = z.file.Close()
 	}
 	err = errors.Join(err, unix.Munmap(z.mem))
-	z.mem, z.header, z.slabs, z.buckets, z.file = nil, nil, nil, nil, nil
+	z.mem, z.header, z.slabs, z.buckets, z.history, z.file = nil, nil, nil, nil, nil, nil
 	if err != nil {
 		return fmt.Errorf("close zone: %w", err)
 	}
