@@ -151,7 +151,18 @@ func checkAction(f *found, c *Config, r *Route) {
 	f.d.later = append(f.d.later, func() {
 		refer(f, c, "upstream", r.Upstream)
 		refer(f, c, "mirror", r.Mirror)
+		checkWebSocket(f, c, r)
 	})
+}
+
+// checkWebSocket: none is opened within HTTP/2 to an upstream.
+func checkWebSocket(f *found, c *Config, r *Route) {
+	for _, u := range c.Upstreams {
+		used := u.Name == r.Upstream || slices.ContainsFunc(r.Split, func(s Share) bool { return s.Upstream == u.Name })
+		if used && u.Protocol == "http2" && r.WebSocket > 0 {
+			f.fail("websocket", "upstream %s has `protocol: http2`, within which no WebSocket is opened: send them to one with http1, by a route of their own", u.Name)
+		}
+	}
 }
 
 func headerMatch(r *Route) mapping {

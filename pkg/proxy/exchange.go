@@ -173,7 +173,7 @@ func (ex *Exchange) record() {
 
 // forward passes the request to an upstream and its reply to the client.
 func (ex *Exchange) forward() {
-	ex.webSocket = ex.head.WebSocket && ex.route.webSocket > 0 && ex.route.upstream.policy.Protocol != "http2"
+	ex.webSocket = ex.head.WebSocket && ex.opensWebSocket()
 	if ex.route.upstream.policy.Protocol == "http2" {
 		ex.prepareStream()
 	}

@@ -26,14 +26,21 @@ func opensWebSockets(p *policy.Snapshot) bool {
 	return false
 }
 
-// refuseTunnel refuses a CONNECT whose route has no WebSockets. It must not become an ordinary
+// refuseTunnel refuses a CONNECT whose route has no WebSockets, or whose upstream speaks HTTP/2,
+// within which the gateway opens none. It must not become an ordinary
 // request: a reply of 200 would tell the client that its tunnel is open.
 func refuseTunnel(ex *Exchange) *refusal {
 	st, ok := ex.client.(*stream)
-	if !ok || !ex.head.WebSocket || ex.route.webSocket > 0 && string(st.s.Protocol()) == "websocket" {
+	if !ok || !ex.head.WebSocket || ex.opensWebSocket() && string(st.s.Protocol()) == "websocket" {
 		return nil
 	}
 	return &refusal{status: 501, outcome: zone.RequestMethodRefused, text: "this is not opened here"}
+}
+
+// opensWebSocket says whether the route has WebSockets and its upstream can.
+func (ex *Exchange) opensWebSocket() bool {
+	u := ex.route.upstream
+	return ex.route.webSocket > 0 && (u == nil || u.policy.Protocol != "http2")
 }
 
 // appendWebSocketKey writes a fresh key: RFC 6455, 4.1.

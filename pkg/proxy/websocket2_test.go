@@ -252,6 +252,29 @@ func TestNoWebSocketInHTTP2(t *testing.T) {
 			}
 		})
 	}
+	t.Run("an upstream of HTTP/2", func(t *testing.T) {
+		up := madeUpstream(t, nil, func(s *madeServer, f h2.Frame) {
+			if h, ok := f.(*h2.HeadersFrame); ok {
+				s.reply(h.StreamID, true, ":status", "200")
+			}
+		})
+		g := newGateway(t, []string{up}, func(s *policy.Snapshot) { withWebSocket(time.Minute)(s); http2Upstream(s) })
+		f := g.frames()
+		if err := f.connect(1, "/ws", "websocket"); err != nil {
+			t.Fatal(err)
+		}
+		if got, _, err := f.answer(1); got != "501" || err != nil {
+			t.Errorf("answer %s, %v", got, err)
+		}
+		if r := g.records(1)[0]; r.Outcome != zone.RequestMethodRefused {
+			t.Errorf("outcome %s", r.Outcome)
+		}
+		c := g.raw()
+		c.send(upgradeRequest) // an ordinary request, as where no route has them
+		if resp, _ := c.reply("GET"); resp.StatusCode != 200 {
+			t.Errorf("HTTP/1.1: status %d", resp.StatusCode)
+		}
+	})
 	t.Run("no route has them", func(t *testing.T) {
 		g := newGateway(t, []string{echoUpstream(t)}, nil)
 		f := g.frames()
