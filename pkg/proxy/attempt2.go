@@ -84,11 +84,13 @@ func cutAt(b []byte, c byte) (before, behind []byte) {
 
 // streamError notes what an error of the stream says of its server.
 func (a *attempt) streamError(err error) error {
+	if err == nil {
+		return nil // what follows allocates
+	}
 	var reset *http2.ResetError
 	var protocol *http2.ConnError
 	var misuse *http2.Misuse
 	switch {
-	case err == nil:
 	case errors.Is(err, http2.ErrRefused):
 		a.refused = true
 	case errors.As(err, &reset) && reset.Remote:

@@ -17,7 +17,7 @@ import (
 
 // helperVariable makes the test binary a client, or a server, in a process of its own, so that
 // its memory and its goroutines are not the gateway's: "crowd address state count", "abuse address
-// index" or "upstream". It says a line when it is ready, and ends with its input.
+// index", "upstream" or "plain2", an upstream of HTTP/2. It says a line when it is ready, and ends with its input.
 const helperVariable = "XGW_TEST_HELPER"
 
 func helperMain(spec string) error {
@@ -35,6 +35,8 @@ func helperMain(spec string) error {
 			return err
 		}
 		return abuses[i].main(f[1])
+	case "plain2":
+		return plain2Main()
 	}
 	s := httptest.NewServer(http.HandlerFunc(abuseUpstream))
 	fmt.Println(strings.TrimPrefix(s.URL, "http://"))
