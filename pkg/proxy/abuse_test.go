@@ -274,17 +274,7 @@ func TestAbuse(t *testing.T) {
 				t.Fatal(err)
 			}
 			var runs uint64
-			for try := 1; ; try++ { // others share this machine: what abuse does, it does each time
-				beside, quiet := besides(g, client, i, &runs)
-				t.Logf("p99 %v, %v quiet; %d connections ended", beside, quiet, runs)
-				if raceEnabled || t.Failed() || beside <= max(50*time.Millisecond, 3*quiet) {
-					break
-				}
-				if try == 3 {
-					t.Errorf("good client: p99 %v, quiet %v", beside, quiet)
-					break
-				}
-			}
+			g.unharmed(func(int) (beside, quiet time.Duration) { return besides(g, client, i, &runs) })
 			eventually(t, "all are counted", func() bool { return g.slab.Load(zone.HTTP2Misuse) >= runs })
 			// A flood of two kinds at once is named for the greater.
 			if n := g.slab.Load(zone.HTTP2Misuse); n != runs || 10*g.slab.LoadMisuse(a.kind) < 9*runs {

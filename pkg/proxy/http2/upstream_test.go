@@ -202,3 +202,87 @@ func TestClientFloods(t *testing.T) {
 		}
 	}
 }
+
+// A server that has been silent while streams are open is asked whether it is there, and one that
+// does not answer loses its connection.
+func TestClientOfADeadServer(t *testing.T) {
+	near, far := net.Pipe()
+	defer far.Close()
+	pool := NewPool()
+	defer pool.Close()
+	c := NewClientConn(near, ClientConfig{Pool: pool})
+	served := make(chan error, 1)
+	go func() { served <- c.Serve() }()
+	pings := make(chan [8]byte, 10)
+	fr := h2.NewFramer(far, far)
+	go func() {
+		_, _ = io.CopyN(io.Discard, far, int64(len(h2.ClientPreface)))
+		for {
+			f, err := fr.ReadFrame()
+			if err != nil {
+				return
+			}
+			if p, ok := f.(*h2.PingFrame); ok {
+				pings <- p.Data
+			}
+		}
+	}()
+	_ = fr.WriteSettings()
+	if err := c.Ready(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	silent := func(d time.Duration) { // so long, and then the sweeper comes
+		c.mu.Lock()
+		c.lastActive.Store(c.now() - int64(d))
+		if a := &c.alive; a.pinged != 0 {
+			a.pinged -= int64(d)
+		} else {
+			a.next -= int64(d)
+		}
+		c.mu.Unlock()
+		c.Tick()
+	}
+	silent(time.Hour) // with no stream open it may be
+	s := c.NewStream()
+	if !c.Reserve() {
+		t.Fatal("no place")
+	}
+	s.Renew()
+	s.Begin([]byte("GET"), []byte("http"), []byte("a"), []byte("/"))
+	if err := s.EndHeaders(true); err != nil {
+		t.Fatal(err)
+	}
+	silent(pingAfter - time.Second)
+	silent(pingAfter + time.Second)
+	data := <-pings
+	silent(pingWait - time.Second)
+	if len(pings) > 0 || len(served) > 0 {
+		t.Fatalf("%d more PINGs, %d connections ended", len(pings), len(served))
+	}
+	_ = fr.WritePing(true, data)
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		c.mu.Lock()
+		answered := c.alive.pinged == 0
+		c.mu.Unlock()
+		if answered {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the answer to the PING is not noted")
+		}
+	}
+	silent(pingAfter + time.Second) // servers count PINGs
+	if len(pings) > 0 {
+		t.Error("another PING soon after the last one")
+	}
+	silent(pingRarely)
+	<-pings
+	silent(pingWait + time.Second)
+	if _, err := s.ReadHead(); !errors.Is(err, ErrGone) {
+		t.Errorf("the stream ended with %v", err)
+	}
+	s.Finish()
+	if err := <-served; !errors.Is(err, errSilent) {
+		t.Errorf("the connection ended with %v", err)
+	}
+}
