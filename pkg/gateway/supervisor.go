@@ -370,6 +370,10 @@ func (s *supervisor) message(c *config.Config, p *policy.Policy, listeners []*li
 		l := &p.Snapshot.RequestLimits[i]
 		l.Slot = s.zone.LimitSlot(l.Name)
 	}
+	for i := range p.Snapshot.ConnectionLimits {
+		l := &p.Snapshot.ConnectionLimits[i]
+		l.Slot = s.zone.LimitSlot(l.Name)
+	}
 	if err := s.servers.Adopt(p.Snapshot.Upstreams); err != nil {
 		return nil, err
 	}

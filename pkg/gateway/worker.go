@@ -54,7 +54,7 @@ func RunWorker(slot int, log *slog.Logger) error {
 	}
 	defer z.Close()
 	w := proxy.New(proxy.Options{
-		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys,
+		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Holds: z.Holds(slot), Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys,
 	})
 	go tendMemory()
 	return serve(w, c, z.Worker(slot), log)

@@ -30,6 +30,20 @@ type RequestLimit struct {
 	Slot     int           `json:"slot"` // in the zone; the supervisor fills it
 }
 
+// ConnectionLimit bounds what is open at once, as workers take it.
+type ConnectionLimit struct {
+	Name    string    `json:"name"`
+	ID      uint64    `json:"id"`    // as of a RequestLimit
+	Count   string    `json:"count"` // connections or requests
+	Routes  []int     `json:"routes,omitempty"`
+	Methods []string  `json:"methods,omitempty"`
+	Key     []KeyPart `json:"key"`
+	Max     uint64    `json:"max"`
+	DryRun  bool      `json:"dry_run,omitempty"`
+	Status  int       `json:"status"`
+	Slot    int       `json:"slot"` // in the zone; the supervisor fills it
+}
+
 // KeyPart is one thing that tells a request's bucket from another's.
 type KeyPart struct {
 	Kind   string `json:"kind"`             // address, route, host or header
@@ -46,6 +60,21 @@ func compileRequestLimits(c *config.Config) ([]RequestLimit, error) {
 		out = append(out, RequestLimit{
 			Name: l.Name, ID: limitID(l.Name, l.Key), Routes: routes, Methods: slices.Clone(l.Methods), Key: compileKey(l.Key),
 			Requests: l.Requests, Period: l.Period, Burst: l.Burst, Delay: l.Delay, DryRun: l.DryRun, Status: l.Status,
+		})
+	}
+	return out, nil
+}
+
+func compileConnectionLimits(c *config.Config) ([]ConnectionLimit, error) {
+	var out []ConnectionLimit
+	for _, l := range c.ConnectionLimits {
+		routes, err := routesNamed(c, l.Routes)
+		if err != nil {
+			return nil, fmt.Errorf("connection limit %s: %w", l.Name, err)
+		}
+		out = append(out, ConnectionLimit{
+			Name: l.Name, ID: limitID(l.Count+" "+l.Name, l.Key), Count: l.Count, Routes: routes, Methods: slices.Clone(l.Methods), Key: compileKey(l.Key),
+			Max: l.Max, DryRun: l.DryRun, Status: l.Status,
 		})
 	}
 	return out, nil

@@ -28,14 +28,15 @@ type Snapshot struct {
 	Routes     []Route    `json:"routes"`
 	Upstreams  []Upstream `json:"upstreams"`
 	// RequestLimits are asked in this order.
-	RequestLimits []RequestLimit      `json:"request_limits,omitempty"`
-	Timeouts      config.Timeouts     `json:"timeouts"`
-	Sizes         config.RequestSizes `json:"sizes"`
-	Connections   int                 `json:"connections"` // per worker
-	Listeners     []Listener          `json:"listeners"`
-	Handshakes    Handshakes          `json:"handshakes"` // per worker
-	Client        ClientAddress       `json:"client"`
-	TCP           config.TCP          `json:"tcp"`
+	RequestLimits    []RequestLimit      `json:"request_limits,omitempty"`
+	ConnectionLimits []ConnectionLimit   `json:"connection_limits,omitempty"`
+	Timeouts         config.Timeouts     `json:"timeouts"`
+	Sizes            config.RequestSizes `json:"sizes"`
+	Connections      int                 `json:"connections"` // per worker
+	Listeners        []Listener          `json:"listeners"`
+	Handshakes       Handshakes          `json:"handshakes"` // per worker
+	Client           ClientAddress       `json:"client"`
+	TCP              config.TCP          `json:"tcp"`
 	// A wait for the worker that is longer, and stands, has requests refused; 0: none does.
 	OverloadDelay time.Duration `json:"overload_delay"`
 }
@@ -193,6 +194,9 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		p.Snapshot.Routes = append(p.Snapshot.Routes, r)
 	}
 	if p.Snapshot.RequestLimits, err = compileRequestLimits(c); err != nil {
+		return nil, fmt.Errorf("compile %w", err)
+	}
+	if p.Snapshot.ConnectionLimits, err = compileConnectionLimits(c); err != nil {
 		return nil, fmt.Errorf("compile %w", err)
 	}
 	return p, nil

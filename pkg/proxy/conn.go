@@ -38,6 +38,8 @@ type conn struct {
 
 	held *buffer // for what is written, while it is held back
 
+	counted []uint64 // keys that the connection counts under: see zone.Holds
+
 	// For the sweeper and Shutdown. Deadlines are by the worker's clock, 0 for none.
 	readBy  atomic.Int64 // of the present wait for input
 	writeBy atomic.Int64 // of the present output
@@ -130,6 +132,7 @@ func (c *conn) close() {
 	delete(w.conns, c)
 	w.mu.Unlock()
 	w.open.Add(-1)
+	w.giveBack(c.counted)
 	w.slab.Move(zone.GaugeConnections, -1)
 	w.slab.Add(zone.ConnectionsClosed, 1)
 	w.serving.Done()
@@ -180,6 +183,9 @@ func (c *conn) readProxyHeader(snap *snapshot, began int64) bool {
 	}
 	if client.IsValid() {
 		c.peer = client
+		var ok bool
+		c.counted, ok = c.worker.countConnection(snap, client.Addr())
+		return ok
 	}
 	return true
 }

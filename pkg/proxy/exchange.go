@@ -142,6 +142,7 @@ func (ex *Exchange) run() {
 // record counts the exchange and hands its record to the log.
 func (ex *Exchange) record() {
 	w := ex.worker
+	w.giveBack(ex.limiting.counted)
 	w.slab.Move(zone.GaugeRequests, -1)
 	took := time.Duration(w.now() - ex.start)
 	slot := zone.NoRoute

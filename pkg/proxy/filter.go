@@ -27,6 +27,7 @@ func filterList() []filter {
 		{"client certificate", clientCertificate},
 		{"route", chooseRoute},
 		{"tunnel", refuseTunnel},
+		{"connection limit", limitConcurrency},
 		{"request limit", limitRequests},
 		{"rewrite", rewriteTarget},
 		{"body size", limitBody},

@@ -63,6 +63,7 @@ type limiting struct {
 	fields  []http1.Field
 	refusal refusal
 	charges []charge
+	counted []uint64 // keys that the exchange counts under: see zone.Holds
 }
 
 // charge is what a limit took for the exchange, to be returned if another refuses it.
@@ -73,7 +74,7 @@ type charge struct {
 
 // cleared keeps the room alone.
 func (l *limiting) cleared() limiting {
-	return limiting{key: l.key[:0], text: l.text[:0], fields: l.fields[:0], charges: l.charges[:0]}
+	return limiting{key: l.key[:0], text: l.text[:0], fields: l.fields[:0], charges: l.charges[:0], counted: l.counted[:0]}
 }
 
 // limitRequests holds the exchange to the limits of its route. One that refuses it ends it,

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"github.com/xgw-project/xgw/pkg/policy"
@@ -55,7 +56,7 @@ func (l *limitMatch) isFor(ex *Exchange) bool {
 		b = append(b, 0, 0) // its length, so that no two lists of parts are alike
 		switch k.Kind {
 		case "address":
-			b = appendClient(b, ex)
+			b = appendAddress(b, ex.peer.Addr())
 		case "route":
 			b = append(b, ex.route.name...)
 		case "host":
@@ -79,9 +80,8 @@ func (l *limitMatch) isFor(ex *Exchange) bool {
 	return true
 }
 
-// appendClient appends whom an address stands for: itself, or of IPv6 the /64.
-func appendClient(b []byte, ex *Exchange) []byte {
-	a := ex.peer.Addr()
+// appendAddress appends whom an address stands for: itself, or of IPv6 the /64.
+func appendAddress(b []byte, a netip.Addr) []byte {
 	if a.Is4() {
 		four := a.As4()
 		return append(b, four[:]...)

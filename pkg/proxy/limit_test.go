@@ -228,9 +228,9 @@ func TestLimitDelayEndsWithTheWorker(t *testing.T) {
 }
 
 // An address is an IPv4 one, or the /64 of an IPv6 one.
-func TestAppendClient(t *testing.T) {
+func TestAppendAddress(t *testing.T) {
 	key := func(a string) string {
-		return string(appendClient(nil, &Exchange{peer: netip.AddrPortFrom(netip.MustParseAddr(a), 1)}))
+		return string(appendAddress(nil, netip.MustParseAddr(a)))
 	}
 	if key("192.0.2.1") == key("192.0.2.2") {
 		t.Error("two IPv4 addresses share a bucket")

@@ -19,7 +19,8 @@ type snapshot struct {
 	upstreams []*upstream
 	listeners map[string]*listener
 
-	requestLimits []*requestLimit
+	requestLimits    []*requestLimit
+	connectionLimits []*connectionLimit
 }
 
 // compile builds the route table. An upstream that did not change keeps its
@@ -48,8 +49,15 @@ func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
 		}
 		s.requestLimits = append(s.requestLimits, l)
 	}
+	for i := range p.ConnectionLimits {
+		l, err := newConnectionLimit(&p.ConnectionLimits[i])
+		if err != nil {
+			return nil, fmt.Errorf("apply %w", err)
+		}
+		s.connectionLimits = append(s.connectionLimits, l)
+	}
 	for i := range p.Routes {
-		r, err := s.newRoute(&p.Routes[i], s.limitsOf(i))
+		r, err := s.newRoute(i, &p.Routes[i])
 		if err == nil {
 			err = s.routes.add(&p.Routes[i], r)
 		}

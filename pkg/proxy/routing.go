@@ -32,6 +32,7 @@ type route struct {
 	cors           *cors
 	mirror         *mirror // nil: no copies
 	limits         []*requestLimit
+	atOnce         []*connectionLimit
 
 	headerTime time.Duration // 0: the upstream's
 	bodyTime   time.Duration // 0: the general one
@@ -40,10 +41,10 @@ type route struct {
 	webSocket  time.Duration // of silence; 0: none is opened
 }
 
-// newRoute compiles one. Upstreams are those of the snapshot.
-func (s *snapshot) newRoute(p *policy.Route, limits []*requestLimit) (*route, error) {
+// newRoute compiles the one at the index. Upstreams and limits are those of the snapshot.
+func (s *snapshot) newRoute(at int, p *policy.Route) (*route, error) {
 	r := &route{
-		name: p.Name, slot: p.Slot, limits: limits, methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
+		name: p.Name, slot: p.Slot, limits: s.limitsOf(at), atOnce: s.concurrencyOf(at), methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
 		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1, webSocket: p.WebSocket,
 	}
 	for _, h := range p.Headers {

@@ -40,6 +40,7 @@ import (
 type Options struct {
 	Slab         *zone.Slab
 	Limits       *zone.LimitBuckets
+	Holds        *zone.Holds
 	Worker, Core int // Core -1: not pinned
 	Log          *slog.Logger
 	// TicketKeys encrypt session tickets, the first one new ones. All workers have the same.
@@ -52,6 +53,7 @@ type Options struct {
 type Worker struct {
 	slab         *zone.Slab
 	limits       *zone.LimitBuckets
+	holds        *zone.Holds
 	id, core     int
 	log          *slog.Logger
 	ticketKeys   [][32]byte // of who calls Commit
@@ -98,7 +100,7 @@ type Worker struct {
 // New makes a worker, which refuses connections until the first Commit.
 func New(o Options) *Worker {
 	w := &Worker{
-		slab: o.Slab, limits: o.Limits, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
+		slab: o.Slab, limits: o.Limits, holds: o.Holds, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, shared: map[*sharedConn]struct{}{}, mirrored: map[*nobody]*upConn{}, known: map[uint64]policy.Servers{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize}, records: bufferPool{size: recordsSize},
@@ -205,10 +207,15 @@ func (w *Worker) accept(nc net.Conn, name string) {
 		w.sayFull("new ones are closed")
 		return
 	}
+	counted, ok := w.countAccepted(snap, nc)
+	if !ok {
+		return
+	}
 	w.open.Add(1)
 	w.slab.Add(zone.ConnectionsAccepted, 1)
 	w.slab.Move(zone.GaugeConnections, 1)
 	c := w.newConn(nc, l)
+	c.counted = counted
 	w.serving.Add(1)
 	w.http2.Run(c.start)
 }

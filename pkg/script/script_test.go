@@ -56,6 +56,10 @@ func limits(t *testing.T, source string) (name, text string) {
 		line, _ := json.Marshal(l)
 		fmt.Fprintf(&b, "limit_req %s\n", line)
 	}
+	for _, l := range c.ConnectionLimits {
+		line, _ := json.Marshal(l)
+		fmt.Fprintf(&b, "limit_conn %s\n", line)
+	}
 	for _, l := range c.PacketLimits {
 		line, _ := json.Marshal(l)
 		fmt.Fprintf(&b, "packet_limit %s\n", line)

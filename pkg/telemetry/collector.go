@@ -29,7 +29,7 @@ type metrics struct {
 	upstreamConnections, upstreamRetries, misuse, mirrored *prometheus.Desc
 	cancelsHeld                                            *prometheus.Desc
 	ejections, serverUp, healthChecks                      *prometheus.Desc
-	limited, bucketsEvicted                                *prometheus.Desc
+	limited, bucketsEvicted, connectionsLimited            *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
 	recordsDropped, linesLost, unexplained                 *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo           *prometheus.Desc
@@ -75,7 +75,8 @@ func newMetrics() *metrics {
 		ejections:           desc("upstream_ejections_total", "Times a worker took a server out of balance that failed requests.", "worker"),
 		serverUp:            desc("upstream_server_up", "1 while the server is in balance, 0 while its health checks say that it is down. Ejections are each worker's own and not in it.", "upstream", "server"),
 		healthChecks:        desc("upstream_health_checks_total", "Health checks of servers, by result.", "upstream", "server", "result"),
-		limited:             desc("request_limit_requests_total", "Requests that a limit is for, by what it did with them; would_reject is of limits that are tried only.", "limit", "outcome"),
+		limited:             desc("request_limit_requests_total", "Requests, and connections of a limit_conn, that a limit is for, by what it did with them; would_reject is of limits that are tried only, uncounted of a limit_conn without room.", "limit", "outcome"),
+		connectionsLimited:  desc("connections_limited_total", "Client connections closed at once for a limit_conn.", "worker"),
 		bucketsEvicted:      desc("request_limit_buckets_evicted_total", "Buckets of request limits that were given up while they held something: shared_memory_zone has too few.", "worker"),
 		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
@@ -267,6 +268,7 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.mirrored, w.Counter(zone.Mirrored), id, "sent")
 	e.counter(m.mirrored, w.Counter(zone.MirrorDropped), id, "dropped")
 	e.counter(m.bucketsEvicted, w.Counter(zone.LimitBucketsEvicted), id)
+	e.counter(m.connectionsLimited, w.Counter(zone.ConnectionsLimited), id)
 	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id, "ring_full")
 }
 

@@ -48,6 +48,7 @@ const (
 	CancelsHeld        // exchanges whose client went away while their upstream had too many cancelled
 	OffencesUnkeyed    // offences whose TCP peer is a trusted proxy: no verdict is for it
 	SignalsDropped     // streaks that the ring to the supervisor had no room for
+	ConnectionsLimited // closed at once: their client has as many open as a limit_conn allows
 	PlainCounters      // how many there are
 )
 
@@ -59,7 +60,7 @@ var counterNames = [PlainCounters]string{
 	"offered_tls13", "offered_tls12", "offered_older", "offered_http2", "offered_http1", "offered_no_protocol", "offered_other_protocol",
 	"server_name_known", "server_name_unknown", "server_name_absent",
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
-	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped",
+	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped", "connections_limited",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
@@ -71,27 +72,28 @@ func Counters() []Counter { return upTo(PlainCounters) }
 type RequestOutcome int
 
 const (
-	RequestOK                RequestOutcome = iota // the upstream's reply was passed on whole, whatever its status
-	RequestBad                                     // 400: the request breaks HTTP
-	RequestHeaderTooLarge                          // 431
-	RequestURITooLong                              // 414
-	RequestBodyTooLarge                            // 413
-	RequestNoRoute                                 // 404: no route matches
-	RequestMethodRefused                           // 501, 405
-	RequestUpstreamRefused                         // 502: no connection to a server
-	RequestUpstreamReset                           // 502, or cut: the server broke off
-	RequestUpstreamInvalid                         // 502: the server does not speak HTTP
-	RequestUpstreamSaturated                       // 503: all connections are in use
-	RequestUpstreamTimeout                         // 504: no reply in time
-	RequestConnectTimeout                          // 504: no connection in time
-	RequestClientReset                             // the client went away
-	RequestClientTimeout                           // 408, or cut: the client was too slow
-	RequestHTTP2Error                              // the stream broke HTTP/2
-	RequestPanic                                   // a fault of this program
-	RequestRouteReply                              // the route's own: a redirect, a reply, or one to a CORS preflight
-	RequestMaintenance                             // 503: the route is under maintenance
-	RequestLimited                                 // 429, or the limit's own status: over a request limit
-	RequestOverload                                // 503: the worker has more to do than it can
+	RequestOK                 RequestOutcome = iota // the upstream's reply was passed on whole, whatever its status
+	RequestBad                                      // 400: the request breaks HTTP
+	RequestHeaderTooLarge                           // 431
+	RequestURITooLong                               // 414
+	RequestBodyTooLarge                             // 413
+	RequestNoRoute                                  // 404: no route matches
+	RequestMethodRefused                            // 501, 405
+	RequestUpstreamRefused                          // 502: no connection to a server
+	RequestUpstreamReset                            // 502, or cut: the server broke off
+	RequestUpstreamInvalid                          // 502: the server does not speak HTTP
+	RequestUpstreamSaturated                        // 503: all connections are in use
+	RequestUpstreamTimeout                          // 504: no reply in time
+	RequestConnectTimeout                           // 504: no connection in time
+	RequestClientReset                              // the client went away
+	RequestClientTimeout                            // 408, or cut: the client was too slow
+	RequestHTTP2Error                               // the stream broke HTTP/2
+	RequestPanic                                    // a fault of this program
+	RequestRouteReply                               // the route's own: a redirect, a reply, or one to a CORS preflight
+	RequestMaintenance                              // 503: the route is under maintenance
+	RequestLimited                                  // 429, or the limit's own status: over a request limit
+	RequestOverload                                 // 503: the worker has more to do than it can
+	RequestConcurrencyLimited                       // 429, or the limit's own status: as many are under way as a limit_conn allows
 	requestOutcomes
 )
 
@@ -99,7 +101,7 @@ var requestOutcomeNames = [requestOutcomes]string{
 	"ok", "bad_request", "header_too_large", "uri_too_long", "body_too_large", "no_route", "method_refused",
 	"upstream_refused", "upstream_reset", "upstream_invalid", "upstream_saturated", "upstream_timeout",
 	"connect_timeout", "client_reset", "client_timeout", "http2_error", "panic",
-	"route_reply", "maintenance", "limited", "overload",
+	"route_reply", "maintenance", "limited", "overload", "concurrency_limited",
 }
 
 func (o RequestOutcome) String() string { return word(requestOutcomeNames[:], int(o)) }
@@ -198,7 +200,7 @@ func (o UpstreamOutcome) String() string { return word(upstreamNames[:], int(o))
 // UpstreamOutcomes lists all.
 func UpstreamOutcomes() []UpstreamOutcome { return upTo(upstreamOutcomes) }
 
-// LimitOutcome is what a request limit did with a request that it is for.
+// LimitOutcome is what a limit did with a request or connection that it is for.
 type LimitOutcome int
 
 const (
@@ -206,10 +208,11 @@ const (
 	LimitDelayed                  // passed, after a wait
 	LimitRejected                 // refused
 	LimitWouldReject              // passed, since the limit is tried only (dry_run)
+	LimitUncounted                // passed, since there was no room to count it
 	limitOutcomes
 )
 
-var limitNames = [limitOutcomes]string{"passed", "delayed", "rejected", "would_reject"}
+var limitNames = [limitOutcomes]string{"passed", "delayed", "rejected", "would_reject", "uncounted"}
 
 func (o LimitOutcome) String() string { return word(limitNames[:], int(o)) }
 

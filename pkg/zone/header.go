@@ -40,6 +40,9 @@ const (
 	headBeat       = 2 * lineWords // CLOCK_MONOTONIC, ns
 	headGeneration = headBeat + 1
 
+	// More of the layout, where the first lines are full.
+	headHolds = 3 * lineWords
+
 	// The section table: kind, offset and length in bytes, for each.
 	headTable    = 8 * lineWords
 	sectionWords = 3
@@ -55,6 +58,7 @@ const (
 	sectionSignals
 	sectionSessions
 	sectionHistory
+	sectionHolds
 )
 
 type section struct{ kind, offset, length uint64 }
@@ -68,7 +72,8 @@ func (o offsets) sections() []section {
 		{sectionSignals, uint64(o.signals), uint64(o.sessions - o.signals)},
 		{sectionSessions, uint64(o.sessions), uint64(o.history - o.sessions)},
 		{sectionHistory, uint64(o.history), uint64(o.buckets - o.history)},
-		{sectionBuckets, uint64(o.buckets), uint64(o.end - o.buckets)},
+		{sectionBuckets, uint64(o.buckets), uint64(o.holds - o.buckets)},
+		{sectionHolds, uint64(o.holds), uint64(o.end - o.holds)},
 	}
 }
 
@@ -84,6 +89,7 @@ func writeHeader(h words, l Layout) {
 	h.store(headLimits, uint64(l.Limits))
 	h.store(headBuckets, uint64(l.Buckets))
 	h.store(headSessions, uint64(l.Sessions))
+	h.store(headHolds, uint64(l.Holds))
 	all := l.offsets().sections()
 	h.store(headSections, uint64(len(all)))
 	for i, s := range all {
@@ -107,7 +113,7 @@ func readLayout(h words, size int64) (Layout, error) {
 	l := Layout{
 		Size: int64(bounded(headSize)), Workers: bounded(headWorkers), Routes: bounded(headRoutes),
 		Upstreams: bounded(headUpstreams), Limits: bounded(headLimits), AccessRing: bounded(headAccessRing),
-		Buckets: bounded(headBuckets), Sessions: bounded(headSessions),
+		Buckets: bounded(headBuckets), Sessions: bounded(headSessions), Holds: bounded(headHolds),
 	}
 	if err := l.check(); err != nil {
 		return l, fmt.Errorf("%w: %w: restart the gateway", ErrDamaged, err)

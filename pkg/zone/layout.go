@@ -39,6 +39,7 @@ type Layout struct {
 	AccessRing int   // bytes for each worker, cut to a power of two; 0: DefaultAccessRing
 	Buckets    int   // of request limits, a power of two; 0: as many as fit
 	Sessions   int   // of each worker, a power of two; 0: what fits, at most DefaultSessions
+	Holds      int   // places of each worker, a power of two; 0: what fits, at most DefaultHolds
 }
 
 // Defaults and bounds of a layout.
@@ -49,6 +50,7 @@ const (
 	DefaultLimits     = 64
 	DefaultAccessRing = 1 << 20
 	DefaultSessions   = 1 << 14
+	DefaultHolds      = 1 << 16
 	MaxWorkers        = 256
 	minAccessRing     = 64 << 10
 	maxAccessRing     = 1 << 30
@@ -56,6 +58,8 @@ const (
 	maxSessions       = 1 << 20
 	minBuckets        = 1 << 12
 	maxBuckets        = 1 << 26
+	minHolds          = pageSize / bucketBytes
+	maxHolds          = 1 << 24
 	leastFitted       = 16      // slots that are given up last
 	maxSlots          = 1 << 15 // access records carry slots in 16 bits with sign
 )
@@ -71,6 +75,7 @@ type offsets struct {
 	sessions int64
 	history  int64
 	buckets  int64
+	holds    int64
 	end      int64
 
 	// words within a slab
@@ -119,7 +124,8 @@ func (l Layout) offsets() offsets {
 	o.sessions = o.signals + int64(l.Workers)*signalBytes
 	o.history = o.sessions + int64(l.Workers)*l.sessionSize()
 	o.buckets = o.history + historyBytes
-	o.end = o.buckets + int64(l.Buckets)*bucketBytes
+	o.holds = o.buckets + int64(l.Buckets)*bucketBytes
+	o.end = o.holds + int64(l.Workers)*int64(l.Holds)*bucketBytes
 	return o
 }
 
@@ -148,6 +154,9 @@ func (l Layout) Need() int64 {
 	if l.Buckets == 0 {
 		l.Buckets = minBuckets
 	}
+	if l.Holds == 0 {
+		l.Holds = minHolds
+	}
 	return l.offsets().end
 }
 
@@ -162,7 +171,7 @@ func (l Layout) Complete() (Layout, error) {
 		l.AccessRing = DefaultAccessRing
 	}
 	l.AccessRing = floorPowerOfTwo(l.AccessRing)
-	fitRoutes, fitUpstreams, fitLimits, fitSessions := l.Routes == 0, l.Upstreams == 0, l.Limits == 0, l.Sessions == 0
+	fitRoutes, fitUpstreams, fitLimits, fitSessions, fitHolds := l.Routes == 0, l.Upstreams == 0, l.Limits == 0, l.Sessions == 0, l.Holds == 0
 	if fitRoutes {
 		l.Routes = DefaultRoutes
 	}
@@ -177,6 +186,12 @@ func (l Layout) Complete() (Layout, error) {
 	}
 	for fitSessions && l.Sessions > minSessions && l.Need() > l.Size {
 		l.Sessions /= 2
+	}
+	if fitHolds {
+		l.Holds = DefaultHolds
+	}
+	for fitHolds && l.Holds > minHolds && l.Need() > l.Size {
+		l.Holds /= 2
 	}
 	for fitRoutes && l.Routes > leastFitted && l.Need() > l.Size {
 		l.Routes /= 2
@@ -213,6 +228,8 @@ func (l Layout) check() error {
 		return fmt.Errorf("%d buckets: a power of two from %d to %d is possible", l.Buckets, minBuckets, maxBuckets)
 	case l.Sessions < minSessions || l.Sessions > maxSessions || l.Sessions != floorPowerOfTwo(l.Sessions):
 		return fmt.Errorf("%d sessions: a power of two from %d to %d is possible", l.Sessions, minSessions, maxSessions)
+	case l.Holds < minHolds || l.Holds > maxHolds || l.Holds != floorPowerOfTwo(l.Holds):
+		return fmt.Errorf("%d places for what is open: a power of two from %d to %d is possible", l.Holds, minHolds, maxHolds)
 	case l.AccessRing < minAccessRing || l.AccessRing > maxAccessRing || l.AccessRing != floorPowerOfTwo(l.AccessRing):
 		return fmt.Errorf("access ring of %d bytes: %d to %d are possible", l.AccessRing, minAccessRing, maxAccessRing)
 	}

@@ -15,6 +15,7 @@ type Slab struct {
 	routeSlots    int
 	upstreamSlots int
 	limitSlots    int
+	holds         words
 
 	// Access is the worker's ring of access records.
 	Access *Ring
@@ -44,6 +45,7 @@ func (s *Slab) Set(g Gauge, v uint64) {
 		s.mem.store(GaugeConnections.place(), 0)
 		s.mem.store(GaugeRequests.place(), 0)
 		s.mem.store(GaugeHandshakesLeft.place(), 0)
+		giveBack(s.holds)
 	}
 }
 

@@ -97,10 +97,11 @@ func mapFile(f *os.File, l Layout, protection int) (*Zone, error) {
 		signalsAt, sessionsAt := o.signals+i*signalBytes, o.sessions+i*l.sessionSize()
 		slab.Signals = newSignals(mem[signalsAt : signalsAt+signalBytes])
 		slab.Sessions = newSessions(mem[sessionsAt : sessionsAt+l.sessionSize()])
+		slab.holds = z.holdTable(int(i))
 		z.slabs = append(z.slabs, slab)
 	}
 	z.history = wordsOf(mem[o.history:o.buckets])
-	z.buckets = newLimitBuckets(mem[o.buckets:o.end], z.header.load(headSecret), z.header.load(headSecret+1))
+	z.buckets = newLimitBuckets(mem[o.buckets:o.holds], z.header.load(headSecret), z.header.load(headSecret+1))
 	return z, nil
 }
 
