@@ -59,7 +59,10 @@ func (u *recorder) serve(_ int, c net.Conn, _ *bufio.Reader) {
 		u.whole++
 		u.joined = append(append(u.joined, head...), "\r\n\r\n"...)
 		if len(req.TransferEncoding) > 0 {
-			u.joined = http1.AppendLastChunk(http1.AppendChunk(u.joined, []byte(body)), nil)
+			if body != "" {
+				u.joined = http1.AppendChunk(u.joined, []byte(body))
+			}
+			u.joined = http1.AppendLastChunk(u.joined, trailersOf(own.Bytes()))
 		} else {
 			u.joined = append(u.joined, body...)
 		}
@@ -69,6 +72,17 @@ func (u *recorder) serve(_ int, c net.Conn, _ *bufio.Reader) {
 			return
 		}
 	}
+}
+
+// trailersOf are those behind the last chunk of a request that was read.
+func trailersOf(request []byte) (fields []http1.Field) {
+	_, tail, _ := bytes.Cut(request, []byte("\r\n0\r\n"))
+	for line := range bytes.SplitSeq(tail, []byte("\r\n")) {
+		if name, value, ok := bytes.Cut(line, []byte(": ")); ok {
+			fields = append(fields, http1.Field{Name: name, Value: value})
+		}
+	}
+	return fields
 }
 
 var (

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -83,6 +84,9 @@ func http2Rows() []http2Row {
 		{"upper-case name", get("X-A", "b"), nil, nil, refused, ""}, {"empty name", get("", "b"), nil, nil, refused, ""}, {"name with space", get("x y", "b"), nil, nil, refused, ""}, {"name with colon", get("x:y", "b"), nil, nil, refused, ""}, {"name with CR LF", get("x: y\r\nz", "b"), nil, nil, refused, ""}, {"name with NUL", get("x\x00", "b"), nil, nil, refused, ""},
 		{"value with CR LF", get("x", "a\r\ny: b"), nil, nil, refused, ""}, {"value with LF", get("x", "a\nb"), nil, nil, refused, ""}, {"value with CR", get("x", "a\rb"), nil, nil, refused, ""}, {"value with NUL", get("x", "a\x00b"), nil, nil, refused, ""}, {"value in space", get("x", " a"), nil, nil, refused, ""}, {"control byte in value", get("x", "a\x01"), nil, nil, refused, ""},
 		{"pseudo field behind", append([]string{"x", "y"}, get()...), nil, nil, refused, ""}, {"unknown pseudo field", append([]string{":x", "y"}, get()...), nil, nil, refused, ""}, {"pseudo field of a reply", append([]string{":status", "200"}, get()...), nil, nil, refused, ""}, {"extended CONNECT", append([]string{":protocol", "websocket"}, h2Of("CONNECT")...), nil, nil, refused, ""},
+		{"trailers", post(), hi, []string{"x-end", "y", "x-more", "z"}, "200", upSend("2\r\nhi\r\n0\r\nx-end: y\r\nx-more: z\r\n\r\n")}, {"trailers without body", post(), []string{""}, []string{"x-end", "y"}, "200", upSend("0\r\nx-end: y\r\n\r\n")},
+		{"trailers of a length", post("content-length", "2"), hi, []string{"x-end", "y"}, "200", upPost("")}, {"announced trailers of a length", post("content-length", "2", "trailer", "x-end"), hi, []string{"x-end", "y"}, "200", upPost("")}, // HTTP/1.1 has no place for them
+		{"trailers that had to come before", post(), hi, []string{"content-type", "x", "x-forwarded-for", "6.6.6.6", "x_y", "z", "x-end", "y"}, "200", upSend("2\r\nhi\r\n0\r\nx-end: y\r\n\r\n")}, {"authorization in trailers", post(), hi, []string{"authorization", "x"}, "cut " + refused, upSend("")}, {"te in trailers", post(), hi, []string{"te", "trailers"}, "cut " + refused, upSend("")},
 		{"length in trailers", post(), hi, []string{"content-length", "2"}, "cut " + refused, upSend("")}, {"Host in trailers", post(), hi, []string{"host", "b.test"}, "cut " + refused, upSend("")}, {"coding in trailers", post(), hi, []string{"transfer-encoding", "chunked"}, "cut " + refused, upSend("")},
 		{"pseudo field in trailers", post(), hi, []string{":path", "/q"}, "cut " + refused, upSend("")}, {"upper-case name in trailers", post(), hi, []string{"X", "y"}, "cut " + refused, upSend("")}, {"CR LF in trailers", post(), hi, []string{"x", "y\r\n\r\nGET / HTTP/1.1"}, "cut " + refused, upSend("")},
 		{"other expectation", get("expect", "200-ok"), nil, nil, "417", ""}, {"too many fields", append(get(), strings.Split(strings.Repeat("x,y,", 50)+"x,y", ",")...), nil, nil, "431", ""}, {"crumbs without bound", append(get(), strings.Split(strings.Repeat("cookie,a=b,", 50)+"x,y", ",")...), nil, nil, "431", ""},
@@ -211,4 +215,82 @@ func TestHTTP2Table(t *testing.T) {
 		})
 	}
 	t.Logf("%d rows", len(rows))
+}
+
+// TestHTTP2ReplyTable: what a client of HTTP/2 gets of an upstream's reply, frame by frame.
+func TestHTTP2ReplyTable(t *testing.T) {
+	const hint = "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\n\r\n"
+	chunked := func(tail string) string { return chunkedOf("2\r\nok\r\n0\r\n" + tail + "\r\n") }
+	for _, row := range []struct{ name, reply, want string }{
+		{"length", okReply, "200 content-length=2 / ok end"},
+		{"chunked", chunked(""), "200 / ok / end"},
+		{"no body", "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", "200 content-length=0 end"},
+		{"204", "HTTP/1.1 204 No Content\r\n\r\n", "204 end"},
+		{"304", "HTTP/1.1 304 Not Modified\r\nEtag: x\r\nContent-Length: 5\r\n\r\n", "304 etag=x content-length=5 end"},
+		{"fields", okOf("X-A: b\r\nConnection: x-c\r\nX-C: d\r\nKeep-Alive: 5\r\nSet-Cookie: e\r\nSet-Cookie: f\r\n"), "200 x-a=b set-cookie=e set-cookie=f content-length=2 / ok end"},
+		{"early hint", hint + okReply, "103 link=</a> / 200 content-length=2 / ok end"},
+		{"two early hints", hint + hint + chunked(""), "103 link=</a> / 103 link=</a> / 200 / ok / end"},
+		{"other interim reply", "HTTP/1.1 142 x\r\n\r\n" + okReply, "142 / 200 content-length=2 / ok end"},
+		{"100", "HTTP/1.1 100 Continue\r\n\r\n" + okReply, "200 content-length=2 / ok end"}, // the gateway's to say
+		{"trailers", chunked("X-Sum: y\r\nX-More: z\r\n"), "200 / ok / x-sum=y x-more=z end"},
+		{"announced trailers", strings.Replace(chunked("X-Sum: y\r\n"), "\r\n", "\r\nTrailer: X-Sum\r\n", 1), "200 trailer=X-Sum / ok / x-sum=y end"},
+		{"trailers that had to come before", chunked("Set-Cookie: a=b\r\nCache-Control: no-store\r\nTE: x\r\nX-Sum: y\r\n"), "200 / ok / x-sum=y end"},
+		{"trailers of no body", chunkedOf("0\r\nX-Sum: y\r\n\r\n"), "200 / x-sum=y end"},
+		{"hint and trailers", hint + chunked("X-Sum: y\r\n"), "103 link=</a> / 200 / ok / x-sum=y end"},
+		{"length in trailers", chunked("Content-Length: 2\r\n"), "200 / ok / reset INTERNAL_ERROR"},
+		{"hint that is not valid", "HTTP/1.1 103 x\r\nX: a\x00\r\n\r\n" + okReply, "502"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			g, u := newRecorded(t)
+			u.replyWith(func(*http.Request) string { return row.reply })
+			c := g.h2raw(t)
+			c.id = 1
+			c.headers(true, h2Of("GET"))
+			if got := c.frames(); got != row.want && (len(row.want) > 3 || !strings.HasPrefix(got, row.want)) {
+				t.Errorf("got %s\nwant %s", got, row.want)
+			}
+		})
+	}
+}
+
+// frames tells all of the stream's frames until its end.
+func (c *h2raw) frames() string {
+	var b strings.Builder
+	for {
+		f, err := c.ReadFrame()
+		if err != nil {
+			return b.String() + err.Error()
+		}
+		if f.Header().StreamID != c.id {
+			continue
+		}
+		if b.Len() > 0 {
+			b.WriteString(" / ")
+		}
+		switch f := f.(type) {
+		case *http2.MetaHeadersFrame:
+			var texts []string
+			for _, hf := range f.Fields {
+				switch hf.Name {
+				case ":status":
+					texts = append(texts, hf.Value)
+				case "x-request-id", "date":
+				default:
+					texts = append(texts, hf.Name+"="+hf.Value)
+				}
+			}
+			b.WriteString(strings.Join(texts, " "))
+		case *http2.DataFrame:
+			b.Write(f.Data())
+		case *http2.RSTStreamFrame:
+			return b.String() + "reset " + f.ErrCode.String()
+		}
+		if f.Header().Flags.Has(http2.FlagDataEndStream) && (f.Header().Type == http2.FrameData || f.Header().Type == http2.FrameHeaders) {
+			text := b.String()
+			if !strings.HasSuffix(text, " ") {
+				text += " "
+			}
+			return text + "end"
+		}
+	}
 }

@@ -46,6 +46,7 @@ func replyRows() []replyRow {
 	head := bend(aGet, "GET", "HEAD")
 	old := bend(aGet, "1.1", "1.0")
 	kept := bend(getWith("Connection: keep-alive"), "1.1", "1.0")
+	taking := getWith("TE: trailers")
 	two := "2\r\nok\r\n0\r\n\r\n"
 	zstd := "\x28\xb5\x2f\xfd\x04\x00\x11\x00\x00hi\x0a\x00\xff"
 	rows := []replyRow{
@@ -67,6 +68,13 @@ func replyRows() []replyRow {
 		{"zstd", aGet, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\nContent-Length: %d\r\n\r\n%s", len(zstd), zstd), down("200 OK", "Content-Encoding: zstd\r\n", fmt.Sprintf("Content-Length: %d\r\n", len(zstd)), zstd), ok, true},
 		{"zstd chunked", aGet, fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Encoding: zstd\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(zstd), zstd), down("200 OK", "Content-Encoding: zstd\r\n", "Transfer-Encoding: chunked\r\n", fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(zstd), zstd)), ok, true},
 		{"ranges", aGet, strings.Replace(okOf("Content-Range: bytes 0-1/9\r\n"), "200 OK", "206 Partial Content", 1), down("206 Partial Content", "Content-Range: bytes 0-1/9\r\n", "Content-Length: 2\r\n", "ok"), ok, true},
+		{"early hint", aGet, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nKeep-Alive: 5\r\n\r\n" + okReply, "HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + downOK(""), ok, true},
+		{"two interim replies", aGet, "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 x\r\nLink: </a>\r\n\r\n" + okReply, "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + downOK(""), ok, true},
+		{"100 unasked", aGet, "HTTP/1.1 100 Continue\r\n\r\n" + okReply, downOK(""), ok, true}, {"hint to HTTP/1.0", old, "HTTP/1.1 103 x\r\n\r\n" + okReply, down("200 OK", "", "Content-Length: 2\r\nConnection: close\r\n", "ok"), ok, true},
+		{"trailers", taking, chunkedOf("2\r\nok\r\n0\r\nX-Sum: y\r\nX-More: z\r\n\r\n"), down("200 OK", "", "Transfer-Encoding: chunked\r\n", "2\r\nok\r\n0\r\nX-Sum: y\r\nX-More: z\r\n\r\n"), ok, true},
+		{"trailers that nobody asked for", aGet, chunkedOf("2\r\nok\r\n0\r\nX-Sum: y\r\n\r\n"), down("200 OK", "", "Transfer-Encoding: chunked\r\n", "2\r\nok\r\n0\r\nX-Sum: y\r\n\r\n"), ok, true},
+		{"announced trailers", taking, strings.Replace(chunkedOf("2\r\nok\r\n0\r\nX-Sum: y\r\n\r\n"), "\r\n", "\r\nTrailer: X-Sum\r\n", 1), down("200 OK", "Trailer: X-Sum\r\n", "Transfer-Encoding: chunked\r\n", "2\r\nok\r\n0\r\nX-Sum: y\r\n\r\n"), ok, true},
+		{"trailers that had to come before", taking, chunkedOf("2\r\nok\r\n0\r\nSet-Cookie: a=b\r\nTE: x\r\nX-Sum: y\r\n\r\n"), down("200 OK", "", "Transfer-Encoding: chunked\r\n", "2\r\nok\r\n0\r\nX-Sum: y\r\n\r\n"), ok, true},
 
 		{"shorter than its length", aGet, "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nok" + closing, "cut " + down("200 OK", "", "Content-Length: 5\r\n", "ok"), reset, false}, {"chunked without end", aGet, chunkedOf("2\r\nok\r\n") + closing, "cut " + down("200 OK", "", "Transfer-Encoding: chunked\r\n", "2\r\nok\r\n"), reset, false},
 		{"chunk of letters", aGet, chunkedOf("2\r\nok\r\nx\r\n"), "cut " + down("200 OK", "", "Transfer-Encoding: chunked\r\n", "2\r\nok\r\n"), bad, false}, {"LF ends chunk", aGet, chunkedOf("2\nok\r\n0\r\n\r\n"), "cut " + down("200 OK", "", "Transfer-Encoding: chunked\r\n", ""), bad, false},
@@ -102,6 +110,9 @@ func TestReplyTable(t *testing.T) {
 			c.r = bufio.NewReader(io.TeeReader(c.Conn, &got))
 			method, _, _ := strings.Cut(row.request, " ")
 			resp, err := http.ReadResponse(c.r, &http.Request{Method: method})
+			for err == nil && resp.StatusCode < 200 {
+				resp, err = http.ReadResponse(c.r, &http.Request{Method: method})
+			}
 			if err == nil {
 				_, err = io.ReadAll(resp.Body)
 			}
