@@ -263,6 +263,25 @@ func TestFrames(t *testing.T) {
 			rc.fr.WriteSettings(h2.Setting{ID: 0x99, Val: 1})
 			rc.request(1, true, get("/")...)
 		}, "200"},
+		{"flags without meaning are ignored", func(rc *rawClient) {
+			rc.fr.WriteRawFrame(h2.FramePing, 0xfe, 0, make([]byte, 8))
+			rc.fr.WriteRawFrame(h2.FrameHeaders, 0xd2|h2.FlagHeadersEndHeaders|h2.FlagHeadersEndStream, 1, rc.block(get("/")...))
+		}, "200"},
+		{"frames on a closed stream that may be under way", func(rc *rawClient) {
+			rc.request(1, true, get("/hang")...)
+			rc.fr.WriteRSTStream(1, h2.ErrCodeCancel)
+			rc.fr.WriteWindowUpdate(1, 1)
+			rc.fr.WritePriority(1, h2.PriorityParam{StreamDep: 3})
+			rc.fr.WriteRSTStream(1, h2.ErrCodeCancel)
+			rc.fr.WritePing(false, [8]byte{})
+			rc.request(3, true, get("/")...)
+			if o := rc.await(3); o.String() != "200" {
+				t.Errorf("another stream: %v", o)
+			}
+			rc.request(5, true, with("te", "gzip")...)
+			rc.fr.WriteRSTStream(5, h2.ErrCodeProtocol) // no RST_STREAM answers it
+			rc.fr.WriteRawFrame(h2.FramePriority, 0, 1, nil)
+		}, "stream FRAME_SIZE_ERROR"},
 		{"stream window 0 for WINDOW_UPDATE", func(rc *rawClient) {
 			rc.request(1, true, get("/hang")...)
 			rc.fr.WriteRawFrame(h2.FrameWindowUpdate, 0, 1, u32(0))
@@ -328,6 +347,19 @@ func TestFrames(t *testing.T) {
 			rc.fr.WriteHeaders(h2.HeadersFrameParam{StreamID: 1, BlockFragment: rc.block(get("/")...)})
 			rc.fr.WritePing(false, [8]byte{})
 		}, "conn PROTOCOL_ERROR"},
+		{"unknown frame inside a header block", func(rc *rawClient) {
+			rc.fr.WriteHeaders(h2.HeadersFrameParam{StreamID: 1, BlockFragment: rc.block(get("/")...)})
+			rc.fr.WriteRawFrame(0x42, 0, 1, nil)
+		}, "conn PROTOCOL_ERROR"},
+		{"HEADERS with too much padding", func(rc *rawClient) {
+			rc.fr.WriteRawFrame(h2.FrameHeaders, h2.FlagHeadersPadded|h2.FlagHeadersEndHeaders, 1, []byte{2, 0x82})
+		}, "conn PROTOCOL_ERROR"},
+		{"HPACK table larger than allowed", func(rc *rawClient) {
+			rc.fr.WriteRawFrame(h2.FrameHeaders, h2.FlagHeadersEndHeaders, 1, []byte{0x3f, 0xe2, 0x1f, 0x82})
+		}, "conn COMPRESSION_ERROR"},
+		{"HPACK table resized within a block", func(rc *rawClient) {
+			rc.fr.WriteRawFrame(h2.FrameHeaders, h2.FlagHeadersEndHeaders, 1, []byte{0x40, 1, 'a', 1, 'b', 0x20})
+		}, "conn COMPRESSION_ERROR"},
 		{"CONTINUATION of another stream", func(rc *rawClient) {
 			rc.fr.WriteHeaders(h2.HeadersFrameParam{StreamID: 1, BlockFragment: rc.block(get("/")...)})
 			rc.fr.WriteContinuation(3, true, nil)

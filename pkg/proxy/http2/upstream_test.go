@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
@@ -29,8 +30,8 @@ func script(tb testing.TB, write func(*h2.Framer, func(...string) []byte)) []byt
 	return out.Bytes()
 }
 
-// mad is a server that says what is in data, after its SETTINGS, to two open streams, and waits before it closes. It returns the first stream's
-// body, and how the connection and that stream ended.
+// mad is a server that says what is in data, after its SETTINGS, to two open streams, and waits before it closes: for the connection's end, or with
+// a negative time until the first stream is over. It returns the first stream's body, and how the connection and that stream ended.
 func mad(tb testing.TB, data []byte, wait time.Duration) (body []byte, conn, stream error) {
 	tb.Helper()
 	near, far := net.Pipe()
@@ -60,7 +61,12 @@ func mad(tb testing.TB, data []byte, wait time.Duration) (body []byte, conn, str
 		streams = append(streams, s)
 	}
 	_, _ = far.Write(data)
-	for end := time.Now().Add(wait); len(served) == 0 && time.Now().Before(end); {
+	over := func(s *ClientStream) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return s.err != nil || s.remoteEnd
+	}
+	for end := time.Now().Add(max(wait, -wait)); len(served) == 0 && time.Now().Before(end) && (wait > 0 || !over(streams[0])); {
 		time.Sleep(time.Millisecond)
 	}
 	far.Close()
@@ -175,6 +181,108 @@ func TestClientMalformed(t *testing.T) {
 	})
 	if body, _, err := mad(t, cut, 0); !errors.Is(err, ErrGone) || string(body) != "ab" {
 		t.Errorf("cut: %v %q", err, body)
+	}
+}
+
+// Each row is frames of a server, whose SETTINGS were good and which has two requests, on streams 1
+// and 3, and by what the connection ends, or stream 1.
+func TestClientFrames(t *testing.T) {
+	ok := []byte{0x88} // :status 200
+	raw := func(kind h2.FrameType, flags h2.Flags, id uint32, payload ...byte) func(*h2.Framer) {
+		return func(f *h2.Framer) { _ = f.WriteRawFrame(kind, flags, id, payload) }
+	}
+	set := func(id h2.SettingID, v uint32) func(*h2.Framer) {
+		return func(f *h2.Framer) { _ = f.WriteSettings(h2.Setting{ID: id, Val: v}) }
+	}
+	all := func(steps ...func(*h2.Framer)) func(*h2.Framer) {
+		return func(f *h2.Framer) {
+			for _, step := range steps {
+				step(f)
+			}
+		}
+	}
+	head := raw(h2.FrameHeaders, h2.FlagHeadersEndHeaders, 1, ok...)
+	whole := raw(h2.FrameHeaders, h2.FlagHeadersEndHeaders|h2.FlagHeadersEndStream, 1, ok...)
+	for _, row := range []struct {
+		name string
+		send func(*h2.Framer)
+		want string
+	}{
+		{"DATA on stream 0", raw(h2.FrameData, 0, 0), "conn PROTOCOL_ERROR"},
+		{"DATA on a stream that was not opened", raw(h2.FrameData, 0, 5), "conn PROTOCOL_ERROR"},
+		{"DATA on a stream of a server", raw(h2.FrameData, 0, 2), "conn PROTOCOL_ERROR"},
+		{"DATA with too much padding", all(head, raw(h2.FrameData, h2.FlagDataPadded, 1, 2, 0)), "conn PROTOCOL_ERROR"},
+		{"padded DATA without length", all(head, raw(h2.FrameData, h2.FlagDataPadded, 1)), "conn FRAME_SIZE_ERROR"},
+		{"DATA before a final reply", raw(h2.FrameData, 0, 1, 'x'), "stream PROTOCOL_ERROR"},
+		{"DATA larger than allowed", all(head, raw(h2.FrameData, 0, 1, make([]byte, maxFrame+1)...)), "conn FRAME_SIZE_ERROR"},
+		{"more DATA than the stream's window", all(head, raw(h2.FrameData, 0, 1, make([]byte, maxFrame)...), raw(h2.FrameData, 0, 1, make([]byte, maxFrame)...),
+			raw(h2.FrameData, 0, 1, make([]byte, maxFrame)...), raw(h2.FrameData, 0, 1, make([]byte, maxFrame)...), raw(h2.FrameData, 0, 1, 'x')), "stream FLOW_CONTROL_ERROR"},
+		{"HEADERS on stream 0", raw(h2.FrameHeaders, h2.FlagHeadersEndHeaders, 0, ok...), "conn PROTOCOL_ERROR"},
+		{"HEADERS on a stream that was not opened", raw(h2.FrameHeaders, h2.FlagHeadersEndHeaders, 5, ok...), "conn PROTOCOL_ERROR"},
+		{"HEADERS too short for priority", raw(h2.FrameHeaders, h2.FlagHeadersPriority|h2.FlagHeadersEndHeaders, 1, 0), "conn FRAME_SIZE_ERROR"},
+		{"HEADERS with too much padding", raw(h2.FrameHeaders, h2.FlagHeadersPadded|h2.FlagHeadersEndHeaders, 1, 2, 0x88), "conn PROTOCOL_ERROR"},
+		{"two final heads", all(head, head), "stream PROTOCOL_ERROR"},
+		{"interim head that ends the stream", raw(h2.FrameHeaders, h2.FlagHeadersEndHeaders|h2.FlagHeadersEndStream, 1, 8, 3, '1', '0', '3'), "stream PROTOCOL_ERROR"},
+		{"trailers with a pseudo field", all(head, whole), "stream PROTOCOL_ERROR"},
+		{"header block is garbage", raw(h2.FrameHeaders, h2.FlagHeadersEndHeaders, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f), "conn COMPRESSION_ERROR"},
+		{"header block is cut", raw(h2.FrameHeaders, h2.FlagHeadersEndHeaders, 1, 0x40, 0x0a, 'a'), "conn COMPRESSION_ERROR"},
+		{"garbage on a stream that is over", all(whole, raw(h2.FrameHeaders, h2.FlagHeadersEndHeaders, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f)), "conn COMPRESSION_ERROR"},
+		{"CONTINUATION alone", raw(h2.FrameContinuation, h2.FlagContinuationEndHeaders, 1), "conn PROTOCOL_ERROR"},
+		{"CONTINUATION of another stream", all(raw(h2.FrameHeaders, 0, 1, ok...), raw(h2.FrameContinuation, h2.FlagContinuationEndHeaders, 3)), "conn PROTOCOL_ERROR"},
+		{"PING inside a header block", all(raw(h2.FrameHeaders, 0, 1, ok...), raw(h2.FramePing, 0, 0, make([]byte, 8)...)), "conn PROTOCOL_ERROR"},
+		{"RST_STREAM on stream 0", raw(h2.FrameRSTStream, 0, 0, u32(0)...), "conn PROTOCOL_ERROR"},
+		{"RST_STREAM on a stream that was not opened", raw(h2.FrameRSTStream, 0, 5, u32(0)...), "conn PROTOCOL_ERROR"},
+		{"short RST_STREAM", raw(h2.FrameRSTStream, 0, 1, 0), "conn FRAME_SIZE_ERROR"},
+		{"PRIORITY on stream 0", raw(h2.FramePriority, 0, 0, make([]byte, 5)...), "conn PROTOCOL_ERROR"},
+		{"PUSH_PROMISE", raw(h2.FramePushPromise, h2.FlagPushPromiseEndHeaders, 1, append(u32(2), 0x82)...), "conn PROTOCOL_ERROR"},
+		{"SETTINGS on a stream", raw(h2.FrameSettings, 0, 1), "conn PROTOCOL_ERROR"},
+		{"SETTINGS of 5 bytes", raw(h2.FrameSettings, 0, 0, make([]byte, 5)...), "conn FRAME_SIZE_ERROR"},
+		{"ack with payload", raw(h2.FrameSettings, h2.FlagSettingsAck, 0, make([]byte, 6)...), "conn FRAME_SIZE_ERROR"},
+		{"ENABLE_PUSH from a server", set(h2.SettingEnablePush, 1), "conn PROTOCOL_ERROR"},
+		{"INITIAL_WINDOW_SIZE too large", set(h2.SettingInitialWindowSize, 1<<31), "conn FLOW_CONTROL_ERROR"},
+		{"INITIAL_WINDOW_SIZE overflows a stream", all(raw(h2.FrameWindowUpdate, 0, 1, u32(1000)...), set(h2.SettingInitialWindowSize, maxWindow)), "conn FLOW_CONTROL_ERROR"},
+		{"MAX_FRAME_SIZE too small", set(h2.SettingMaxFrameSize, maxFrame-1), "conn PROTOCOL_ERROR"},
+		{"MAX_FRAME_SIZE too large", set(h2.SettingMaxFrameSize, 1<<24), "conn PROTOCOL_ERROR"},
+		{"PING on a stream", raw(h2.FramePing, 0, 1, make([]byte, 8)...), "conn PROTOCOL_ERROR"},
+		{"PING of 7 bytes", raw(h2.FramePing, 0, 0, make([]byte, 7)...), "conn FRAME_SIZE_ERROR"},
+		{"GOAWAY on a stream", raw(h2.FrameGoAway, 0, 1, make([]byte, 8)...), "conn PROTOCOL_ERROR"},
+		{"short GOAWAY", raw(h2.FrameGoAway, 0, 0, make([]byte, 7)...), "conn FRAME_SIZE_ERROR"},
+		{"WINDOW_UPDATE of 0", raw(h2.FrameWindowUpdate, 0, 0, u32(0)...), "conn PROTOCOL_ERROR"},
+		{"WINDOW_UPDATE of 0 for a stream", raw(h2.FrameWindowUpdate, 0, 1, u32(0)...), "stream PROTOCOL_ERROR"},
+		{"WINDOW_UPDATE overflows", raw(h2.FrameWindowUpdate, 0, 0, u32(maxWindow)...), "conn FLOW_CONTROL_ERROR"},
+		{"WINDOW_UPDATE overflows a stream", raw(h2.FrameWindowUpdate, 0, 1, u32(maxWindow)...), "stream FLOW_CONTROL_ERROR"},
+		{"WINDOW_UPDATE on a stream that was not opened", raw(h2.FrameWindowUpdate, 0, 5, u32(1)...), "conn PROTOCOL_ERROR"},
+		{"short WINDOW_UPDATE", raw(h2.FrameWindowUpdate, 0, 0, 0, 0, 1), "conn FRAME_SIZE_ERROR"},
+		{"what may be under way for a stream that is over", all(whole, raw(h2.FrameWindowUpdate, 0, 1, u32(1)...), raw(h2.FrameRSTStream, 0, 1, u32(0)...),
+			raw(h2.FrameData, 0, 1, 'x'), raw(h2.FramePriority, 0, 1, make([]byte, 5)...), raw(0x42, 0xff, 1, 'x'), set(0x99, 1)), "EOF"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			data := script(t, func(f *h2.Framer, _ func(...string) []byte) {
+				f.AllowIllegalWrites = true
+				row.send(f)
+			})
+			isConn := strings.HasPrefix(row.want, "conn")
+			wait := 10 * time.Second
+			if !isConn {
+				wait = -wait
+			}
+			_, conn, stream := mad(t, data, wait)
+			var ce *ConnError
+			var reset *ResetError
+			got := stream.Error()
+			switch {
+			case errors.As(conn, &ce):
+				got = "conn " + h2.ErrCode(ce.Code).String()
+			case errors.As(stream, &reset) && !reset.Remote:
+				got = "stream " + h2.ErrCode(reset.Code).String()
+			}
+			if got != row.want {
+				t.Errorf("got %s, want %s", got, row.want)
+			}
+			if isConn && !errors.Is(stream, ErrGone) && !errors.Is(stream, io.EOF) {
+				t.Errorf("the stream ended with %v", stream)
+			}
+		})
 	}
 }
 
