@@ -39,3 +39,19 @@
 -- allow and deny add to those of gateway.yaml.
 --deny{"192.0.2.0/24", "2001:db8::/32"}
 --allow{"192.0.2.7"}
+
+-- escalate has the kernel plane drop packets of those who offend again and again, by the
+-- address of their TCP connection. Not for connections of trusted proxies (client_address), for
+-- upstreams, administrators and what is allowed.
+--   name     in metrics and logs
+--   on       what is an offence, one or a list: "429" and "401", as sent to the client; "http2",
+--            a connection ended for misuse; "handshake", one that failed; "malformed", a request
+--   count    offences that are a streak, within a time of the first (10s). Each worker counts by itself
+--   step     of the first streak: "thin" (without it; drops three SYNs of four), "syns" (all), "new"
+--            (all but established TCP), "all". Each further streak raises it by one,
+--   most     up to this, "all" without it
+--   ttl      how long a step holds, 1m without it; then the one before holds for as long
+--   dry_run  true: told, not held
+--escalate{name = "loud", on = "429", count = 100, within = "10s", ttl = "30s"}
+--escalate{name = "guessers", on = "401", count = 20, within = "1m", step = "syns", ttl = "5m"}
+--escalate{name = "broken", on = {"http2", "handshake", "malformed"}, count = 10, dry_run = true}

@@ -62,7 +62,10 @@ more may pass.`,
 			}
 			fmt.Fprintf(e.out, "%s: %d routes, %d upstreams, %d rules by prefix: no fault\n", path, len(c.Routes), len(c.Upstreams), len(p.Tables.Prefixes))
 			fmt.Fprintf(e.out, "shared zone: %d MiB, %d workers, room for the buckets of %d clients at once\n", layout.Size>>20, layout.Workers, layout.Buckets/2)
-			return printLimits(e.out, c)
+			if err := printLimits(e.out, c); err != nil {
+				return err
+			}
+			return printEscalations(e.out, c, layout.Workers)
 		},
 	}
 	cmd.Flags().StringVarP(&path, "config", "c", "/etc/gateway/gateway.yaml", "configuration file")

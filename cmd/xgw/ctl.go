@@ -29,7 +29,7 @@ func ctlCommand(e *env) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e), ctlStatusCommand(e))
+	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e), ctlStatusCommand(e), ctlVerdictsCommand(e))
 	return cmd
 }
 

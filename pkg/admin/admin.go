@@ -30,6 +30,34 @@ type Control interface {
 	Confirm() error
 	// Status is what is in force.
 	Status() Status
+	// Verdicts are those that are held in the kernel plane, by source.
+	Verdicts() []Verdict
+	// AddVerdict holds one; what it returns may be milder than what was asked for.
+	AddVerdict(AddVerdict) (Verdict, error)
+	// RemoveVerdict ends what is held against the source.
+	RemoveVerdict(source string) error
+}
+
+// Verdict is what is held against a source.
+type Verdict struct {
+	Source string    `json:"source"` // an IPv4 address or an IPv6 /64
+	Step   string    `json:"step"`   // thin, syns, new or all
+	Reason string    `json:"reason"` // an offence, operator, or unknown
+	Rule   string    `json:"rule,omitempty"`
+	Note   string    `json:"note,omitempty"` // the operator's
+	Since  time.Time `json:"since"`
+	Until  time.Time `json:"until"`                     // then it decays by a step, where a rule gave it
+	Capped bool      `json:"capped,omitempty"`          // the guard kept it at thin
+	Good   int       `json:"good_identities,omitempty"` // others at the address, when it was given
+}
+
+// AddVerdict is what an operator may ask for.
+type AddVerdict struct {
+	Source string        `json:"source"` // an address; of IPv6 it stands for its /64
+	Step   string        `json:"step"`
+	TTL    time.Duration `json:"ttl_ns"` // 1 s to 30 days
+	Note   string        `json:"note,omitempty"`
+	Force  bool          `json:"force,omitempty"` // whoever shares the address
 }
 
 // Status is a gateway's present state.
@@ -62,6 +90,9 @@ var (
 	ErrConfiguration = errors.New("the configuration is not taken")
 	ErrUnconfirmed   = errors.New("a reload waits to be confirmed")
 	ErrNothingWaits  = errors.New("nothing waits to be confirmed")
+	// ErrInvalid: what was asked for is wrong in itself; ErrImpossible: it is as things are.
+	ErrInvalid    = errors.New("invalid")
+	ErrImpossible = errors.New("not possible")
 )
 
 // SocketPath is where a gateway's control socket is: in /run/xgw, or for a plain user in a
@@ -161,7 +192,9 @@ func reply(w http.ResponseWriter, log *slog.Logger, done any, err error) {
 		}
 	case errors.Is(err, ErrConfiguration):
 		fail(w, http.StatusUnprocessableEntity, err)
-	case errors.Is(err, ErrUnconfirmed), errors.Is(err, ErrNothingWaits):
+	case errors.Is(err, ErrInvalid):
+		fail(w, http.StatusBadRequest, err)
+	case errors.Is(err, ErrUnconfirmed), errors.Is(err, ErrNothingWaits), errors.Is(err, ErrImpossible):
 		fail(w, http.StatusConflict, err)
 	default:
 		fail(w, http.StatusInternalServerError, err)

@@ -41,6 +41,9 @@ func (a *api) endpoints() []endpoint {
 		{"GET /v1/status", Viewer, a.status},
 		{"POST /v1/reload", Admin, a.reload},
 		{"POST /v1/confirm", Admin, a.confirm},
+		{"GET /v1/verdicts", Viewer, a.verdicts},
+		{"POST /v1/verdicts", Operator, a.addVerdict},
+		{"POST /v1/verdicts/remove", Operator, a.removeVerdict},
 	}
 }
 
@@ -62,4 +65,29 @@ func (a *api) reload(w http.ResponseWriter, r *http.Request) {
 
 func (a *api) confirm(w http.ResponseWriter, _ *http.Request) {
 	reply(w, a.log, struct{}{}, a.control.Confirm())
+}
+
+func (a *api) verdicts(w http.ResponseWriter, _ *http.Request) {
+	reply(w, a.log, a.control.Verdicts(), nil)
+}
+
+func (a *api) addVerdict(w http.ResponseWriter, r *http.Request) {
+	var ask AddVerdict
+	if err := decode(w, r, &ask); err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	v, err := a.control.AddVerdict(ask)
+	reply(w, a.log, v, err)
+}
+
+func (a *api) removeVerdict(w http.ResponseWriter, r *http.Request) {
+	var ask struct {
+		Source string `json:"source"`
+	}
+	if err := decode(w, r, &ask); err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	reply(w, a.log, struct{}{}, a.control.RemoveVerdict(ask.Source))
 }

@@ -45,12 +45,27 @@ func (c *Client) Reload(confirm time.Duration) (r Reloaded, err error) {
 func (c *Client) Confirm() error { return c.post("/v1/confirm", nil, &struct{}{}) }
 
 // Status as of Control.
-func (c *Client) Status() (s Status, err error) {
-	r, err := c.http.Get("http://gateway/v1/status")
+func (c *Client) Status() (s Status, err error) { return s, c.get("/v1/status", &s) }
+
+// Verdicts as of Control.
+func (c *Client) Verdicts() (list []Verdict, err error) { return list, c.get("/v1/verdicts", &list) }
+
+// AddVerdict as of Control. ErrInvalid when something else must be asked for.
+func (c *Client) AddVerdict(ask AddVerdict) (v Verdict, err error) {
+	return v, c.post("/v1/verdicts", ask, &v)
+}
+
+// RemoveVerdict as of Control. ErrInvalid when the source is none.
+func (c *Client) RemoveVerdict(source string) error {
+	return c.post("/v1/verdicts/remove", map[string]string{"source": source}, &struct{}{})
+}
+
+func (c *Client) get(path string, into any) error {
+	r, err := c.http.Get("http://gateway" + path)
 	if err != nil {
-		return s, c.unreachable(err)
+		return c.unreachable(err)
 	}
-	return s, c.read(r, &s)
+	return c.read(r, into)
 }
 
 // remote is an error of the gateway, in its own words.
@@ -91,8 +106,11 @@ func (c *Client) read(r *http.Response, into any) error {
 		return fmt.Errorf("the gateway answers with status %d: is it of another version?", r.StatusCode)
 	}
 	e := &remote{detail: p.Detail}
-	if r.StatusCode == http.StatusUnprocessableEntity {
+	switch r.StatusCode {
+	case http.StatusUnprocessableEntity:
 		e.kind = ErrConfiguration
+	case http.StatusBadRequest:
+		e.kind = ErrInvalid
 	}
 	return e
 }

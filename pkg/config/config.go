@@ -23,6 +23,7 @@ type Config struct {
 	Admin            []Pinhole
 	PacketLimits     []PacketLimit
 	RequestLimits    []RequestLimit
+	Escalations      []Escalation
 	ConnectionLimits []ConnectionLimit
 	Budgets          Budgets
 	Verdicts         Verdicts
@@ -89,6 +90,7 @@ type Budgets struct {
 // Verdicts are what the gateway holds against clients in the kernel plane.
 type Verdicts struct {
 	StaleAfter time.Duration // of silence of the supervisor: they are ignored
+	Guard      int           // from so many other good identities at an address none goes beyond thin; 0: any
 }
 
 // Listener is an address that workers serve. Its address is its name, too.

@@ -22,6 +22,7 @@
 //	budgets.echo                   1000            off or a whole number from 1 to 100000000
 //	budgets.unclassified           1000            off or a whole number from 1 to 100000000
 //	verdicts.stale_after           5s              a time with its unit from 1s to 1h
+//	verdicts.guard                 1               off or a whole number from 1 to 1000
 //	spread                         off             auto or off
 //	packet_limits[].name           required        a name: 1 to 63 letters, digits and any of -_./@+
 //	packet_limits[].key            required        source or prefix or port or queue or interface
@@ -176,6 +177,14 @@
 //	packet_limit.rate              required        a whole number from 1 to 100000000000, with k, m or g for thousands; packets as 2Mpps and bytes as 1Gbit/s or 10MB/s, too
 //	packet_limit.burst             none            a whole number from 1 to 100000000000, with k, m or g for thousands; without it, the rate
 //	packet_limit.dry_run           false           true or false
+//	escalate.name                  required        a name: 1 to 63 letters, digits and any of -_./@+
+//	escalate.on[]                  none            429 or 401 or http2 or handshake or malformed, or a list of those
+//	escalate.count                 required        a whole number from 1 to 1000000
+//	escalate.within                10s             a time with its unit from 100ms to 1h
+//	escalate.step                  thin            thin or syns or new or all
+//	escalate.most                  all             thin or syns or new or all
+//	escalate.ttl                   1m              a time with its unit from 200ms to 24h
+//	escalate.dry_run               false           true or false
 //
 // Times are written as 1m30s, sizes as 64k, 128m or 1g (powers of 1024). There are
 // no YAML aliases and tags: each value stands where it holds. In buffers.conf a

@@ -53,6 +53,7 @@ func calls(c *Config) map[string]func() reader {
 		"limit_req":    func() reader { return requestLimit(c) },
 		"limit_conn":   func() reader { return connectionLimit(c) },
 		"packet_limit": func() reader { return packetLimit(c) },
+		"escalate":     func() reader { return escalation(c) },
 		"allow":        func() reader { return list{example: "198.51.100.0/24", item: prefixes(&c.Allow)} },
 		"deny":         func() reader { return list{example: "192.0.2.0/24", item: prefixes(&c.Deny)} },
 	}

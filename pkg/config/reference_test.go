@@ -60,6 +60,7 @@ func TestPackageCommentHasEveryKey(t *testing.T) {
 	want = append(append(want, fmt.Sprintf("%-30s %-15s %s", "buffers.conf", "", "")), reference(buffers(&c.Buffers), "")...)
 	want = append(append(want, "ratelimit.lua"), reference(requestLimit(c), "limit_req")...)
 	want = append(want, reference(packetLimit(c), "packet_limit")...)
+	want = append(want, reference(escalation(c), "escalate")...)
 	for i := range want {
 		want[i] = strings.TrimRight(want[i], " ")
 	}

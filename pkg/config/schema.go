@@ -23,6 +23,7 @@ func gateway(c *Config) mapping {
 		}}},
 		{"verdicts", none, mapping{rows: []row{
 			{"stale_after", "5s", duration(&c.Verdicts.StaleAfter, time.Second, time.Hour)},
+			{"guard", "1", offOr(&c.Verdicts.Guard, whole(&c.Verdicts.Guard, 1, 1000))},
 		}}},
 		{"spread", "off", spread(&c.Spread)},
 		{"packet_limits", none, list{example: "name: syns", item: func() reader { return packetLimit(c) }}},

@@ -13,30 +13,17 @@ import (
 )
 
 // Step is what a verdict does to packets of its source; each does what those before it do.
-type Step uint8
+type Step = policy.Step
 
-// Steps.
+// Steps, which are the kernel plane's.
 const (
-	ThinSYNs Step = Step(bpf.GatewayVerdictStepSTEP_THIN) // drop three SYNs of four
-	DropSYNs Step = Step(bpf.GatewayVerdictStepSTEP_SYNS) // drop all SYNs
-	DropNew  Step = Step(bpf.GatewayVerdictStepSTEP_NEW)  // drop all but established TCP
-	DropAll  Step = Step(bpf.GatewayVerdictStepSTEP_ALL)
+	ThinSYNs = policy.ThinSYNs
+	DropSYNs = policy.DropSYNs
+	DropNew  = policy.DropNew
+	DropAll  = policy.DropAll
 )
 
-// String is the step in the words of outcomes.
-func (s Step) String() string {
-	switch s {
-	case ThinSYNs:
-		return "thin"
-	case DropSYNs:
-		return "syns"
-	case DropNew:
-		return "new"
-	case DropAll:
-		return "all"
-	}
-	return fmt.Sprintf("step %d", uint8(s))
-}
+var _ = [1]struct{}{}[DropAll-Step(bpf.GatewayVerdictStepSTEP_ALL)+ThinSYNs-Step(bpf.GatewayVerdictStepSTEP_THIN)]
 
 // Verdict is what is held against a source for a time.
 type Verdict struct {
@@ -191,19 +178,7 @@ func (d *Datapath) Verdicts() ([]Verdict, error) {
 
 func decodeVerdict(e *bpf.GatewayVerdict, now uint32) Verdict {
 	return Verdict{
-		Source: keyAddress(e.Source), Step: Step(e.Step), Reason: e.Reason,
+		Source: policy.KeyAddress(e.Source), Step: Step(e.Step), Reason: e.Reason,
 		TTL: time.Duration(e.Expires-now) << verdictTick, Generation: e.Generation,
 	}
-}
-
-// keyAddress is the address, or the first one of the /64, that has the key.
-func keyAddress(key uint64) netip.Addr {
-	if key>>32 == 0xffff {
-		return netip.AddrFrom4([4]byte{byte(key >> 24), byte(key >> 16), byte(key >> 8), byte(key)})
-	}
-	var a [16]byte
-	for i := range 8 {
-		a[i] = byte(key >> (56 - 8*i))
-	}
-	return netip.AddrFrom16(a)
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -30,6 +31,7 @@ type plane struct {
 	wanted    uint64 // the generation that waits to be confirmed
 	undone    bool   // it was not, and the kernel has gone back
 	said      string // the last trouble, said once
+	fresh     bool   // d is another than it was, without its verdicts
 	transient bool
 }
 
@@ -197,7 +199,7 @@ func (pl *plane) reattach() error {
 		}
 	}
 	old := pl.d
-	pl.d = d
+	pl.d, pl.fresh = d, true
 	return errors.Join(pl.enforce(), old.Close())
 }
 
@@ -205,6 +207,32 @@ func (pl *plane) status() datapath.Status {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	return pl.d.Status()
+}
+
+// takeFresh tells, once, that the plane has forgotten its verdicts.
+func (pl *plane) takeFresh() (fresh bool) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	fresh, pl.fresh = pl.fresh, false
+	return fresh
+}
+
+func (pl *plane) setVerdict(v datapath.Verdict) (lost datapath.Verdict, full bool, err error) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.SetVerdict(v)
+}
+
+func (pl *plane) clearVerdict(source netip.Addr) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.ClearVerdict(source)
+}
+
+func (pl *plane) verdicts() ([]datapath.Verdict, error) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.Verdicts()
 }
 
 func (pl *plane) counters(dst *datapath.Counters) error {

@@ -22,6 +22,7 @@ import (
 const (
 	fdControl = 3 + iota
 	fdZone
+	fdSignals
 )
 
 // nobody is the user of a worker where the configured one does not exist.

@@ -104,6 +104,7 @@ func (s *supervisor) enact(c *config.Config, p *policy.Policy, confirm time.Dura
 	s.config, s.listeners, s.tickets, s.renewed = c, listeners, tickets, time.Now()
 	s.watch.using(now)
 	s.crew.setTicketKeys(tickets.keys())
+	s.escalator.follow(c, p)
 	s.tune(&c.TCP)
 	return nil
 }

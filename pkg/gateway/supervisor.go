@@ -91,6 +91,7 @@ type supervisor struct {
 	watch     fileWatch
 	renewed   time.Time // when certificates were last looked at
 	tickets   *ticketRing
+	escalator *escalator
 
 	mu      sync.Mutex // among reloads; policy, config, listeners and secrets are theirs
 	pending *pending
@@ -115,8 +116,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	if said != "" {
 		s.log.Warn(said)
 	}
+	if s.escalator, err = newEscalator(s.zone, s.planes, s.servers, s.log); err != nil {
+		return fmt.Errorf("start gateway: %w", err)
+	}
+	s.escalator.follow(s.config, s.policy)
 	s.crew = &crew{
-		log: s.log, zone: s.zone, cores: s.cores, memory: s.workerMemory(),
+		log: s.log, zone: s.zone, signals: s.escalator.event, cores: s.cores, memory: s.workerMemory(),
 		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists,
 	}
 	go s.crew.tellChanges(s.servers.Changed())
@@ -159,7 +164,10 @@ func (s *supervisor) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	escalating := make(chan struct{})
+	go func() { defer close(escalating); s.escalator.run(ctx) }()
 	s.idle(ctx, drainer, ledger.NewHistorian(past))
+	<-escalating
 	s.log.Info("stopping: workers finish what is under way")
 	s.crew.wait()
 	drained()
@@ -391,7 +399,7 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 	if err != nil {
 		return nil, err
 	}
-	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Servers: s.serverCounts}
+	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Servers: s.serverCounts, Verdicts: s.escalator.verdictCounts}
 	for _, pl := range s.planes {
 		name := pl.options.Interface
 		src.Interfaces = append(src.Interfaces, ledger.Interface{
@@ -424,6 +432,9 @@ func (s *supervisor) addresses() Addresses {
 func (s *supervisor) close() error {
 	var errs []error
 	s.servers.Close()
+	if s.escalator != nil {
+		errs = append(errs, s.escalator.close())
+	}
 	for _, l := range s.listeners {
 		l.close()
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -54,10 +55,17 @@ func RunWorker(slot int, log *slog.Logger) error {
 	}
 	defer z.Close()
 	w := proxy.New(proxy.Options{
-		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Holds: z.Holds(slot), Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys,
+		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Holds: z.Holds(slot), Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
 	})
 	go tendMemory()
 	return serve(w, c, z.Worker(slot), log)
+}
+
+// rouse tells the supervisor that there are signals in the zone. The eventfd never blocks.
+func rouse() {
+	var one [8]byte
+	binary.NativeEndian.PutUint64(one[:], 1)
+	_, _ = unix.Write(fdSignals, one[:]) // full: it knows
 }
 
 // serve applies what the supervisor sends and runs the accept loops.

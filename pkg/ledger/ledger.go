@@ -21,6 +21,9 @@ type Sources struct {
 	LostLines func() (diskFull, other uint64)
 	// Servers appends what is known of upstreams' servers; nil for nothing.
 	Servers func([]Server) []Server
+	// Verdicts are what became of those given, and how many of each step are held; nil for
+	// none.
+	Verdicts func() ([]VerdictCount, [4]int)
 }
 
 // Interface is one interface of the kernel plane.
@@ -47,6 +50,8 @@ type Snapshot struct {
 	Upstreams  []UpstreamCounts
 	Servers    []Server
 	Limits     []LimitCounts
+	Verdicts   []VerdictCount
+	Held       [4]int         // verdicts by policy.Step, from ThinSYNs
 	Requests   []uint64       // by zone.RequestOutcome, all workers
 	Handshakes zone.Histogram // durations, all workers
 	ZoneBytes  int64
@@ -139,6 +144,12 @@ type Server struct {
 type LimitCounts struct {
 	Name     string
 	Outcomes []uint64 // by zone.LimitOutcome
+}
+
+// VerdictCount is how often that became of verdicts of a step and reason.
+type VerdictCount struct {
+	Fate, Step, Reason string
+	Count              uint64
 }
 
 // Ledger reads its sources. It is not safe for concurrent use.

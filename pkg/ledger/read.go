@@ -35,6 +35,10 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 	if l.sources.Servers != nil {
 		dst.Servers = l.sources.Servers(dst.Servers)
 	}
+	dst.Verdicts, dst.Held = nil, [4]int{}
+	if l.sources.Verdicts != nil {
+		dst.Verdicts, dst.Held = l.sources.Verdicts()
+	}
 	dst.LostFull, dst.LostOther = 0, 0
 	if l.sources.LostLines != nil {
 		dst.LostFull, dst.LostOther = l.sources.LostLines()

@@ -30,6 +30,7 @@ type Snapshot struct {
 	// RequestLimits are asked in this order.
 	RequestLimits    []RequestLimit      `json:"request_limits,omitempty"`
 	ConnectionLimits []ConnectionLimit   `json:"connection_limits,omitempty"`
+	Escalations      []Escalation        `json:"escalations,omitempty"`
 	Timeouts         config.Timeouts     `json:"timeouts"`
 	Sizes            config.RequestSizes `json:"sizes"`
 	Connections      int                 `json:"connections"` // per worker
@@ -197,6 +198,9 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		return nil, fmt.Errorf("compile %w", err)
 	}
 	if p.Snapshot.ConnectionLimits, err = compileConnectionLimits(c); err != nil {
+		return nil, fmt.Errorf("compile %w", err)
+	}
+	if p.Snapshot.Escalations, err = compileEscalations(c); err != nil {
 		return nil, fmt.Errorf("compile %w", err)
 	}
 	return p, nil

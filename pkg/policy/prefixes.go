@@ -208,6 +208,25 @@ func AddressKey(a netip.Addr) uint64 {
 	return binary.BigEndian.Uint64(b[:])
 }
 
+// AddressLow is the other half of an IPv6 address; 0 of IPv4.
+func AddressLow(a netip.Addr) uint64 {
+	if a.Unmap().Is4() {
+		return 0
+	}
+	b := a.As16()
+	return binary.BigEndian.Uint64(b[8:])
+}
+
+// KeyAddress is the address, or the first one of the /64, that has the key.
+func KeyAddress(key uint64) netip.Addr {
+	if key>>32 == 0xffff {
+		return netip.AddrFrom4([4]byte{byte(key >> 24), byte(key >> 16), byte(key >> 8), byte(key)})
+	}
+	var a [16]byte
+	binary.BigEndian.PutUint64(a[:], key)
+	return netip.AddrFrom16(a)
+}
+
 // AddressHash places a source in the kernel plane's tables.
 func AddressHash(a netip.Addr, seed uint64) uint32 { return uint32(mix(seed, AddressKey(a)) >> 32) }
 

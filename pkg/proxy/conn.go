@@ -35,6 +35,7 @@ type conn struct {
 	resumed    bool
 	isHTTP2    bool
 	identity   []http1.Field // see clientCertificate
+	session    zone.Session  // whose it is, as the supervisor will have it; of the TCP peer
 
 	held *buffer // for what is written, while it is held back
 
@@ -75,9 +76,11 @@ func (w *Worker) newConn(nc net.Conn, l *listener) *conn {
 	if sc, ok := nc.(syscall.Conn); ok {
 		c.raw, _ = sc.SyscallConn()
 	}
-	if snap := w.current.Load(); snap != nil {
+	snap := w.current.Load()
+	if snap != nil {
 		c.openSocket(snap)
 	}
+	c.session = c.newSession(snap)
 	w.mu.Lock()
 	w.conns[c] = struct{}{}
 	w.mu.Unlock()
@@ -128,6 +131,9 @@ func (c *conn) close() {
 		c.sayGoodbye()
 	}
 	_ = c.tcp.Close()
+	if c.session.Source != 0 {
+		w.slab.Sessions.End(&c.session)
+	}
 	w.mu.Lock()
 	delete(w.conns, c)
 	w.mu.Unlock()
@@ -264,7 +270,7 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 	w := c.worker
 	ex := w.exchanges.Get().(*Exchange)
 	*ex = Exchange{
-		worker: w, snap: snap, client: cl, start: w.now(), edge: c.edge, napi: c.napi, peer: c.peer,
+		worker: w, snap: snap, client: cl, conn: c, who: c.session.Who, start: w.now(), edge: c.edge, napi: c.napi, peer: c.peer,
 		scheme: c.listener.scheme(), identity: c.identity, tlsVersion: c.tlsVersion, resumed: c.resumed,
 		trailers: ex.trailers[:0], room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
 		head:    http1.Request{Fields: ex.head.Fields[:0]},
@@ -279,6 +285,6 @@ func (w *Worker) freeExchange(ex *Exchange) {
 	if cap(ex.request) > keepSize {
 		return
 	}
-	ex.client, ex.snap, ex.route = nil, nil, nil
+	ex.client, ex.conn, ex.snap, ex.route = nil, nil, nil, nil
 	w.exchanges.Put(ex)
 }

@@ -27,6 +27,10 @@ type Exchange struct {
 	worker *Worker
 	snap   *snapshot
 	client client
+	conn   *conn // the client's; nil for a copy of a request
+	// who is the client's identity: a hash, of what it proved or of its connection. A filter
+	// that learns of a better proof puts that here, and the guard of verdicts goes by it.
+	who uint64
 
 	// The request.
 	start        int64          // by the worker's clock
@@ -164,6 +168,7 @@ func (ex *Exchange) record() {
 		}
 	}
 	rec.Route = slot
+	ex.judged()
 	w.slab.Request(slot, ex.status, took, ex.outcome)
 	w.slab.Add(zone.BytesReceived, ex.bytesIn)
 	w.slab.Add(zone.BytesSent, ex.bytesOut)

@@ -4,7 +4,9 @@ package proxy
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"slices"
 	"sync"
@@ -62,6 +64,10 @@ func (c *conn) handshake(began int64) bool {
 	state := c.tls.ConnectionState()
 	c.tlsVersion, c.resumed, c.isHTTP2 = state.Version, state.DidResume, state.NegotiatedProtocol == "h2"
 	c.identity = newIdentity(&state)
+	if c.identity != nil {
+		print := sha256.Sum256(state.PeerCertificates[0].Raw)
+		c.session.Who, c.session.Proved = binary.BigEndian.Uint64(print[:]), true
+	}
 	w.countAgreed(&state)
 	outcome := zone.HandshakeFull
 	if c.resumed {

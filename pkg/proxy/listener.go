@@ -152,4 +152,7 @@ func (c *conn) countHandshake(outcome zone.HandshakeOutcome, began int64) {
 	c.readBy.Store(0)
 	c.writeBy.Store(0)
 	w.slab.Handshake(outcome, time.Duration(w.now()-began))
+	if clientFault(outcome) {
+		c.offend(zone.OffenceHandshake, c.session.Who)
+	}
 }

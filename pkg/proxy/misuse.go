@@ -39,6 +39,7 @@ func (c *conn) tellMisuse(err error) {
 	}
 	w := c.worker
 	w.slab.Misuse(kind)
+	c.offend(zone.OffenceHTTP2, c.session.Who)
 	now := w.clock.Load()
 	if last := w.lastMisuseSaid.Load(); now-last < int64(time.Second) || !w.lastMisuseSaid.CompareAndSwap(last, now) {
 		w.misuseUnsaid.Add(1)

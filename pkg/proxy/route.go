@@ -21,6 +21,7 @@ type snapshot struct {
 
 	requestLimits    []*requestLimit
 	connectionLimits []*connectionLimit
+	streakRules      []streakRule
 }
 
 // compile builds the route table. An upstream that did not change keeps its
@@ -31,6 +32,10 @@ func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
 	}}
 	if p.Connections < 1 {
 		return nil, fmt.Errorf("apply snapshot: %d connections: at least 1 is needed", p.Connections)
+	}
+	var err error
+	if s.streakRules, err = newStreakRules(p.Escalations); err != nil {
+		return nil, fmt.Errorf("apply %w", err)
 	}
 	for i := range p.Upstreams {
 		if u := &p.Upstreams[i]; len(u.Servers) == 0 || len(u.Servers) > maxServers || u.MaxConnections < 1 {

@@ -45,6 +45,9 @@ type Options struct {
 	Log          *slog.Logger
 	// TicketKeys encrypt session tickets, the first one new ones. All workers have the same.
 	TicketKeys [][32]byte
+	// Rouse, when not nil, tells the supervisor that there is a signal in the zone. It must
+	// not wait.
+	Rouse func()
 
 	window time.Duration // see rateWindow; 0 is that
 }
@@ -54,6 +57,8 @@ type Worker struct {
 	slab         *zone.Slab
 	limits       *zone.LimitBuckets
 	holds        *zone.Holds
+	streaks      streaks
+	rouse        func()
 	id, core     int
 	log          *slog.Logger
 	ticketKeys   [][32]byte // of who calls Commit
@@ -108,6 +113,11 @@ func New(o Options) *Worker {
 		leaving: make(chan struct{}), stop: make(chan struct{}),
 	}
 	w.boot = monotonicBoot(w.base)
+	w.streaks.seed = rand.Uint64()
+	w.rouse = o.Rouse
+	if w.rouse == nil {
+		w.rouse = func() {}
+	}
 	w.exchanges.New = func() any { return new(Exchange) }
 	w.lastFullSaid.Store(-int64(time.Second))
 	w.lastMisuseSaid.Store(-int64(time.Second))

@@ -85,7 +85,7 @@ func used() time.Duration {
 }
 
 // functions are what a script can call, beside Lua's own.
-var functions = []string{"limit_req", "limit_conn", "packet_limit", "allow", "deny"}
+var functions = []string{"limit_req", "limit_conn", "packet_limit", "escalate", "allow", "deny"}
 
 // absent is what the base library has of loading code, and of the machine's.
 var absent = []string{"collectgarbage", "dofile", "load", "loadfile", "loadstring", "module", "newproxy", "print", "require", "_printregs"}

@@ -64,6 +64,10 @@ func limits(t *testing.T, source string) (name, text string) {
 		line, _ := json.Marshal(l)
 		fmt.Fprintf(&b, "packet_limit %s\n", line)
 	}
+	for _, e := range c.Escalations {
+		line, _ := json.Marshal(e)
+		fmt.Fprintf(&b, "escalate %s\n", line)
+	}
 	for _, p := range c.Allow {
 		fmt.Fprintln(&b, "allow", p)
 	}

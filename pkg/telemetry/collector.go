@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/xgw-project/xgw/pkg/ledger"
+	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -30,6 +31,7 @@ type metrics struct {
 	cancelsHeld                                            *prometheus.Desc
 	ejections, serverUp, healthChecks                      *prometheus.Desc
 	limited, bucketsEvicted, connectionsLimited            *prometheus.Desc
+	verdicts, verdictsHeld, offencesUnkeyed, signalsLost   *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
 	recordsDropped, linesLost, unexplained                 *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo           *prometheus.Desc
@@ -78,6 +80,10 @@ func newMetrics() *metrics {
 		limited:             desc("request_limit_requests_total", "Requests, and connections of a limit_conn, that a limit is for, by what it did with them; would_reject is of limits that are tried only, uncounted of a limit_conn without room.", "limit", "outcome"),
 		connectionsLimited:  desc("connections_limited_total", "Client connections closed at once for a limit_conn.", "worker"),
 		bucketsEvicted:      desc("request_limit_buckets_evicted_total", "Buckets of request limits that were given up while they held something: shared_memory_zone has too few.", "worker"),
+		verdicts:            desc("verdicts_total", "Steps of verdicts by what became of them: given, capped at thin by the guard, expired, lifted; would_give is of rules that are tried only, exempt of sources that none may be given on.", "outcome", "step", "reason"),
+		verdictsHeld:        desc("verdicts_held", "Verdicts that are held now.", "step"),
+		offencesUnkeyed:     desc("offences_unkeyed_total", "Offences that lead to no verdict, since they came through a trusted proxy.", "worker"),
+		signalsLost:         desc("verdict_signals_dropped_total", "Streaks that the supervisor did not hear of: it was too busy.", "worker"),
 		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
 		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
@@ -269,6 +275,8 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.mirrored, w.Counter(zone.MirrorDropped), id, "dropped")
 	e.counter(m.bucketsEvicted, w.Counter(zone.LimitBucketsEvicted), id)
 	e.counter(m.connectionsLimited, w.Counter(zone.ConnectionsLimited), id)
+	e.counter(m.offencesUnkeyed, w.Counter(zone.OffencesUnkeyed), id)
+	e.counter(m.signalsLost, w.Counter(zone.SignalsDropped), id)
 	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id, "ring_full")
 }
 
@@ -305,6 +313,12 @@ func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 			e.counter(m.healthChecks, v.Good, v.Upstream, v.Address, "good")
 			e.counter(m.healthChecks, v.Bad, v.Upstream, v.Address, "bad")
 		}
+	}
+	for _, v := range s.Verdicts {
+		e.counter(m.verdicts, v.Count, v.Fate, v.Step, v.Reason)
+	}
+	for i, n := range s.Held {
+		e.gauge(m.verdictsHeld, float64(n), policy.Steps()[i].String())
 	}
 	for i := range s.Limits {
 		l := &s.Limits[i]

@@ -72,10 +72,10 @@ func (t *Sessions) Note(s *Session, good bool, now int64) {
 	defer t.mu.Unlock()
 	at := t.find(s, epoch)
 	counts, was := t.mem.load(at+sessionCounts), t.mem.load(at+sessionEpoch)
-	switch {
-	case epoch == was:
-	case epoch == was+1:
-		counts = counts << 32
+	switch was {
+	case epoch:
+	case epoch - 1:
+		counts <<= 32
 	default:
 		counts = 0
 	}
@@ -123,18 +123,19 @@ func (t *Sessions) find(s *Session, epoch uint64) int {
 	return victim
 }
 
-// End notes that the session's connection is over. An identity that it proved stays known
-// for a while.
+// End notes that the session's connection is over, whoever spoke on it. Identities that
+// were proved stay known for a while.
 func (t *Sessions) End(s *Session) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	set := t.set(s.Source)
 	for at := set; at < set+setOfWords; at += sessionWords {
-		if t.mem.load(at+sessionSource) != s.Source || t.mem.load(at+sessionWho) != s.Who || t.mem.load(at+sessionPlace) != s.place() {
+		place := t.mem.load(at + sessionPlace)
+		if t.mem.load(at+sessionSource) != s.Source || t.mem.load(at+sessionLow) != s.Low || uint32(place) != uint32(s.place()) {
 			continue
 		}
-		if s.Proved {
-			t.mem.store(at+sessionPlace, s.place()&^0xffff0000)
+		if place>>32 != 0 {
+			t.mem.store(at+sessionPlace, place&^0xffff0000)
 		} else {
 			t.mem.store(at+sessionSource, 0)
 		}

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/admin"
+	"github.com/xgw-project/xgw/pkg/lab"
+)
+
+// verdictLab is a gateway in a lab, with a kernel plane and a ratelimit.lua.
+type verdictLab struct {
+	*lab.Lab
+	*running
+	instance string
+	ctl      *admin.Client
+}
+
+func newVerdictLab(t *testing.T, instance, lua, more string) *verdictLab {
+	t.Helper()
+	needRoot(t, "makes a lab")
+	v := &verdictLab{Lab: mustLab(t, "xgw"+instance), instance: instance, ctl: admin.NewClient(admin.SocketPath(instance))}
+	ln, err := v.Listen(lab.Upstream, "tcp", "203.0.113.2:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: lab.NewUpstream()}
+	go server.Serve(ln)
+	t.Cleanup(func() { server.Close() })
+	dir := t.TempDir()
+	rewrite(t, filepath.Join(dir, "ratelimit.lua"), lua)
+	v.running = startGateway(t, func(cmd *exec.Cmd) error { return v.Start(lab.Gateway, cmd) }, instance, dir,
+		gatewayYAML(dir, ":443", "203.0.113.2:8080", "workers: 2\ninterfaces: [{name: edge0, mode: native}]\n"+more))
+	return v
+}
+
+// caller makes requests under a key, from a host.
+type caller struct {
+	client *http.Client
+	key    string
+	url    string
+
+	ok, limited, failed atomic.Int64
+	lastFailure         atomic.Value
+}
+
+func (v *verdictLab) caller(host, key string, h2 bool, timeout time.Duration) *caller {
+	c := &caller{client: client(h2), key: key, url: "https://" + lab.GatewayAddr.String() + "/"}
+	c.client.Transport.(*http.Transport).DialContext = v.DialFrom(host)
+	c.client.Timeout = timeout
+	return c
+}
+
+func (c *caller) call(ctx context.Context) {
+	req, _ := http.NewRequestWithContext(ctx, "GET", c.url, nil)
+	req.Header.Set("X-Key", c.key)
+	r, err := c.client.Do(req)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r.Body)
+		r.Body.Close()
+	}
+	switch {
+	case ctx.Err() != nil:
+	case err == nil && r.StatusCode == 200:
+		c.ok.Add(1)
+	case err == nil && r.StatusCode == 429:
+		c.limited.Add(1)
+	default:
+		c.failed.Add(1)
+		c.lastFailure.Store(fmt.Sprint(err))
+	}
+}
+
+// run calls from so many goroutines until stop.
+func (c *caller) run(parallel int, pause time.Duration) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	for range parallel {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				c.call(ctx)
+				time.Sleep(pause)
+			}
+		})
+	}
+	return func() { cancel(); wg.Wait(); c.client.CloseIdleConnections() }
+}
+
+func (c *caller) String() string {
+	return fmt.Sprintf("%s: %d answers, %d limited, %d failed (%v)", c.key, c.ok.Load(), c.limited.Load(), c.failed.Load(), c.lastFailure.Load())
+}
+
+// await waits until what the gateway holds is as the condition says.
+func (v *verdictLab) await(t *testing.T, what string, is func([]admin.Verdict) bool) []admin.Verdict {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		list, err := v.ctl.Verdicts()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if is(list) {
+			return list
+		}
+		if time.Now().After(end) {
+			t.Fatalf("never: %s: %+v\n%s", what, list, v.log)
+		}
+	}
+}
+
+func held(source, step string, capped bool) func([]admin.Verdict) bool {
+	return func(list []admin.Verdict) bool {
+		return len(list) == 1 && list[0].Source == source && list[0].Step == step && list[0].Capped == capped
+	}
+}
+
+func nothing(list []admin.Verdict) bool { return len(list) == 0 }
+
+// The abuser next door. A client that goes on beyond its limit is dropped at the NIC while a
+// good one at another address does not notice; when it has been quiet it is forgiven. Behind
+// one address with the good one, as behind a NAT, it is limited and thinned, and no more.
+func TestAbuserNextDoor(t *testing.T) {
+	v := newVerdictLab(t, "nextdoor", `limit_req{name = "keys", key = "header:X-Key", rate = "200r/s", burst = 100, nodelay = true}
+escalate{name = "loud", on = "429", count = 20, within = "5s", step = "syns", ttl = "500ms"}`, "admin: [{source: 192.0.2.18, port: 22}]\n")
+	// The attacker's first address is an administrator's, and exempt: it uses another.
+	if out, err := v.output(lab.Attacker, "ip", "address", "replace", "192.0.2.19/28", "dev", "net0"); err != nil {
+		t.Fatal(err, out)
+	}
+	v.routeFrom(t, "192.0.2.19")
+	good := v.caller(lab.Client, "good", true, 10*time.Second)
+	stopGood := good.run(1, 5*time.Millisecond)
+	abuser := v.caller(lab.Attacker, "abuser", false, 300*time.Millisecond)
+	stopAbuser := abuser.run(4, 0)
+	list := v.await(t, "the abuser is dropped", held("192.0.2.19", "all", false))
+	if list[0].Reason != "429" || list[0].Rule != "loud" {
+		t.Errorf("held: %+v", list)
+	}
+	for end := time.Now().Add(20 * time.Second); statusOf(t, v.Lab, v.instance).drops("verdict_all") == 0; {
+		if time.Now().After(end) {
+			t.Fatal("nothing was dropped at the NIC")
+		}
+	}
+	stopAbuser()
+	if abuser.limited.Load() < 20 {
+		t.Error("not limited first: ", abuser)
+	}
+	v.await(t, "the abuser is forgiven", nothing)
+	again := v.caller(lab.Attacker, "again", false, 10*time.Second)
+	again.call(context.Background())
+	if again.ok.Load() != 1 {
+		t.Error("after it was forgiven: ", again)
+	}
+	stopGood()
+	if n := good.ok.Load() + good.limited.Load() + good.failed.Load(); good.ok.Load()*100 < n*99 || n < 50 {
+		t.Error("the good one beside it: ", good)
+	}
+	t.Log(abuser)
+	t.Log(good)
+
+	// Now both at one address.
+	good, abuser = v.caller(lab.Client, "good", true, 10*time.Second), v.caller(lab.Client, "abuser2", false, 300*time.Millisecond)
+	stopGood = good.run(1, 5*time.Millisecond)
+	for good.ok.Load() < 20 {
+		if good.failed.Load() > 0 {
+			t.Fatal(good)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	before := statusOf(t, v.Lab, v.instance)
+	stopAbuser = abuser.run(4, 0)
+	v.await(t, "the abuser is thinned", held("192.0.2.2", "thin", true))
+	was := good.ok.Load()
+	for end := time.Now().Add(20 * time.Second); good.ok.Load() < was+100 && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	stopAbuser()
+	stopGood()
+	after := statusOf(t, v.Lab, v.instance)
+	for _, reason := range []string{"verdict_syns", "verdict_new", "verdict_all"} {
+		if n := after.drops(reason) - before.drops(reason); n != 0 {
+			t.Errorf("%d packets of an address that others share: %s", n, reason)
+		}
+	}
+	if good.failed.Load() > 0 || good.limited.Load() > 0 || good.ok.Load() < 100 || abuser.limited.Load() < 100 {
+		t.Errorf("at one address: %v; %v", good, abuser)
+	}
+	t.Log(abuser)
+	t.Log(good)
+	text := v.metrics(t)
+	for _, want := range []string{
+		`xgw_verdicts_total{outcome="given",reason="429",step="all"}`, `xgw_verdicts_total{outcome="expired",reason="429",step="all"}`,
+		`xgw_verdicts_total{outcome="capped",reason="429",step="syns"}`, `xgw_verdicts_held{step="thin"}`,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("metrics have no %s:\n%s", want, grep(text, "verdict"))
+		}
+	}
+	for _, want := range []string{"verdict given", "a verdict goes no further than thin", "verdict expired"} {
+		if !strings.Contains(v.log.String(), want) {
+			t.Errorf("the log says nothing of %q", want)
+		}
+	}
+	t.Run("ctl", v.byHand)
+}
+
+// byHand is what an operator can do.
+func (v *verdictLab) byHand(t *testing.T) {
+	v.await(t, "all is over", nothing)
+	do := func(args ...string) (int, string, string) {
+		return inProcess(append([]string{"--instance", v.instance, "ctl", "verdicts"}, args...)...)
+	}
+	for _, wrong := range []struct {
+		args   []string
+		status int
+		says   string
+	}{
+		{[]string{"add", "nobody"}, exitUsage, "no address of a client"},
+		{[]string{"add", "192.0.2.0/24"}, exitUsage, "no address of a client"},
+		{[]string{"add", "127.0.0.1"}, exitUsage, "no address of a client"},
+		{[]string{"add", "192.0.2.7", "--step", "some"}, exitUsage, "no such step"},
+		{[]string{"add", "192.0.2.7", "--ttl", "1ms"}, exitUsage, "want 1s to 720h"},
+		{[]string{"add", "192.0.2.7", "--reason", strings.Repeat("x", 201)}, exitUsage, "at most 200"},
+		{[]string{"add"}, exitUsage, "ADDRESS"},
+		{[]string{"add", "203.0.113.2"}, exitFailure, "exempt"}, // an upstream
+		{[]string{"add", "192.0.2.18"}, exitFailure, "exempt"},  // an administrator
+		{[]string{"del", "192.0.2.7"}, exitFailure, "nothing is held"},
+		{[]string{"del", "x"}, exitUsage, "no address"},
+		{[]string{"sell"}, exitUsage, "unknown command"},
+	} {
+		if status, out, errs := do(wrong.args...); status != wrong.status || !strings.Contains(errs, wrong.says) {
+			t.Errorf("%v: status %d, %s%s; want %d and %q", wrong.args, status, out, errs, wrong.status, wrong.says)
+		}
+	}
+	if status, out, errs := do("add", "192.0.2.19", "--ttl", "1h", "--reason", "scrapes\nthe shop"); status != 0 || !strings.HasPrefix(out, "192.0.2.19: all until ") {
+		t.Fatal(status, out, errs)
+	}
+	if status, out, errs := do("add", "2001:db8:2::99", "--step", "new", "--json"); status != 0 || !strings.Contains(out, `"source":"2001:db8:2::/64"`) {
+		t.Fatal(status, out, errs)
+	}
+	status, out, errs := do("list")
+	if lines := strings.Split(out, "\n"); status != 0 || len(lines) != 4 || !strings.Contains(lines[1], "operator") || !strings.Contains(lines[1], "scrapes the shop") {
+		t.Errorf("%d %s%s", status, out, errs)
+	}
+	if status, out, errs := do("list", "--json"); status != 0 || !strings.Contains(out, `"note":"scrapes\nthe shop"`) {
+		t.Errorf("%d %s%s", status, out, errs)
+	}
+	for _, key := range []string{"a", "b"} {
+		shared := v.caller(lab.Client, key, false, 10*time.Second)
+		shared.call(context.Background())
+		defer shared.client.CloseIdleConnections()
+	}
+	if status, out, errs := do("add", "192.0.2.2"); status != 0 || !strings.Contains(out, "192.0.2.2: thin until ") || !strings.Contains(out, "1 good identities share the address") {
+		t.Errorf("%d %s%s", status, out, errs)
+	}
+	if status, out, errs := do("add", "192.0.2.2", "--force"); status != 0 || !strings.HasPrefix(out, "192.0.2.2: all until ") {
+		t.Errorf("%d %s%s", status, out, errs)
+	}
+	if status, _, errs := do("del", "192.0.2.2"); status != 0 {
+		t.Error(errs)
+	}
+	blocked := v.caller(lab.Attacker, "x", false, 300*time.Millisecond)
+	blocked.call(context.Background())
+	if blocked.failed.Load() != 1 {
+		t.Error("against a verdict: ", blocked)
+	}
+	for _, source := range []string{"192.0.2.19", "2001:db8:2::/64"} {
+		if status, out, errs := do("del", source); status != 0 || out != "ended\n" {
+			t.Errorf("%s: %d %s%s", source, status, out, errs)
+		}
+	}
+	free := v.caller(lab.Attacker, "x", false, 10*time.Second)
+	free.call(context.Background())
+	if free.ok.Load() != 1 {
+		t.Error("after the verdict: ", free)
+	}
+}
+
+// metrics are those of a gateway whose loopback is its own.
+func (v *verdictLab) metrics(t *testing.T) string {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{DialContext: v.DialFrom(lab.Gateway), DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	r, err := c.Get(v.running.metrics)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	text, err := io.ReadAll(r.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// output runs a command in a host.
+func (v *verdictLab) output(host, name string, args ...string) (string, error) {
+	cmd := exec.Command(name, args...)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := v.Start(host, cmd); err != nil {
+		return "", err
+	}
+	err := cmd.Wait()
+	return out.String(), err
+}
+
+// routeFrom has what the attacker sends come from another of its addresses.
+func (v *verdictLab) routeFrom(t *testing.T, source string) {
+	t.Helper()
+	if out, err := v.output(lab.Attacker, "ip", "route", "replace", "default", "via", "192.0.2.17", "src", source); err != nil {
+		t.Fatal(err, out)
+	}
+}
+
+func TestConfigCheckOfEscalations(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "gateway.yaml")
+	rewrite(t, path, gatewayYAML(dir, "127.0.0.1:0", "127.0.0.1:8080", "workers: 3\nclient_address: {trusted: [10.0.0.0/8]}\n"))
+	rewrite(t, filepath.Join(dir, "ratelimit.lua"), `escalate{name = "loud", on = {"429", "401"}, count = 20, step = "syns", ttl = "5m"}`)
+	status, out, errs := inProcess("config", "check", "-c", path)
+	if status != 0 || errs != "" {
+		t.Fatalf("status %d: %s", status, errs)
+	}
+	for _, want := range []string{"429, 401", "20 within 10s", " 58 ", "syns to all", "5m0s", "1 or more other good identities", "note: escalate gives no verdicts: no interface", "trusted proxies (client_address: 10.0.0.0/8)"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
