@@ -29,7 +29,7 @@ func ctlCommand(e *env) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e), ctlStatusCommand(e), ctlVerdictsCommand(e))
+	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e), ctlStatusCommand(e), ctlVerdictsCommand(e), ctlUpstreamsCommand(e))
 	return cmd
 }
 
@@ -94,7 +94,7 @@ func ctlStatusCommand(e *env) *cobra.Command {
 		Use:   "status",
 		Short: "Show what a running gateway has in force, and how its upstreams' servers are",
 		Long: `Tells the generation of the configuration and, for each server of an upstream, whether its
-health checks find it up or down, since when, and why. Servers that fail requests are also
+health checks find it up or down, since when, and why, and whether it was drained by hand. Servers that fail requests are also
 left alone for a time by each worker for itself, which is not shown here: the metric
 xgw_upstream_ejections_total counts it.`,
 		Example: `  sudo xgw ctl status
@@ -112,7 +112,11 @@ xgw_upstream_ejections_total counts it.`,
 			w := tabwriter.NewWriter(e.out, 0, 0, 2, ' ', 0)
 			fmt.Fprintln(w, "UPSTREAM\tSERVER\tNAME\tWEIGHT\tSTATE\tFOR\tCAUSE")
 			for _, v := range s.Servers {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", v.Upstream, v.Address, v.Name, v.Weight, v.State, time.Since(v.Since).Round(time.Second), v.Cause)
+				state := v.State
+				if v.Drained {
+					state += ", drained"
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", v.Upstream, v.Address, v.Name, v.Weight, state, time.Since(v.Since).Round(time.Second), v.Cause)
 			}
 			return w.Flush()
 		},

@@ -36,6 +36,9 @@ type Control interface {
 	AddVerdict(AddVerdict) (Verdict, error)
 	// RemoveVerdict ends what is held against the source.
 	RemoveVerdict(source string) error
+	// SetServer decides on a server of an upstream, by its address, until that is undone or
+	// the gateway is started anew.
+	SetServer(ServerSetting) error
 }
 
 // Verdict is what is held against a source.
@@ -72,9 +75,18 @@ type Server struct {
 	Address  string    `json:"address"`
 	Name     string    `json:"name,omitempty"` // that it was resolved from
 	Weight   int       `json:"weight"`
-	State    string    `json:"state"` // up or down by its health checks, or unchecked
+	Drained  bool      `json:"drained,omitempty"` // by hand: it gets no requests
+	State    string    `json:"state"`             // up or down by its health checks, or unchecked
 	Since    time.Time `json:"since"`
 	Cause    string    `json:"cause,omitempty"` // of being down
+}
+
+// ServerSetting is what somebody decides on a server by hand.
+type ServerSetting struct {
+	Upstream string `json:"upstream"`
+	Address  string `json:"address"`           // as in Status
+	Drained  *bool  `json:"drained,omitempty"` // true: no new requests; nil: as it is
+	Weight   *int   `json:"weight,omitempty"`  // 1 to 1000, or 0: the configuration's; nil: as it is
 }
 
 // Reloaded is a reload that was done.
@@ -93,6 +105,7 @@ var (
 	// ErrInvalid: what was asked for is wrong in itself; ErrImpossible: it is as things are.
 	ErrInvalid    = errors.New("invalid")
 	ErrImpossible = errors.New("not possible")
+	ErrNotFound   = errors.New("not found")
 )
 
 // SocketPath is where a gateway's control socket is: in /run/xgw, or for a plain user in a
@@ -192,6 +205,8 @@ func reply(w http.ResponseWriter, log *slog.Logger, done any, err error) {
 		}
 	case errors.Is(err, ErrConfiguration):
 		fail(w, http.StatusUnprocessableEntity, err)
+	case errors.Is(err, ErrNotFound):
+		fail(w, http.StatusNotFound, err)
 	case errors.Is(err, ErrInvalid):
 		fail(w, http.StatusBadRequest, err)
 	case errors.Is(err, ErrUnconfirmed), errors.Is(err, ErrNothingWaits), errors.Is(err, ErrImpossible):

@@ -44,6 +44,7 @@ func (a *api) endpoints() []endpoint {
 		{"GET /v1/verdicts", Viewer, a.verdicts},
 		{"POST /v1/verdicts", Operator, a.addVerdict},
 		{"POST /v1/verdicts/remove", Operator, a.removeVerdict},
+		{"POST /v1/servers", Operator, a.setServer},
 	}
 }
 
@@ -90,4 +91,13 @@ func (a *api) removeVerdict(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	reply(w, a.log, struct{}{}, a.control.RemoveVerdict(ask.Source))
+}
+
+func (a *api) setServer(w http.ResponseWriter, r *http.Request) {
+	var ask ServerSetting
+	if err := decode(w, r, &ask); err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	reply(w, a.log, struct{}{}, a.control.SetServer(ask))
 }

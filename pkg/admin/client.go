@@ -68,6 +68,9 @@ func (c *Client) get(path string, into any) error {
 	return c.read(r, into)
 }
 
+// SetServer as of Control.
+func (c *Client) SetServer(s ServerSetting) error { return c.post("/v1/servers", s, &struct{}{}) }
+
 // remote is an error of the gateway, in its own words.
 type remote struct {
 	detail string

@@ -3,9 +3,13 @@
 package gateway
 
 import (
+	"errors"
+	"fmt"
+
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/ledger"
 	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/servers"
 )
 
 // withServers is the message with what is known of upstreams' servers at this moment.
@@ -63,7 +67,7 @@ func (c *crew) tellChanges(changed <-chan struct{}) {
 func (s *supervisor) Status() admin.Status {
 	out := admin.Status{Generation: s.zone.Generation(), Servers: []admin.Server{}}
 	for _, v := range s.servers.Status() {
-		a := admin.Server{Upstream: v.Upstream, Address: v.Address, Name: v.Host, Weight: v.Weight, State: "unchecked", Since: v.Since}
+		a := admin.Server{Upstream: v.Upstream, Address: v.Address, Name: v.Host, Weight: v.Weight, Drained: v.Drained, State: "unchecked", Since: v.Since}
 		switch {
 		case !v.Up:
 			a.State, a.Cause = "down", v.Cause
@@ -73,6 +77,28 @@ func (s *supervisor) Status() admin.Status {
 		out.Servers = append(out.Servers, a)
 	}
 	return out
+}
+
+// SetServer decides on a server by hand; all workers hear of it at once.
+func (s *supervisor) SetServer(ask admin.ServerSetting) error {
+	if ask.Weight != nil && (*ask.Weight < 0 || *ask.Weight > 1000) {
+		return fmt.Errorf("weight %d: %w: want 1 to 1000, or 0 for the configuration's", *ask.Weight, admin.ErrInvalid)
+	}
+	h := s.servers.Hand(ask.Upstream, ask.Address)
+	if ask.Drained != nil {
+		h.Drained = *ask.Drained
+	}
+	if ask.Weight != nil {
+		h.Weight = *ask.Weight
+	}
+	switch err := s.servers.Set(ask.Upstream, ask.Address, h); {
+	case errors.Is(err, servers.ErrNoServer):
+		return fmt.Errorf("%w: %w", admin.ErrNotFound, err)
+	case errors.Is(err, servers.ErrLastServer):
+		return fmt.Errorf("%w: %w", admin.ErrImpossible, err)
+	default:
+		return err
+	}
 }
 
 // serverCounts tells the ledger.

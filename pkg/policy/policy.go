@@ -92,10 +92,11 @@ type Upstream struct {
 
 // Server is one of an upstream.
 type Server struct {
-	Address string `json:"address"`        // HOST:PORT
-	Host    string `json:"host,omitempty"` // the name that the address was resolved from; "": that of the address
-	Weight  int    `json:"weight"`         // its share of the requests; 0 is 1
-	Down    bool   `json:"down,omitempty"` // its checks fail
+	Address string `json:"address"`           // HOST:PORT
+	Host    string `json:"host,omitempty"`    // the name that the address was resolved from; "": that of the address
+	Weight  int    `json:"weight"`            // its share of the requests; 0 is 1
+	Down    bool   `json:"down,omitempty"`    // its checks fail
+	Drained bool   `json:"drained,omitempty"` // by hand: it gets no requests, however the others are
 }
 
 // Servers are those that an upstream has at a time: those of its configuration with names

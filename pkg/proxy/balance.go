@@ -29,16 +29,21 @@ func (s serverSet) nth(n int) int {
 
 // pick chooses a server for the exchange, by the upstream's balance, of those that it has
 // not tried: one that is in balance; or else one that is ejected, or else one whose checks
-// fail, for either is better than none. nil: there are no servers. The lock is held.
+// fail, for either is better than none; never one that was drained by hand. nil: there are no
+// servers. The lock is held.
 func (u *upstream) pick(ex *Exchange, now int64) *server {
-	if len(u.servers) == 0 {
+	if len(u.servers) == u.drained {
 		return nil
 	}
 	if ex.triedOf != u.version {
 		ex.tried, ex.triedOf = 0, u.version
 	}
-	var in, up, left serverSet
+	var in, up, left, all serverSet
 	for i, s := range u.servers {
+		if s.drained {
+			continue
+		}
+		all |= 1 << i
 		if ex.tried.has(i) {
 			continue
 		}
@@ -50,7 +55,7 @@ func (u *upstream) pick(ex *Exchange, now int64) *server {
 			}
 		}
 	}
-	may := cmp.Or(in, up, left, 1<<len(u.servers)-1)
+	may := cmp.Or(in, up, left, all)
 	s := u.servers[u.choose(ex, may, now)]
 	ex.others = in&^(1<<s.place) != 0
 	if s.ejectedUntil != 0 {
@@ -71,7 +76,7 @@ func (u *upstream) tried(ex *Exchange, s *server) (left bool) {
 	if s.place >= 0 && ex.triedOf == u.version {
 		ex.tried |= 1 << s.place
 	}
-	return bits.OnesCount64(uint64(ex.tried)) < len(u.servers)
+	return bits.OnesCount64(uint64(ex.tried)) < len(u.servers)-u.drained
 }
 
 // choose picks one of the set.

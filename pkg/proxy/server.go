@@ -18,11 +18,12 @@ type server struct {
 	text    []byte // the address, for the access record
 	hash    uint64 // of the address
 
-	place  int   // in the upstream's list; -1: it is in none any more, and drains
-	weight int64 // its share of the requests
-	down   bool  // its checks fail
-	risen  int64 // when it came back, by the worker's clock; 0: its slow start is over
-	turn   int64 // round robin by shares
+	place   int   // in the upstream's list; -1: it is in none any more, and drains
+	weight  int64 // its share of the requests
+	down    bool  // its checks fail, or
+	drained bool  // it was drained by hand
+	risen   int64 // when it came back, by the worker's clock; 0: its slow start is over
+	turn    int64 // round robin by shares
 
 	idle   []*upConn // the last one used is the first to be used again
 	active int       // connections or streams in use
@@ -57,23 +58,26 @@ func (u *upstream) update(now int64, list []policy.Server) {
 	}
 	u.servers = make([]*server, 0, len(list))
 	u.version++
-	u.uneven = false
+	u.uneven, u.drained = false, 0
 	for i := range list[:min(len(list), maxServers)] {
 		p := &list[i]
 		s := known(old, p)
 		switch {
 		case s == nil:
 			s = newServer(p)
-			if len(old) > 0 && !p.Down {
+			if len(old) > 0 && !p.Down && !p.Drained {
 				u.rise(s, now)
 			}
-		case s.down && !p.Down:
+		case s.down && !p.Down && !p.Drained:
 			s.failures, s.ejections, s.ejectedUntil, s.probing = 0, 0, 0, false
 			u.rise(s, now)
 		}
-		s.place, s.down, s.weight = len(u.servers), p.Down, max(1, int64(p.Weight))
+		s.place, s.down, s.drained, s.weight = len(u.servers), p.Down || p.Drained, p.Drained, max(1, int64(p.Weight))
 		if s.down {
 			u.dropIdle(s)
+		}
+		if s.drained {
+			u.drained++
 		}
 		u.uneven = u.uneven || len(u.servers) > 0 && u.servers[0].weight != s.weight
 		u.servers = append(u.servers, s)

@@ -33,6 +33,7 @@ type upstream struct {
 	version     uint64     // of that list; an exchange's set of places is of one
 	told        uint64     // version of what Know told of them
 	uneven      bool       // weights differ
+	drained     int        // servers that get no requests, by hand
 	rising      int        // servers in slow start
 	next        int        // round robin
 	total       int        // connections, idle ones included
@@ -80,8 +81,8 @@ const (
 // errSaturated: every connection that the upstream may have is in use.
 var errSaturated = errors.New("upstream is saturated")
 
-// errNoServer: no address of the upstream's servers is known.
-var errNoServer = errors.New("upstream has no server: its names were not resolved")
+// errNoServer: no address of the upstream's servers is known, but of drained ones.
+var errNoServer = errors.New("upstream has no server: its names were not resolved, or those that were are drained")
 
 func newUpstream(p *policy.Upstream) (*upstream, error) {
 	u := &upstream{policy: p, retryBudget: retrySaved}

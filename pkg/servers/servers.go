@@ -160,6 +160,7 @@ type Status struct {
 	Upstream      string
 	Address, Host string // Host "": the address stands in the configuration
 	Weight        int
+	Drained       bool // by hand
 	Checked       bool // else it is up as far as anybody knows
 	Up            bool
 	Since         time.Time // when it came to be up or down
@@ -184,7 +185,7 @@ func (w *Watcher) Status() []Status {
 // held.
 func (w *Watcher) newWatch(u *policy.Upstream, olds []*watch) (*watch, error) {
 	w.last++
-	x := &watch{id: w.last, watcher: w, upstream: *u, resolved: map[string][]netip.Addr{}, inherited: map[string]bool{}}
+	x := &watch{id: w.last, watcher: w, upstream: *u, resolved: map[string][]netip.Addr{}, inherited: map[string]bool{}, hands: map[string]Hand{}}
 	x.upstream.Watch = w.last
 	for _, s := range u.Servers {
 		host, _, err := net.SplitHostPort(s.Address)

@@ -34,6 +34,7 @@ type watch struct {
 	cut       bool                    // there were more addresses than there may be
 	targets   []*target
 	inherited map[string]bool // by address: whether it is up, from the watch before
+	hands     map[string]Hand // by address
 }
 
 // target is one address. Its watch's lock is that of its fields.
@@ -267,7 +268,7 @@ func (x *watch) list() policy.Servers {
 	defer x.mu.Unlock()
 	out := policy.Servers{Watch: x.id, Version: x.version, List: make([]policy.Server, len(x.targets))}
 	for i, t := range x.targets {
-		out.List[i] = t.server
+		out.List[i] = x.present(t)
 	}
 	return out
 }
@@ -276,8 +277,9 @@ func (x *watch) status(out []Status) []Status {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for _, t := range x.targets {
+		s := x.present(t)
 		out = append(out, Status{
-			Upstream: x.upstream.Name, Address: t.server.Address, Host: t.server.Host, Weight: cmp.Or(t.server.Weight, 1),
+			Upstream: x.upstream.Name, Address: s.Address, Host: s.Host, Weight: cmp.Or(s.Weight, 1), Drained: s.Drained,
 			Checked: x.checker != nil && t.known, Up: !t.server.Down, Since: t.since, Cause: t.cause, Good: t.goodAll, Bad: t.badAll,
 		})
 	}
@@ -288,6 +290,9 @@ func (x *watch) status(out []Status) []Status {
 func (x *watch) bequeath(next *watch) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	for address, h := range x.hands {
+		next.hands[address] = h
+	}
 	for name, addresses := range x.resolved {
 		if slices.Contains(next.names, name) {
 			next.resolved[name] = addresses
