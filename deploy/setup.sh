@@ -26,6 +26,7 @@ needs() {
 		test      haproxy              haproxy         a peer
 		test      strace               strace          makes system calls fail under a worker
 		test      tmux                 tmux            a terminal for xgw top
+		test      chromium             chromium        looks at the dashboard
 		test      clang-format-14      clang-format-14 the layout of the C code
 		generate  clang-14             clang-14        compiles the BPF objects
 		generate  llvm-strip-14        llvm-14         strips the BPF objects
@@ -116,11 +117,21 @@ install_packages() {
 	local -a apt=("${become[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=300 -q -y)
 	say "apt-get update, since something is missing"
 	"${apt[@]}" update </dev/null >/dev/null
+	local package
+	local -a there=()
+	for package in "$@"; do
+		if [[ $(apt-cache policy "$package") == *'Candidate: '[!\(]* ]]; then
+			there+=("$package")
+		else
+			say "this distribution has no package $package: what needs it is skipped"
+		fi
+	done
+	set -- "${there[@]}"
+	(($#)) || return 0
 	forbid_services
 	say "apt-get install --no-install-recommends $*"
 	"${apt[@]}" install --no-install-recommends "$@" </dev/null >/dev/null
 	restore_policy
-	local package
 	for package in "$@"; do disable "$package"; done
 }
 

@@ -29,6 +29,7 @@ func listenersYAML(dir, upstream, listeners, more string) string {
 	return fmt.Sprintf(`listeners:
 %s
 telemetry: {address: "127.0.0.1:0"}
+admin_api: {address: off}
 routes:
   - {name: all, path: /, upstream: back}
 upstreams:

@@ -83,6 +83,7 @@ func gatewayYAML(dir, listen, upstream, more string) string {
   - address: %q
     server_names: [localhost, "127.0.0.1", gateway.example]
 telemetry: {address: "127.0.0.1:0"}
+admin_api: {address: off}
 routes:
   - {name: all, path: /, upstream: back}
 upstreams:

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/gateway"
 	"github.com/xgw-project/xgw/pkg/top"
 )
@@ -42,7 +43,7 @@ interval (with --once, one).`,
 			source := top.Open(gateway.ZonePath(e.instance), e.instance)
 			defer source.Close()
 			if !once && !e.json {
-				return top.Run(cmd.Context(), source, top.Options{Interval: interval, Pane: pane, In: os.Stdin, Out: e.out})
+				return top.Run(cmd.Context(), source, top.Options{Interval: interval, Pane: pane, In: os.Stdin, Out: e.out, Verdict: thin(e)})
 			}
 			source.Read() // rates need two
 			for {
@@ -62,6 +63,14 @@ interval (with --once, one).`,
 	cmd.Flags().StringVar(&pane, "pane", "", "the pane to begin with; with --once or --json, the only one")
 	jsonFlag(cmd, e)
 	return cmd
+}
+
+// thin holds a source at the first step for ten minutes.
+func thin(e *env) func(string) error {
+	return func(source string) error {
+		_, err := admin.NewClient(admin.SocketPath(e.instance)).AddVerdict(admin.AddVerdict{Source: source, Step: "thin", TTL: 10 * time.Minute, Note: "top"})
+		return err
+	}
 }
 
 func printFrame(e *env, f *top.Frame, pane string) error {

@@ -30,6 +30,10 @@ type Control interface {
 	Confirm() error
 	// Status is what is in force.
 	Status() Status
+	// Live is what `xgw top --json` prints: rates of this moment. It is for encoding/json.
+	Live() any
+	// History is the last hour, the oldest first.
+	History() []Moment
 	// Verdicts are those that are held in the kernel plane, by source.
 	Verdicts() []Verdict
 	// AddVerdict holds one; what it returns may be milder than what was asked for.
@@ -65,8 +69,28 @@ type AddVerdict struct {
 
 // Status is a gateway's present state.
 type Status struct {
-	Generation uint64   `json:"generation"`
-	Servers    []Server `json:"servers"` // of all upstreams, in the order of the configuration
+	Generation uint64 `json:"generation"`
+	// ConfirmWithin is the time until what is in force is undone; 0: nothing waits.
+	ConfirmWithin time.Duration `json:"confirm_within_ns,omitempty"`
+	Servers       []Server      `json:"servers"` // of all upstreams, in the order of the configuration
+}
+
+// Moment is one step of the history: rates a second over the step, and quantiles of the
+// time that its requests took.
+type Moment struct {
+	Time             time.Time  `json:"time"` // of its end
+	Passed           float64    `json:"packets_passed_per_second"`
+	Dropped          float64    `json:"packets_dropped_per_second"`
+	Requests         [5]float64 `json:"requests_per_second_by_class"` // 1xx to 5xx
+	Full             float64    `json:"full_handshakes_per_second"`
+	Resumed          float64    `json:"resumed_handshakes_per_second"`
+	HandshakesFailed float64    `json:"failed_handshakes_per_second"`
+	Connections      uint64     `json:"connections"`
+	UnderWay         uint64     `json:"requests_under_way"`
+	Median           float64    `json:"p50_seconds"` // 0: no request ended
+	Percentile99     float64    `json:"p99_seconds"`
+	Received         float64    `json:"received_bits_per_second"`
+	Sent             float64    `json:"sent_bits_per_second"`
 }
 
 // Server is one server of an upstream.
@@ -205,11 +229,11 @@ func reply(w http.ResponseWriter, log *slog.Logger, done any, err error) {
 		}
 	case errors.Is(err, ErrConfiguration):
 		fail(w, http.StatusUnprocessableEntity, err)
-	case errors.Is(err, ErrNotFound):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrToken):
 		fail(w, http.StatusNotFound, err)
-	case errors.Is(err, ErrInvalid):
+	case errors.Is(err, ErrInvalid), errors.Is(err, ErrTokenName):
 		fail(w, http.StatusBadRequest, err)
-	case errors.Is(err, ErrUnconfirmed), errors.Is(err, ErrNothingWaits), errors.Is(err, ErrImpossible):
+	case errors.Is(err, ErrUnconfirmed), errors.Is(err, ErrNothingWaits), errors.Is(err, ErrImpossible), errors.Is(err, ErrLastAdmin):
 		fail(w, http.StatusConflict, err)
 	default:
 		fail(w, http.StatusInternalServerError, err)

@@ -39,6 +39,9 @@ type api struct {
 func (a *api) endpoints() []endpoint {
 	return []endpoint{
 		{"GET /v1/status", Viewer, a.status},
+		{"GET /v1/live", Viewer, a.live},
+		{"GET /v1/history", Viewer, a.history},
+		{"GET /v1/charts/{name}", Viewer, a.chart},
 		{"POST /v1/reload", Admin, a.reload},
 		{"POST /v1/confirm", Admin, a.confirm},
 		{"GET /v1/verdicts", Viewer, a.verdicts},
@@ -50,6 +53,14 @@ func (a *api) endpoints() []endpoint {
 
 func (a *api) status(w http.ResponseWriter, _ *http.Request) {
 	reply(w, a.log, a.control.Status(), nil)
+}
+
+func (a *api) live(w http.ResponseWriter, _ *http.Request) {
+	reply(w, a.log, a.control.Live(), nil)
+}
+
+func (a *api) history(w http.ResponseWriter, _ *http.Request) {
+	reply(w, a.log, a.control.History(), nil)
 }
 
 func (a *api) reload(w http.ResponseWriter, r *http.Request) {

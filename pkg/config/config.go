@@ -33,6 +33,7 @@ type Config struct {
 	Handshakes       Handshakes
 	Client           ClientAddress
 	Telemetry        Telemetry
+	AdminAPI         AdminAPI
 	Workers          int    // 0: one for each allowed core
 	Pin              bool   // each worker to a core
 	WorkerUser       string // the user that workers run as
@@ -133,6 +134,13 @@ type ClientAddress struct {
 
 // Telemetry is where metrics are served.
 type Telemetry struct{ Address string }
+
+// AdminAPI is where an operator's tools and the dashboard are served, in TLS.
+type AdminAPI struct {
+	Address     string      // "": nowhere
+	ServerNames []string    // that it goes by, beside localhost and addresses
+	Certificate Certificate // none: one is made
+}
 
 // TCP is options of client connections' sockets.
 type TCP struct {

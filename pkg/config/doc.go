@@ -51,6 +51,10 @@
 //	client_address.proxy_protocol  false           true or false
 //	client_address.header          off             off or X-Forwarded-For or Forwarded
 //	telemetry.address              127.0.0.1:9090  HOST:PORT, or :PORT for every address
+//	admin_api.address              127.0.0.1:8444  off or HOST:PORT, or :PORT for every address
+//	admin_api.server_names[]       none            a host name or an address
+//	admin_api.certificate          none            the path of a file
+//	admin_api.key                  none            the path of a file
 //	workers                        auto            auto or a whole number from 1 to 256
 //	pin                            true            true or false
 //	worker_user                    gateway_worker  the name of a user

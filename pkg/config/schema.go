@@ -40,6 +40,7 @@ func gateway(c *Config) mapping {
 		{"telemetry", none, mapping{rows: []row{
 			{"address", "127.0.0.1:9090", listenAddress(&c.Telemetry.Address)},
 		}}},
+		{"admin_api", none, adminAPI(c)},
 		{"workers", "auto", workers(c)},
 		{"pin", "true", boolean(&c.Pin)},
 		{"worker_user", "gateway_worker", account(&c.WorkerUser)},
@@ -80,6 +81,19 @@ func across(c *Config) func(*found) {
 		for _, check := range f.d.later {
 			check()
 		}
+	}
+}
+
+func adminAPI(c *Config) mapping {
+	a := &c.AdminAPI
+	return mapping{
+		rows: []row{
+			{"address", "127.0.0.1:8444", offOr(&a.Address, listenAddress(&a.Address))},
+			{"server_names", none, list{example: "gateway.example.com", item: added(&a.ServerNames, certificateName)}},
+			{"certificate", none, file(&a.Certificate.Chain, c.Path)},
+			{"key", none, file(&a.Certificate.Key, c.Path)},
+		},
+		check: func(f *found) { checkPair(f, &a.Certificate) },
 	}
 }
 

@@ -108,11 +108,11 @@ func statuses(least, most *int) scalar {
 	}}
 }
 
-// offOr reads like s, and off as 0.
-func offOr[T time.Duration | int](dst *T, s scalar) scalar {
+// offOr reads like s, and off as 0, or nothing.
+func offOr[T time.Duration | int | string](dst *T, s scalar) scalar {
 	return scalar{want: "off or " + s.want, set: func(text string) error {
 		if text == "off" {
-			*dst = 0
+			*dst = *new(T)
 			return nil
 		}
 		return s.set(text)

@@ -170,6 +170,19 @@ func (s *supervisor) Confirm() error {
 	return nil
 }
 
+// confirmWithin is what is left of the time to confirm the last reload; 0 when nothing waits,
+// or a reload is under way.
+func (s *supervisor) confirmWithin() time.Duration {
+	if !s.mu.TryLock() {
+		return 0
+	}
+	defer s.mu.Unlock()
+	if s.pending == nil {
+		return 0
+	}
+	return max(time.Until(s.pending.by), 1)
+}
+
 // settle follows a reload that waits: where the kernel plane has gone back, or the time
 // of a gateway without one is over, the rest goes back, too.
 func (s *supervisor) settle() {
@@ -213,6 +226,7 @@ func fixed(old, c *config.Config) (keys []string) {
 	}{
 		{"interfaces", old.Interfaces, c.Interfaces},
 		{"telemetry", old.Telemetry, c.Telemetry},
+		{"admin_api", old.AdminAPI, c.AdminAPI},
 		{"workers", old.Workers, c.Workers},
 		{"pin", old.Pin, c.Pin},
 		{"worker_user", old.WorkerUser, c.WorkerUser},

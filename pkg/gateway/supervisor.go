@@ -6,6 +6,7 @@
 package gateway
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,24 +75,27 @@ func ZonePath(instance string) string {
 
 // supervisor owns everything that outlives a worker.
 type supervisor struct {
-	options   Options
-	config    *config.Config
-	log       *slog.Logger
-	policy    *policy.Policy
-	cores     []int
-	zone      *zone.Zone
-	planes    []*plane
-	listeners []*listener
-	telemetry net.Listener
-	control   net.Listener // nil where there is no right to make it
-	accessLog *logging.File
-	crew      *crew
-	servers   *servers.Watcher
-	vault     *vault
-	watch     fileWatch
-	renewed   time.Time // when certificates were last looked at
-	tickets   *ticketRing
-	escalator *escalator
+	options        Options
+	config         *config.Config
+	log            *slog.Logger
+	policy         *policy.Policy
+	cores          []int
+	zone           *zone.Zone
+	planes         []*plane
+	listeners      []*listener
+	telemetry      net.Listener
+	control        net.Listener  // nil where there is no right to make it
+	remote         *admin.Remote // nil where there is none, as its listener
+	remoteListener net.Listener
+	view           view
+	accessLog      *logging.File
+	crew           *crew
+	servers        *servers.Watcher
+	vault          *vault
+	watch          fileWatch
+	renewed        time.Time // when certificates were last looked at
+	tickets        *ticketRing
+	escalator      *escalator
 
 	mu      sync.Mutex // among reloads; policy, config, listeners and secrets are theirs
 	pending *pending
@@ -163,6 +167,14 @@ func (s *supervisor) serve(ctx context.Context) error {
 	past, err := s.ledger(nil)
 	if err != nil {
 		return err
+	}
+	if s.remote != nil {
+		defer s.remote.Close()
+		go func() {
+			if err := s.remote.Serve(s.remoteListener); err != nil {
+				s.log.Error("admin API ended", "error", err)
+			}
+		}()
 	}
 	escalating := make(chan struct{})
 	go func() { defer close(escalating); s.escalator.run(ctx) }()
@@ -286,6 +298,7 @@ func (s *supervisor) prepare() error {
 		return err
 	}
 	s.makeControl()
+	s.makeRemote()
 	for _, lc := range s.config.Listeners {
 		// The workers of a supervisor that is gone may still listen.
 		l, err := listen(lc.Address, s.cores, os.Geteuid() == 0, s.zone.Replaced() != 0)
@@ -304,10 +317,7 @@ func (s *supervisor) prepare() error {
 }
 
 func (s *supervisor) makeZone() error {
-	path := s.options.Zone
-	if path == "" {
-		path = ZonePath(s.config.Instance)
-	}
+	path := s.zonePath()
 	layout := zone.Layout{
 		Size: s.config.Buffers.SharedMemoryZone, Workers: len(s.cores),
 		AccessRing: int(s.config.Buffers.AccessRing),
@@ -323,6 +333,8 @@ func (s *supervisor) makeZone() error {
 	z.SetGeneration(s.policy.Generation)
 	return nil
 }
+
+func (s *supervisor) zonePath() string { return cmp.Or(s.options.Zone, ZonePath(s.config.Instance)) }
 
 // makeControl makes the control socket. Without the right to, the gateway goes on:
 // SIGHUP reloads, too.
@@ -447,6 +459,10 @@ func (s *supervisor) close() error {
 	if s.control != nil {
 		s.control.Close() // again: its server did, if it ever served
 	}
+	if s.remoteListener != nil {
+		s.remoteListener.Close()
+	}
+	errs = append(errs, s.view.close())
 	if s.zone != nil {
 		errs = append(errs, s.zone.Remove(), s.zone.Close())
 	}

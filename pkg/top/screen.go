@@ -347,7 +347,7 @@ func (m *screen) foot() string {
 	case m.typing:
 		return m.cut("filter: " + m.filter + "_")
 	case m.asking != "":
-		return alarm.Render(m.cut("hold a verdict against " + m.asking + "? y for yes"))
+		return alarm.Render(m.cut("drop three of four new connections of " + m.asking + " for ten minutes? y for yes"))
 	case m.said != "":
 		return m.cut(m.said)
 	}
