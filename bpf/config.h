@@ -21,6 +21,7 @@ const volatile __u32 frags = 0;
 #define MAX_WORKERS 256	    /* slots of one listener's socket array */
 #define SOURCE_ROW 65536    /* buckets in each of the two rows for single sources */
 #define PREFIX_ROW 16384    /* likewise for prefixes of sources */
+#define SKETCH_PART 64	    /* buckets of a row that lie together; both rows' fill a page */
 #define VERIFIED_SETS 32768 /* sets of VERIFIED_WAYS exact sources each */
 #define VERIFIED_WAYS 8
 #define VERIFIED_LOCKS 1024		 /* of those sets, each of as many sets */

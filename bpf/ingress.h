@@ -100,7 +100,7 @@ static __always_inline bool guarded(const struct tables *t, struct work *w, enum
 {
 	if (t->guard == GUARD_OFF || !(w->request.syns || o == OUTCOME_pass_udp))
 		return false;
-	if (is_served(w->request.slot, &w->packet) || is_own_flow(&w->packet))
+	if (is_served(w->request.slot, &w->packet) || (!w->request.syns && is_own_flow(&w->packet)))
 		return false;
 	count_limit(SLOT_GUARD, t->guard == GUARD_COUNT, w->request.bytes);
 	w->explanation.over |= 1ULL << SLOT_GUARD;

@@ -120,6 +120,8 @@ static __always_inline __u32 charge(__u64 *tat, const struct limit *limits, __u3
  * Keys without an exact entry are unbounded and can be forged, so their buckets are a
  * sketch of fixed size: two rows, one bucket in each. Only when both are over is the
  * packet over: a key is hurt by others only where it meets heavy ones in both rows.
+ * Both lie in one page, for finding a page costs as much as reading what is there; a key
+ * then meets the same one in both rows with a chance of one in four million.
  * The price is that a key may get up to twice its rate while its buckets are filled
  * unevenly by others, never less than its rate.
  *
@@ -132,11 +134,12 @@ static __always_inline __u32 take_sketch(void *sketch, __u32 size, __u64 key,
 					 const struct request *r, __u64 held_back, bool *crowded)
 {
 	__u64 hash = mix(mix(hash_seed, key), hash_seed);
+	__u32 page = (hash >> 16 & (size / SKETCH_PART - 1)) * 2 * SKETCH_PART;
 	__u32 tag = hash >> 40 | 1, all = ~0U;
 	__u64 mine = 0;
 
 	for (int row = 0; row < 2; row++) {
-		__u32 place = row * size + (hash & (size - 1)), over;
+		__u32 place = page + row * SKETCH_PART + (hash & (SKETCH_PART - 1)), over;
 		struct bucket *b = bpf_map_lookup_elem(sketch, &place);
 
 		if (!b)
@@ -146,7 +149,7 @@ static __always_inline __u32 take_sketch(void *sketch, __u32 size, __u64 key,
 		if (!over || !is_held(limits, over))
 			b->tag = tag; /* charged, so it is this key's now */
 		all &= over;
-		hash >>= 20;
+		hash >>= 8;
 	}
 	*crowded = all && !mine;
 	return mine ? all : 0;
@@ -181,14 +184,17 @@ static __always_inline bool over_source_limit(const struct tables *t, struct wor
 {
 	const struct request *r = &w->request;
 	__u64 source = source_key(&w->packet), way = UNKNOWN(w->way);
-	struct verified_set *set = verified_set(source);
 	bool crowded = false;
 	__u32 over;
 
-	if (set && way) {
+	if (way) {
+		struct verified_state *state = verified_state(source);
+
+		if (!state)
+			return false; /* cannot be: there is one for each set */
 		way = (way - 1) & (VERIFIED_WAYS - 1);
-		over = charge(&set->tat[way * COUNT_KINDS], t->source, counts, r, 0);
-		set->seen[way] = r->now;
+		over = charge(&state->tat[way * COUNT_KINDS], t->source, counts, r, 0);
+		state->seen[way] = r->now;
 	} else {
 		over = take_sketch(&source_sketch, SOURCE_ROW, source, t->source, counts, r, 0,
 				   &crowded);

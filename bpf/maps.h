@@ -36,11 +36,15 @@ struct shared_bucket {
 };
 
 /*
- * Exact state of sources that completed a handshake. source 0 is an empty place. Five
- * cache lines, of which a stranger's packet reads the first.
+ * Sources that completed a handshake; 0 is an empty place. One cache line, which is all
+ * that a stranger's packet reads: in a table of its own, so that few pages hold it.
  */
 struct verified_set {
 	__u64 source[VERIFIED_WAYS];
+};
+
+/* Exact state of the sources of a set, each at its place. */
+struct verified_state {
 	__u64 seen[VERIFIED_WAYS]; /* ns */
 	__u64 tat[VERIFIED_WAYS * COUNT_KINDS];
 };
@@ -218,7 +222,7 @@ struct {
 	__type(value, struct queue_bucket);
 } queue_buckets SEC(".maps");
 
-/* place in one of two rows -> state of sources without an exact entry. xdp_ingress. */
+/* place, see take_sketch() -> state of sources without an exact entry. xdp_ingress. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2 * SOURCE_ROW);
@@ -226,7 +230,7 @@ struct {
 	__type(value, struct bucket);
 } source_sketch SEC(".maps");
 
-/* place in one of two rows -> state of prefixes of sources. xdp_ingress. */
+/* place, likewise -> state of prefixes of sources. xdp_ingress. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 2 * PREFIX_ROW);
@@ -250,13 +254,21 @@ struct {
 	__type(value, __u64);
 } shared_credits SEC(".maps");
 
-/* hash of the source -> exact state. xdp_ingress. */
+/* hash of the source -> who of its set completed a handshake. xdp_ingress. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, VERIFIED_SETS);
 	__type(key, __u32);
 	__type(value, struct verified_set);
 } verified SEC(".maps");
+
+/* as verified -> exact state of these. xdp_ingress. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, VERIFIED_SETS);
+	__type(key, __u32);
+	__type(value, struct verified_state);
+} verified_states SEC(".maps");
 
 /* hash of the source, as that of its set -> lock, for who takes a place; charges need none. xdp_ingress. */
 struct {

@@ -42,6 +42,13 @@ static __always_inline bool in_pinhole(const struct packet *p)
 	return false;
 }
 
+/* Of TCP that asks for a connection, and so answers nothing. */
+static __always_inline bool opens_tcp(const struct packet *p)
+{
+	return p->protocol == IPPROTO_TCP &&
+	       (p->tcp_flags & (TCP_BITS_SYN | TCP_BITS_ACK)) == TCP_BITS_SYN;
+}
+
 /*
  * A packet that is about to be dropped: administrators and replies to connections
  * of this host go through all the same, the former within a budget, since their
@@ -54,7 +61,7 @@ static __always_inline enum outcome spare(enum outcome o, const struct packet *p
 
 	if (p->protocol != IPPROTO_TCP && p->protocol != IPPROTO_UDP)
 		return o;
-	if (is_own_flow(p))
+	if (!opens_tcp(p) && is_own_flow(p))
 		return OUTCOME_pass_own_flow;
 	if (!in_pinhole(p))
 		return o;

@@ -29,6 +29,13 @@ static __always_inline struct verified_set *verified_set(__u64 source)
 	return bpf_map_lookup_elem(&verified, &place);
 }
 
+static __always_inline struct verified_state *verified_state(__u64 source)
+{
+	__u32 place = mix(hash_seed, source) >> 32 & (VERIFIED_SETS - 1);
+
+	return bpf_map_lookup_elem(&verified_states, &place);
+}
+
 /* One more than the place of the source in its set, or 0. Words are read whole, so no lock. */
 static __always_inline __u64 verified_way(const struct verified_set *set, __u64 source)
 {
@@ -59,17 +66,18 @@ static __always_inline bool is_verified(const struct packet *p)
 static __always_inline void verify(__u64 source, __u64 now)
 {
 	struct verified_set *set = verified_set(source);
+	struct verified_state *state = verified_state(source);
 	struct table_events *counts = counts_of_tables();
 	__u32 which = mix(hash_seed, source) >> 32 & (VERIFIED_LOCKS - 1);
 	struct set_lock *l = bpf_map_lookup_elem(&verified_locks, &which);
 	__u64 oldest = 1ULL << 62, was, seen, way = 0;
 
-	if (!set || !counts || !l || !source)
+	if (!set || !state || !counts || !l || !source)
 		return;
 	bpf_spin_lock(&l->lock);
 	for (__u64 i = 0; i < VERIFIED_WAYS; i++) {
 		/* The source's own place is older than any, then an empty one, whose age is 1. */
-		__u64 age = (set->seen[i] + 1) & (same(set->source[i], source) - 1);
+		__u64 age = (state->seen[i] + 1) & (same(set->source[i], source) - 1);
 		__u64 older = 0 - above(oldest, age);
 
 		oldest = (age & older) | (oldest & ~older);
@@ -77,12 +85,12 @@ static __always_inline void verify(__u64 source, __u64 now)
 	}
 	way &= VERIFIED_WAYS - 1;
 	was = set->source[way];
-	seen = set->seen[way];
+	seen = state->seen[way];
 	set->source[way] = source;
-	set->seen[way] = now;
+	state->seen[way] = now;
 	if (was != source)
 		for (int i = 0; i < COUNT_KINDS; i++)
-			set->tat[way * COUNT_KINDS + i] = 0;
+			state->tat[way * COUNT_KINDS + i] = 0;
 	bpf_spin_unlock(&l->lock);
 	if (was == source)
 		return;

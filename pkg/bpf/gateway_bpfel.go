@@ -298,8 +298,12 @@ const (
 type GatewayVerifiedSet struct {
 	_      structs.HostLayout
 	Source [8]uint64
-	Seen   [8]uint64
-	Tat    [24]uint64
+}
+
+type GatewayVerifiedState struct {
+	_    structs.HostLayout
+	Seen [8]uint64
+	Tat  [24]uint64
 }
 
 type GatewayWork struct {
@@ -371,6 +375,7 @@ const (
 	GatewayMapVerdicts         = "verdicts"
 	GatewayMapVerified         = "verified"
 	GatewayMapVerifiedLocks    = "verified_locks"
+	GatewayMapVerifiedStates   = "verified_states"
 	GatewayMapWorkers          = "workers"
 	GatewayProgSelectWorker    = "select_worker"
 	GatewayProgTcEgress        = "tc_egress"
@@ -438,37 +443,38 @@ type GatewayProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type GatewayMapSpecs struct {
-	Control       *ebpf.MapSpec `ebpf:"control"`
-	CpuCount      *ebpf.MapSpec `ebpf:"cpu_count"`
-	CpuSlots      *ebpf.MapSpec `ebpf:"cpu_slots"`
-	Cpus          *ebpf.MapSpec `ebpf:"cpus"`
-	DropSamples   *ebpf.MapSpec `ebpf:"drop_samples"`
-	EgressCounts  *ebpf.MapSpec `ebpf:"egress_counts"`
-	Explained     *ebpf.MapSpec `ebpf:"explained"`
-	GenBuckets    *ebpf.MapSpec `ebpf:"gen_buckets"`
-	GenPorts      *ebpf.MapSpec `ebpf:"gen_ports"`
-	GenRows       *ebpf.MapSpec `ebpf:"gen_rows"`
-	GenTables     *ebpf.MapSpec `ebpf:"gen_tables"`
-	Handshakes    *ebpf.MapSpec `ebpf:"handshakes"`
-	Heartbeat     *ebpf.MapSpec `ebpf:"heartbeat"`
-	IngressCounts *ebpf.MapSpec `ebpf:"ingress_counts"`
-	LimitCounts   *ebpf.MapSpec `ebpf:"limit_counts"`
-	OwnFlows      *ebpf.MapSpec `ebpf:"own_flows"`
-	Pinholes      *ebpf.MapSpec `ebpf:"pinholes"`
-	PrefixSketch  *ebpf.MapSpec `ebpf:"prefix_sketch"`
-	QueueBuckets  *ebpf.MapSpec `ebpf:"queue_buckets"`
-	SampleCursor  *ebpf.MapSpec `ebpf:"sample_cursor"`
-	Scratch       *ebpf.MapSpec `ebpf:"scratch"`
-	Seed          *ebpf.MapSpec `ebpf:"seed"`
-	SharedBuckets *ebpf.MapSpec `ebpf:"shared_buckets"`
-	SharedCredits *ebpf.MapSpec `ebpf:"shared_credits"`
-	SourceSketch  *ebpf.MapSpec `ebpf:"source_sketch"`
-	Steered       *ebpf.MapSpec `ebpf:"steered"`
-	TableCounts   *ebpf.MapSpec `ebpf:"table_counts"`
-	Verdicts      *ebpf.MapSpec `ebpf:"verdicts"`
-	Verified      *ebpf.MapSpec `ebpf:"verified"`
-	VerifiedLocks *ebpf.MapSpec `ebpf:"verified_locks"`
-	Workers       *ebpf.MapSpec `ebpf:"workers"`
+	Control        *ebpf.MapSpec `ebpf:"control"`
+	CpuCount       *ebpf.MapSpec `ebpf:"cpu_count"`
+	CpuSlots       *ebpf.MapSpec `ebpf:"cpu_slots"`
+	Cpus           *ebpf.MapSpec `ebpf:"cpus"`
+	DropSamples    *ebpf.MapSpec `ebpf:"drop_samples"`
+	EgressCounts   *ebpf.MapSpec `ebpf:"egress_counts"`
+	Explained      *ebpf.MapSpec `ebpf:"explained"`
+	GenBuckets     *ebpf.MapSpec `ebpf:"gen_buckets"`
+	GenPorts       *ebpf.MapSpec `ebpf:"gen_ports"`
+	GenRows        *ebpf.MapSpec `ebpf:"gen_rows"`
+	GenTables      *ebpf.MapSpec `ebpf:"gen_tables"`
+	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
+	Heartbeat      *ebpf.MapSpec `ebpf:"heartbeat"`
+	IngressCounts  *ebpf.MapSpec `ebpf:"ingress_counts"`
+	LimitCounts    *ebpf.MapSpec `ebpf:"limit_counts"`
+	OwnFlows       *ebpf.MapSpec `ebpf:"own_flows"`
+	Pinholes       *ebpf.MapSpec `ebpf:"pinholes"`
+	PrefixSketch   *ebpf.MapSpec `ebpf:"prefix_sketch"`
+	QueueBuckets   *ebpf.MapSpec `ebpf:"queue_buckets"`
+	SampleCursor   *ebpf.MapSpec `ebpf:"sample_cursor"`
+	Scratch        *ebpf.MapSpec `ebpf:"scratch"`
+	Seed           *ebpf.MapSpec `ebpf:"seed"`
+	SharedBuckets  *ebpf.MapSpec `ebpf:"shared_buckets"`
+	SharedCredits  *ebpf.MapSpec `ebpf:"shared_credits"`
+	SourceSketch   *ebpf.MapSpec `ebpf:"source_sketch"`
+	Steered        *ebpf.MapSpec `ebpf:"steered"`
+	TableCounts    *ebpf.MapSpec `ebpf:"table_counts"`
+	Verdicts       *ebpf.MapSpec `ebpf:"verdicts"`
+	Verified       *ebpf.MapSpec `ebpf:"verified"`
+	VerifiedLocks  *ebpf.MapSpec `ebpf:"verified_locks"`
+	VerifiedStates *ebpf.MapSpec `ebpf:"verified_states"`
+	Workers        *ebpf.MapSpec `ebpf:"workers"`
 }
 
 // GatewayVariableSpecs contains global variables before they are loaded into the kernel.
@@ -503,37 +509,38 @@ func (o *GatewayObjects) Close() error {
 //
 // It can be passed to LoadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type GatewayMaps struct {
-	Control       *ebpf.Map `ebpf:"control"`
-	CpuCount      *ebpf.Map `ebpf:"cpu_count"`
-	CpuSlots      *ebpf.Map `ebpf:"cpu_slots"`
-	Cpus          *ebpf.Map `ebpf:"cpus"`
-	DropSamples   *ebpf.Map `ebpf:"drop_samples"`
-	EgressCounts  *ebpf.Map `ebpf:"egress_counts"`
-	Explained     *ebpf.Map `ebpf:"explained"`
-	GenBuckets    *ebpf.Map `ebpf:"gen_buckets"`
-	GenPorts      *ebpf.Map `ebpf:"gen_ports"`
-	GenRows       *ebpf.Map `ebpf:"gen_rows"`
-	GenTables     *ebpf.Map `ebpf:"gen_tables"`
-	Handshakes    *ebpf.Map `ebpf:"handshakes"`
-	Heartbeat     *ebpf.Map `ebpf:"heartbeat"`
-	IngressCounts *ebpf.Map `ebpf:"ingress_counts"`
-	LimitCounts   *ebpf.Map `ebpf:"limit_counts"`
-	OwnFlows      *ebpf.Map `ebpf:"own_flows"`
-	Pinholes      *ebpf.Map `ebpf:"pinholes"`
-	PrefixSketch  *ebpf.Map `ebpf:"prefix_sketch"`
-	QueueBuckets  *ebpf.Map `ebpf:"queue_buckets"`
-	SampleCursor  *ebpf.Map `ebpf:"sample_cursor"`
-	Scratch       *ebpf.Map `ebpf:"scratch"`
-	Seed          *ebpf.Map `ebpf:"seed"`
-	SharedBuckets *ebpf.Map `ebpf:"shared_buckets"`
-	SharedCredits *ebpf.Map `ebpf:"shared_credits"`
-	SourceSketch  *ebpf.Map `ebpf:"source_sketch"`
-	Steered       *ebpf.Map `ebpf:"steered"`
-	TableCounts   *ebpf.Map `ebpf:"table_counts"`
-	Verdicts      *ebpf.Map `ebpf:"verdicts"`
-	Verified      *ebpf.Map `ebpf:"verified"`
-	VerifiedLocks *ebpf.Map `ebpf:"verified_locks"`
-	Workers       *ebpf.Map `ebpf:"workers"`
+	Control        *ebpf.Map `ebpf:"control"`
+	CpuCount       *ebpf.Map `ebpf:"cpu_count"`
+	CpuSlots       *ebpf.Map `ebpf:"cpu_slots"`
+	Cpus           *ebpf.Map `ebpf:"cpus"`
+	DropSamples    *ebpf.Map `ebpf:"drop_samples"`
+	EgressCounts   *ebpf.Map `ebpf:"egress_counts"`
+	Explained      *ebpf.Map `ebpf:"explained"`
+	GenBuckets     *ebpf.Map `ebpf:"gen_buckets"`
+	GenPorts       *ebpf.Map `ebpf:"gen_ports"`
+	GenRows        *ebpf.Map `ebpf:"gen_rows"`
+	GenTables      *ebpf.Map `ebpf:"gen_tables"`
+	Handshakes     *ebpf.Map `ebpf:"handshakes"`
+	Heartbeat      *ebpf.Map `ebpf:"heartbeat"`
+	IngressCounts  *ebpf.Map `ebpf:"ingress_counts"`
+	LimitCounts    *ebpf.Map `ebpf:"limit_counts"`
+	OwnFlows       *ebpf.Map `ebpf:"own_flows"`
+	Pinholes       *ebpf.Map `ebpf:"pinholes"`
+	PrefixSketch   *ebpf.Map `ebpf:"prefix_sketch"`
+	QueueBuckets   *ebpf.Map `ebpf:"queue_buckets"`
+	SampleCursor   *ebpf.Map `ebpf:"sample_cursor"`
+	Scratch        *ebpf.Map `ebpf:"scratch"`
+	Seed           *ebpf.Map `ebpf:"seed"`
+	SharedBuckets  *ebpf.Map `ebpf:"shared_buckets"`
+	SharedCredits  *ebpf.Map `ebpf:"shared_credits"`
+	SourceSketch   *ebpf.Map `ebpf:"source_sketch"`
+	Steered        *ebpf.Map `ebpf:"steered"`
+	TableCounts    *ebpf.Map `ebpf:"table_counts"`
+	Verdicts       *ebpf.Map `ebpf:"verdicts"`
+	Verified       *ebpf.Map `ebpf:"verified"`
+	VerifiedLocks  *ebpf.Map `ebpf:"verified_locks"`
+	VerifiedStates *ebpf.Map `ebpf:"verified_states"`
+	Workers        *ebpf.Map `ebpf:"workers"`
 }
 
 func (m *GatewayMaps) Close() error {
@@ -568,6 +575,7 @@ func (m *GatewayMaps) Close() error {
 		m.Verdicts,
 		m.Verified,
 		m.VerifiedLocks,
+		m.VerifiedStates,
 		m.Workers,
 	)
 }

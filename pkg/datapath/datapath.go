@@ -101,6 +101,7 @@ type loaded struct {
 	SharedBuckets *ebpf.Map `ebpf:"shared_buckets"`
 	SharedCredits *ebpf.Map `ebpf:"shared_credits"`
 	Verified      *ebpf.Map `ebpf:"verified"`
+	VerifiedState *ebpf.Map `ebpf:"verified_states"`
 	VerifiedLocks *ebpf.Map `ebpf:"verified_locks"`
 	Handshakes    *ebpf.Map `ebpf:"handshakes"`
 	OwnFlows      *ebpf.Map `ebpf:"own_flows"`
@@ -122,7 +123,7 @@ func (o *objects) maps() map[string]**ebpf.Map {
 		bpf.GatewayMapGenRows: &o.GenRows, bpf.GatewayMapGenBuckets: &o.GenBuckets,
 		bpf.GatewayMapQueueBuckets: &o.QueueBuckets, bpf.GatewayMapSourceSketch: &o.SourceSketch,
 		bpf.GatewayMapPrefixSketch: &o.PrefixSketch, bpf.GatewayMapSharedBuckets: &o.SharedBuckets,
-		bpf.GatewayMapSharedCredits: &o.SharedCredits, bpf.GatewayMapVerified: &o.Verified,
+		bpf.GatewayMapSharedCredits: &o.SharedCredits, bpf.GatewayMapVerified: &o.Verified, bpf.GatewayMapVerifiedStates: &o.VerifiedState,
 		bpf.GatewayMapVerifiedLocks: &o.VerifiedLocks, bpf.GatewayMapHandshakes: &o.Handshakes, bpf.GatewayMapOwnFlows: &o.OwnFlows,
 		bpf.GatewayMapVerdicts: &o.Verdicts, bpf.GatewayMapPinholes: &o.Pinholes,
 		bpf.GatewayMapDropSamples: &o.DropSamples, bpf.GatewayMapSampleCursor: &o.SampleCursor,

@@ -78,7 +78,7 @@ func align(spec *ebpf.CollectionSpec, old bool) {
 		return
 	}
 	for _, m := range []*ebpf.MapSpec{
-		spec.Maps[bpf.GatewayMapGenBuckets].InnerMap, spec.Maps[bpf.GatewayMapVerified], spec.Maps[bpf.GatewayMapVerdicts],
+		spec.Maps[bpf.GatewayMapGenBuckets].InnerMap, spec.Maps[bpf.GatewayMapVerified], spec.Maps[bpf.GatewayMapVerifiedStates], spec.Maps[bpf.GatewayMapVerdicts],
 		spec.Maps[bpf.GatewayMapSourceSketch], spec.Maps[bpf.GatewayMapPrefixSketch], spec.Maps[bpf.GatewayMapOwnFlows],
 	} {
 		m.Flags |= unix.BPF_F_MMAPABLE
