@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,12 +23,12 @@ func TestAttachIsUndoneUnlessConfirmed(t *testing.T) {
 	l := mustLab(t, "xgwconfirm")
 	at := []string{"--instance", "confirm"}
 	run := func(args ...string) string { return mustXGW(t, l, append(at, args...)...) }
-	run("attach", "edge0", "--confirm", "2s")
+	run("attach", "edge0", "--confirm", "5s")
 	t.Cleanup(func() { _, _ = xgwIn(t, l, "--instance", "confirm", "detach", "edge0") })
 	if out := run("status"); !strings.Contains(out, "`xgw --instance confirm confirm edge0`") {
 		t.Errorf("status says nothing of the confirmation: %s", out)
 	}
-	time.Sleep(2100 * time.Millisecond)
+	time.Sleep(5100 * time.Millisecond)
 	if out := run("status"); !strings.Contains(out, "not confirmed in time") {
 		t.Errorf("status after the deadline: %s", out)
 	}
@@ -61,11 +62,33 @@ func TestAttachIsUndoneUnlessConfirmed(t *testing.T) {
 	if err := l.Start(lab.Gateway, follow); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(500 * time.Millisecond)
+	waitForMaps(t, follow.Process.Pid)
 	run("detach", "edge0")
 	if err := follow.Wait(); err == nil || !strings.Contains(follows.String(), "taken off") {
 		t.Errorf("drops --follow after detach: %v, %s", err, follows.String())
 	}
+}
+
+// waitForMaps waits until the process has opened the kernel plane's maps, all that it will.
+func waitForMaps(t *testing.T, pid int) {
+	t.Helper()
+	open := func() (n int) {
+		fds, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		for _, fd := range fds {
+			if what, err := os.Readlink(fd); err == nil && what == "anon_inode:bpf-map" {
+				n++
+			}
+		}
+		return n
+	}
+	for before, until := 0, time.Now().Add(20*time.Second); time.Now().Before(until); time.Sleep(300 * time.Millisecond) {
+		now := open()
+		if now > 0 && now == before {
+			return
+		}
+		before = now
+	}
+	t.Fatalf("process %d opened no maps", pid)
 }
 
 func TestExplainReadsPackets(t *testing.T) {

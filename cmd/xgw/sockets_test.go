@@ -61,22 +61,30 @@ func TestLimitsForSockets(t *testing.T) {
 			defer g.stop(t)
 			check := countsAgree(t, l, "limits")
 			judge := func(o offer) {
-				sink := listenUDP(t, l, o.port)
-				n := rate * seconds * o.percent / 100
-				took := sendUDP(t, l, o, payload, n, time.Second*100/time.Duration(rate*o.percent))
-				got := sink.count()
-				most := rate*took.Seconds() + burst
-				least := most
-				if row.shared {
-					least -= burst / 4
+				// Never more; less where a machine that stands still for a while forfeits what it could have sent.
+				for round := range 3 {
+					sink := listenUDP(t, l, o.port)
+					n := rate * seconds * o.percent / 100
+					took := sendUDP(t, l, o, payload, n, time.Second*100/time.Duration(rate*o.percent))
+					got := sink.count()
+					most := rate*took.Seconds() + burst
+					least := most
+					if row.shared {
+						least -= burst / 4
+					}
+					if float64(n) < most {
+						most, least = float64(n), min(least, float64(n))
+					}
+					t.Logf("%d%% of the rate: %d of %d in %s, %.3f of what the limit says", o.percent, got, n, took.Round(time.Millisecond), float64(got)/most)
+					enough := float64(got) >= least*0.98
+					if float64(got) > most*1.02 || round == 2 && !enough {
+						t.Errorf("%d%% of the rate: %d packets of %d arrived in %s, want %.0f to %.0f", o.percent, got, n, took, least, most)
+					}
+					if enough {
+						return
+					}
+					time.Sleep(time.Second * burst / rate) // the burst is whole again
 				}
-				if float64(n) < most {
-					most, least = float64(n), min(least, float64(n))
-				}
-				if float64(got) > most*1.02 || float64(got) < least*0.98 {
-					t.Errorf("%d%% of the rate: %d packets of %d arrived in %s, want %.0f to %.0f", o.percent, got, n, took, least, most)
-				}
-				t.Logf("%d%% of the rate: %d of %d in %s, %.3f of what the limit says", o.percent, got, n, took.Round(time.Millisecond), float64(got)/most)
 			}
 			var all sync.WaitGroup
 			for _, o := range offers {
@@ -125,16 +133,20 @@ func TestSYNLimitForSockets(t *testing.T) {
 			go func() { done <- converse(t, l, ctx, o.from) }()
 			time.Sleep(100 * time.Millisecond)
 			n := rate * seconds * o.percent / 100
-			took := connectTCP(t, l, o, n, time.Second*100/time.Duration(rate*o.percent))
+			took, again := connectTCP(t, l, o, n, time.Second*100/time.Duration(rate*o.percent))
 			cancel()
 			// One SYN of the burst was the conversation's.
 			got, want := float64(accepted.Load()), min(float64(n), rate*took.Seconds()+burst-1)
 			// Never more; less where a machine that stands still for a while forfeits what it could have sent.
-			if got < want*0.9-2 || got > want*1.02+2 {
+			most := want*1.02 + 2
+			if again { // for as long as these were tried
+				most += rate * patience.Seconds()
+			}
+			if got < want*0.9-2 || got > most {
 				t.Errorf("%d%% of the rate: %.0f connections of %d in %s, want %.0f", o.percent, got, n, took, want)
 			}
-			retransmitted := <-done
-			if retransmitted != 0 {
+			// Of some two thousand. One or two may be sent again for an answer that a busy machine was late with.
+			if retransmitted := <-done; retransmitted > 5 {
 				t.Errorf("%d%% of the rate: the connection that was there lost %d segments", o.percent, retransmitted)
 			}
 			t.Logf("%d%% of the rate: %.0f of %d connections in %s", o.percent, got, n, took.Round(time.Millisecond))
@@ -151,9 +163,14 @@ func TestRulesForSockets(t *testing.T) {
 	for _, port := range []int{22, 9001, 9002} {
 		acceptTCP(t, l, port)
 	}
-	reach := func(host string, port int) bool {
+	// Silence is believed at once where it is wanted.
+	reach := func(host string, port int, want bool) bool {
 		t.Helper()
-		ctx, cancel := context.WithTimeout(context.Background(), 400*time.Millisecond)
+		patience := 400 * time.Millisecond
+		if want {
+			patience = 10 * time.Second
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		c, err := l.DialFrom(host)(ctx, "tcp", fmt.Sprintf("198.51.100.2:%d", port))
 		if err == nil {
@@ -195,7 +212,7 @@ func TestRulesForSockets(t *testing.T) {
 			defer g.stop(t)
 			check := countsAgree(t, l, "rules")
 			for _, r := range row.want {
-				if got := reach(r.host, r.port); got != r.want {
+				if got := reach(r.host, r.port, r.want); got != r.want {
 					t.Errorf("%s reaches port %d: %t, want %t", r.host, r.port, got, r.want)
 				}
 			}
@@ -223,19 +240,21 @@ func TestRulesForSockets(t *testing.T) {
 	}
 	const deny = "deny: [192.0.2.0/24]\n"
 	t.Run("not confirmed", func(t *testing.T) {
-		g := start(t, deny, "--confirm", "3s")
+		g := start(t, deny, "--confirm", "5s")
 		defer g.stop(t)
-		if reach(lab.Client, 443) {
+		check := countsAgree(t, l, "rules")
+		if reach(lab.Client, 443, false) {
 			t.Error("reached in spite of the rule")
 		}
-		time.Sleep(3 * time.Second)
-		if !reach(lab.Client, 443) {
+		time.Sleep(5 * time.Second)
+		if !reach(lab.Client, 443, true) {
 			t.Error("not reached, though the rule was never confirmed")
 		}
 		if out, err := xgwIn(t, l, "--instance", "rules", "confirm", "edge0"); err == nil || !strings.Contains(out, "nothing waits") {
 			t.Errorf("confirmed when it was undone: %v, %s", err, out)
 		}
-		for range 30 { // the supervisor looks once a second
+		check()
+		for range 100 { // the supervisor looks once a second
 			if strings.Contains(g.log.String(), "not confirmed in time") {
 				return
 			}
@@ -244,13 +263,15 @@ func TestRulesForSockets(t *testing.T) {
 		t.Errorf("the log does not tell: %s", g.log)
 	})
 	t.Run("confirmed", func(t *testing.T) {
-		g := start(t, deny, "--confirm", "3s")
+		g := start(t, deny, "--confirm", "5s")
 		defer g.stop(t)
 		mustXGW(t, l, "--instance", "rules", "confirm", "edge0")
-		time.Sleep(3500 * time.Millisecond)
-		if reach(lab.Client, 443) {
+		check := countsAgree(t, l, "rules")
+		time.Sleep(5500 * time.Millisecond)
+		if reach(lab.Client, 443, false) {
 			t.Error("reached in spite of a confirmed rule")
 		}
+		check()
 		if strings.Contains(g.log.String(), "not confirmed in time") {
 			t.Errorf("the log tells of an undone rule: %s", g.log)
 		}
@@ -271,14 +292,14 @@ func reachFromGateway(t *testing.T, l *lab.Lab) bool {
 			c.Close()
 		}
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	c, err := l.DialFrom(lab.Gateway)(ctx, "tcp", ln.Addr().String())
 	if err != nil {
 		return false
 	}
 	defer c.Close()
-	_ = c.SetReadDeadline(time.Now().Add(time.Second))
+	_ = c.SetReadDeadline(time.Now().Add(10 * time.Second))
 	_, err = io.ReadFull(c, make([]byte, 1))
 	return err == nil
 }
@@ -436,14 +457,16 @@ func acceptTCP(t *testing.T, l *lab.Lab, port int) *atomic.Int64 {
 	return n
 }
 
+// patience is how long connectTCP waits; a SYN is sent again after a second.
+const patience = 500 * time.Millisecond
+
 // connectTCP makes n attempts to connect, one each interval; each is given up before its
-// SYN would be sent again.
-func connectTCP(t *testing.T, l *lab.Lab, o offer, n int, interval time.Duration) time.Duration {
+// SYN would be sent again, or else it says so.
+func connectTCP(t *testing.T, l *lab.Lab, o offer, n int, interval time.Duration) (took time.Duration, again bool) {
 	t.Helper()
-	const patience = 500 * time.Millisecond
+	var late atomic.Bool
 	var from, to unix.SockaddrInet4
 	from.Addr, to.Addr, to.Port = netip.MustParseAddr(o.from).As4(), lab.GatewayAddr.As4(), o.port
-	var took time.Duration
 	err := l.In(lab.Client, func() error {
 		var given sync.WaitGroup
 		took = paced(n, interval, func(int) {
@@ -460,8 +483,12 @@ func connectTCP(t *testing.T, l *lab.Lab, o offer, n int, interval time.Duration
 				t.Errorf("connect: %v", err)
 			}
 			given.Add(1)
+			began := time.Now()
 			time.AfterFunc(patience, func() {
 				unix.Close(fd)
+				if time.Since(began) > time.Second*9/10 {
+					late.Store(true)
+				}
 				given.Done()
 			})
 		})
@@ -471,7 +498,7 @@ func connectTCP(t *testing.T, l *lab.Lab, o offer, n int, interval time.Duration
 	if err != nil {
 		t.Error(err)
 	}
-	return took
+	return took, late.Load()
 }
 
 // converse sends and gets back a byte over one connection until ctx ends, and returns how

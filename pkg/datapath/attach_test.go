@@ -155,11 +155,12 @@ func (w *wire) state(t *testing.T) string {
 
 func waitFor(t *testing.T, what string, cond func() bool) {
 	t.Helper()
-	for range 200 {
+	// Most of what is waited for is there in a moment; a machine that is busy or emulated may take long.
+	for started, pause := time.Now(), time.Millisecond; time.Since(started) < 20*time.Second; pause = min(2*pause, 50*time.Millisecond) {
 		if cond() {
 			return
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(pause)
 	}
 	t.Fatalf("timed out waiting for %s", what)
 }
