@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -29,7 +31,7 @@ func ctlCommand(e *env) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e), ctlStatusCommand(e), ctlVerdictsCommand(e), ctlUpstreamsCommand(e))
+	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e), ctlStatusCommand(e), ctlCacheCommand(e), ctlVerdictsCommand(e), ctlUpstreamsCommand(e))
 	return cmd
 }
 
@@ -87,6 +89,51 @@ func ctlConfirmCommand(e *env) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+func ctlCacheCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "cache",
+		Short:   "What workers keep in memory",
+		Example: "  sudo gateway-ctl cache purge --all",
+		Args:    exactly(),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(ctlPurgeCommand(e))
+	return cmd
+}
+
+func ctlPurgeCommand(e *env) *cobra.Command {
+	var all bool
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "purge",
+		Short: "Have workers forget what they keep in memory",
+		Long: `Of all kinds, or of one: ` + strings.Join(admin.Caches, ", ") + `. It holds for every request from when the command
+returns, costs no connection, and may be done again; the metric xgw_cache_purges_total counts it. Nothing
+of that kind is believed any more before the store was asked, not even while it does not answer.`,
+		Example: `  sudo gateway-ctl cache purge --all
+  sudo gateway-ctl cache purge --kind keys`,
+		Args: exactly(),
+		RunE: func(*cobra.Command, []string) error {
+			if all == (kind != "") {
+				return usageError{errors.New("want --all, or --kind and one of " + strings.Join(admin.Caches, ", "))}
+			}
+			if all {
+				kind = "all"
+			} else if !slices.Contains(admin.Caches, kind) {
+				return usageError{fmt.Errorf("--kind %q: want %s", kind, strings.Join(admin.Caches, " or "))}
+			}
+			if err := admin.NewClient(admin.SocketPath(e.instance)).Purge(kind); err != nil {
+				return err
+			}
+			fmt.Fprintln(e.out, "purged")
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&all, "all", false, "of all kinds")
+	cmd.Flags().StringVar(&kind, "kind", "", "of this kind alone: "+strings.Join(admin.Caches, " or "))
+	return cmd
 }
 
 func ctlStatusCommand(e *env) *cobra.Command {

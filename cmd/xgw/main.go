@@ -126,6 +126,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		runCommand(e),
 		configCommand(e),
 		ctlCommand(e),
+		keysCommand(e),
 		demoCommand(e),
 		versionCommand(e),
 		workerCommand(e),

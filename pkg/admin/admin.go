@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/keys"
 )
 
 // Control is what a gateway lets its operator do.
@@ -43,6 +45,7 @@ type Control interface {
 	// SetServer decides on a server of an upstream, by its address, until that is undone or
 	// the gateway is started anew.
 	SetServer(ServerSetting) error
+	KeyControl
 }
 
 // Verdict is what is held against a source.
@@ -130,6 +133,8 @@ var (
 	ErrInvalid    = errors.New("invalid")
 	ErrImpossible = errors.New("not possible")
 	ErrNotFound   = errors.New("not found")
+	// ErrNoGateway: none answers at the socket.
+	ErrNoGateway = errors.New("no gateway runs there")
 )
 
 // SocketPath is where a gateway's control socket is: in /run/xgw, or for a plain user in a
@@ -233,7 +238,9 @@ func reply(w http.ResponseWriter, log *slog.Logger, done any, err error) {
 		fail(w, http.StatusNotFound, err)
 	case errors.Is(err, ErrInvalid), errors.Is(err, ErrTokenName):
 		fail(w, http.StatusBadRequest, err)
-	case errors.Is(err, ErrUnconfirmed), errors.Is(err, ErrNothingWaits), errors.Is(err, ErrImpossible), errors.Is(err, ErrLastAdmin):
+	case errors.Is(err, keys.ErrUnknown):
+		fail(w, http.StatusNotFound, err)
+	case errors.Is(err, ErrUnconfirmed), errors.Is(err, ErrNothingWaits), errors.Is(err, ErrImpossible), errors.Is(err, ErrLastAdmin), errors.Is(err, keys.ErrExists), errors.Is(err, keys.ErrRevoked):
 		fail(w, http.StatusConflict, err)
 	default:
 		fail(w, http.StatusInternalServerError, err)

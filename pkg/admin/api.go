@@ -48,6 +48,8 @@ func (a *api) endpoints() []endpoint {
 		{"POST /v1/verdicts", Operator, a.addVerdict},
 		{"POST /v1/verdicts/remove", Operator, a.removeVerdict},
 		{"POST /v1/servers", Operator, a.setServer},
+		{"POST /v1/keys", Admin, a.keys},
+		{"POST /v1/cache/purge", Operator, a.purge},
 	}
 }
 

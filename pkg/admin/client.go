@@ -123,7 +123,7 @@ func (c *Client) unreachable(err error) error {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%s: not permitted: run as the user that runs the gateway, or root", c.path)
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ECONNREFUSED):
-		return fmt.Errorf("%s: no gateway runs there: start it by `xgw run`, or name another by --instance", c.path)
+		return fmt.Errorf("%s: %w: start it by `xgw run`, or name another by --instance", c.path, ErrNoGateway)
 	}
 	return err
 }

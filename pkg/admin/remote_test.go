@@ -27,6 +27,8 @@ import (
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
 	"github.com/getkin/kin-openapi/routers/gorillamux"
+
+	"github.com/xgw-project/xgw/pkg/keys"
 )
 
 // gateway is a Control that notes what was done.
@@ -64,6 +66,23 @@ func (g *gateway) AddVerdict(v AddVerdict) (Verdict, error) {
 }
 
 func (g *gateway) SetServer(ServerSetting) error { return ErrNotFound }
+
+func (g *gateway) Keys(_ context.Context, r *keys.Request) (keys.Reply, error) {
+	switch r.Op {
+	case "add":
+		return keys.Reply{Key: "xgw_a_b", Record: &keys.Record{ID: "a", Consumer: "c", Created: time.Now()}}, nil
+	case "revoke":
+		return keys.Reply{}, keys.ErrUnknown
+	}
+	return keys.Reply{}, ErrInvalid
+}
+
+func (g *gateway) Purge(kind string) error {
+	if kind != "all" {
+		return ErrInvalid
+	}
+	return nil
+}
 
 func (g *gateway) RemoveVerdict(string) error { return ErrImpossible }
 
@@ -199,6 +218,8 @@ func TestRoles(t *testing.T) {
 		{"POST", "/v1/verdicts", 403, 400, 400},
 		{"POST", "/v1/verdicts/remove", 403, 409, 409},
 		{"POST", "/v1/servers", 403, 404, 404},
+		{"POST", "/v1/keys", 403, 403, 400},
+		{"POST", "/v1/cache/purge", 403, 400, 400},
 		{"GET", "/v1/tokens", 403, 403, 200},
 		{"DELETE", "/v1/tokens/none", 403, 403, 404},
 		{"GET", "/v1/none", 404, 404, 404},
@@ -462,6 +483,9 @@ func TestOpenAPI(t *testing.T) {
 	checkReply(t, s, router, "POST", "/v1/tokens", `{"name":"described","role":"viewer"}`)
 	checkReply(t, s, router, "POST", "/v1/verdicts", `{"source":"192.0.2.7","step":"thin","ttl_ns":60000000000}`)
 	checkReply(t, s, router, "GET", "/v1/verdicts", "")
+	checkReply(t, s, router, "POST", "/v1/keys", `{"op":"add","record":{"id":"","consumer":"c"}}`)
+	checkReply(t, s, router, "POST", "/v1/keys", `{"op":"revoke","id":"a"}`)
+	checkReply(t, s, router, "POST", "/v1/cache/purge", `{"kind":"all"}`)
 	checkReply(t, s, router, "POST", "/v1/reload", `{"confirm_within_ns":1000000000}`)
 }
 

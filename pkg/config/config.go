@@ -47,6 +47,8 @@ type Config struct {
 	Limits        RequestSizes
 	Routes        []Route
 	Upstreams     []Upstream
+	Keys          Keys
+	Redis         Redis
 	Log           Log
 	State         string // directory for the made certificate
 	Buffers       Buffers
@@ -200,6 +202,25 @@ type UpstreamTLS struct {
 	ServerName string // "": the host of each server
 	Verify     bool
 	CA         []byte // PEM; none: the system's
+}
+
+// Keys are where API keys are kept, and how long workers believe what they know of them.
+type Keys struct {
+	Store   string // file or redis
+	File    string
+	Known   time.Duration // of one that there is
+	Unknown time.Duration // of one that there is not
+	Stale   time.Duration // of one that there is, while the store does not answer
+}
+
+// Redis is a Valkey or Redis server that several gateways share.
+type Redis struct {
+	Address      string // HOST:PORT; "": there is none
+	User         string // "": the default one
+	PasswordFile string // "": no password
+	TLS          bool
+	Database     int
+	Prefix       string // of all names there
 }
 
 // Log says where the access log goes: a path, "-" for standard output, or "off".

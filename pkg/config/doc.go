@@ -126,6 +126,10 @@
 //	routes[].cors.credentials      false           true or false
 //	routes[].cors.max_age          10m             a time with its unit from 0s to 24h
 //	routes[].mirror                none            a name: 1 to 63 letters, digits and any of -_./@+
+//	routes[].keys.mode             require         require or optional
+//	routes[].keys.scopes[]         none            a scope: 1 to 64 letters, digits and any of -_./@+:
+//	routes[].keys.headers[]        none            the name of a header field
+//	routes[].keys.pass             false           true or false
 //	routes[].websocket             off             off or a time with its unit from 1s to 24h
 //	upstreams[].name               required        a name: 1 to 63 letters, digits and any of -_./@+
 //	upstreams[].servers[]          required        HOST:PORT or HOST:PORT weight=1 to 1000
@@ -158,6 +162,17 @@
 //	upstreams[].tls.server_name    none            a host name or an address
 //	upstreams[].tls.verify         true            true or false
 //	upstreams[].tls.ca             none            the path of a file
+//	keys.store                     file            file or redis
+//	keys.file                      none            the path of a file
+//	keys.known_time                1m              a time with its unit from 1s to 24h
+//	keys.unknown_time              5s              a time with its unit from 100ms to 1h
+//	keys.stale_time                1h              a time with its unit from 1s to 720h
+//	redis.address                  none            HOST:PORT
+//	redis.user                     none            a name: 1 to 63 letters, digits and any of -_./@+
+//	redis.password_file            none            the path of a file
+//	redis.tls                      off             on or off
+//	redis.database                 0               a whole number from 0 to 65536
+//	redis.prefix                   xgw:            1 to 63 letters, digits and any of -_.:
 //	log.access                     -               a path from the root or - or off
 //	state                          /var/lib/xgw    a path from the root
 //	buffers.conf

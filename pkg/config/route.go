@@ -29,7 +29,16 @@ type Route struct {
 	BodyBytes      *int64         `json:",omitempty"` // nil: that of all requests; 0: no limit
 	CORS           *CORS          `json:",omitempty"`
 	Mirror         string         `json:",omitempty"` // an upstream that gets copies
+	Keys           *RouteKeys     `json:",omitempty"` // nil: API keys are none of this route's business
 	WebSocket      time.Duration  `json:",omitempty"` // of silence that one may have; 0: none is opened
+}
+
+// RouteKeys is what a route wants of API keys.
+type RouteKeys struct {
+	Optional bool     `json:"optional,omitempty"` // who has none is served, too
+	Scopes   []string `json:"scopes,omitempty"`   // a key needs all of them
+	Headers  []string `json:"headers"`            // where it is looked for, in this order; in Authorization behind Bearer
+	Pass     bool     `json:"pass,omitempty"`     // the upstream gets the key, too
 }
 
 // HeaderMatch is a condition on a request's field: present, or by its value.

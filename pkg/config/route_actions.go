@@ -321,7 +321,7 @@ func editedName(dst *string) scalar {
 	s := fieldName(dst)
 	set := s.set
 	s.set = func(text string) error {
-		if name := strings.ToLower(text); name == "client-cert" || name == "client-cert-chain" || strings.HasPrefix(name, "x-client-cert-") {
+		if name := strings.ToLower(text); name == "client-cert" || name == "client-cert-chain" || name == "x-consumer" || strings.HasPrefix(name, "x-client-cert-") {
 			return fmt.Errorf("this field is the gateway's own")
 		}
 		return set(text)

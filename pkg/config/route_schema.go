@@ -44,6 +44,7 @@ func route(c *Config, seen *routesSeen) mapping {
 			{"body_bytes", none, size(&body, 0, 1<<40)},
 			{"cors", none, cors(r)},
 			{"mirror", none, label(&r.Mirror)},
+			{"keys", none, routeKeys(r)},
 			{"websocket", "off", webSocket(&r.WebSocket)},
 		},
 		check: func(f *found) {

@@ -59,6 +59,8 @@ func gateway(c *Config) mapping {
 		{"limits", none, requestSizes(&c.Limits)},
 		{"routes", required, list{example: "{name: api, upstream: app}", least: 1, item: func() reader { return route(c, seen) }}},
 		{"upstreams", required, list{example: `{name: app, servers: ["127.0.0.1:8080"]}`, least: 1, item: func() reader { return upstream(c) }}},
+		{"keys", none, keyStore(c)},
+		{"redis", none, redis(&c.Redis, c.Path)},
 		{"log", none, mapping{rows: []row{
 			{"access", "-", absolute(&c.Log.Access, "-", "off")},
 		}}},

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/policy"
 )
 
@@ -40,6 +41,10 @@ type message struct {
 
 	// apply, prepare, servers: what is known of upstreams' servers
 	Servers []policy.Servers `json:"servers,omitempty"`
+
+	// ask_keys: ids of API keys; keys: what the store says of them
+	IDs  []string      `json:"ids,omitempty"`
+	Keys []keys.Answer `json:"keys,omitempty"`
 
 	// applied, prepared, commit
 	Generation uint64 `json:"generation,omitempty"`
@@ -81,6 +86,8 @@ const (
 	kindRelease  kind = "release"  // supervisor: it is back; no answer
 	kindApplied  kind = "applied"  // worker: it serves; the first one means ready
 	kindPrepared kind = "prepared" // worker: it could serve the generation
+	kindAskKeys  kind = "ask_keys" // worker: who these API keys are; the answers come at any time
+	kindKeys     kind = "keys"     // supervisor: these
 	kindRefused  kind = "refused"  // worker: it goes on with the generation before
 )
 

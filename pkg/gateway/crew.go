@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -39,6 +40,7 @@ type crew struct {
 	credential *syscall.Credential
 	signals    *os.File                // an eventfd
 	servers    func() []policy.Servers // what is known of upstreams' servers now
+	keys       func(ids []string) []keys.Answer
 
 	mu         sync.Mutex
 	ticketKeys [][32]byte
@@ -163,6 +165,10 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 			return
 		}
 		switch {
+		case m.Kind == kindAskKeys:
+			go func() { // a store may take its time
+				_ = p.control.send(&message{Kind: kindKeys, Keys: c.keys(m.IDs)}) // one that is gone asks no more
+			}()
 		case admitted:
 			select {
 			case p.answers <- m:

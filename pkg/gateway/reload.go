@@ -232,6 +232,9 @@ func fixed(old, c *config.Config) (keys []string) {
 		{"worker_user", old.WorkerUser, c.WorkerUser},
 		{"worker_memory", old.WorkerMemory, c.WorkerMemory},
 		{"worker_rlimit_nofile", old.OpenFiles, c.OpenFiles},
+		{"keys.store", old.Keys.Store, c.Keys.Store},
+		{"keys.file", old.Keys.File, c.Keys.File},
+		{"redis", old.Redis, c.Redis},
 		{"log", old.Log, c.Log},
 		{"buffers.conf", old.Buffers, c.Buffers},
 	} {

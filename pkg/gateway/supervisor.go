@@ -96,6 +96,7 @@ type supervisor struct {
 	renewed        time.Time // when certificates were last looked at
 	tickets        *ticketRing
 	escalator      *escalator
+	keys           *keyring
 
 	mu      sync.Mutex // among reloads; policy, config, listeners and secrets are theirs
 	pending *pending
@@ -126,7 +127,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	s.escalator.follow(s.config, s.policy)
 	s.crew = &crew{
 		log: s.log, zone: s.zone, signals: s.escalator.event, cores: s.cores, memory: s.workerMemory(),
-		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists,
+		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup,
 	}
 	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
@@ -297,6 +298,9 @@ func (s *supervisor) prepare() error {
 	if err := s.makeZone(); err != nil {
 		return err
 	}
+	if s.keys, err = newKeyring(s.config, s.zone.Fence(), s.log); err != nil {
+		return err
+	}
 	s.makeControl()
 	s.makeRemote()
 	for _, lc := range s.config.Listeners {
@@ -411,7 +415,7 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 	if err != nil {
 		return nil, err
 	}
-	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Servers: s.serverCounts, Verdicts: s.escalator.verdictCounts}
+	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Servers: s.serverCounts, Keys: s.keys.counts, Verdicts: s.escalator.verdictCounts}
 	for _, pl := range s.planes {
 		name := pl.options.Interface
 		src.Interfaces = append(src.Interfaces, ledger.Interface{
@@ -452,6 +456,9 @@ func (s *supervisor) close() error {
 	}
 	for _, pl := range s.planes {
 		errs = append(errs, pl.close())
+	}
+	if s.keys != nil {
+		errs = append(errs, s.keys.close())
 	}
 	if s.telemetry != nil {
 		s.telemetry.Close()

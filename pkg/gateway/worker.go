@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/proxy"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -54,8 +55,10 @@ func RunWorker(slot int, log *slog.Logger) error {
 		return fmt.Errorf("worker %d: %w", slot, err)
 	}
 	defer z.Close()
+	known := keys.NewCache(z.Fence(), z.Worker(slot))
+	go known.Run(func(ids []string) error { return c.send(&message{Kind: kindAskKeys, IDs: ids}) }, nil)
 	w := proxy.New(proxy.Options{
-		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Holds: z.Holds(slot), Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
+		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Keys: known, Holds: z.Holds(slot), Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
 	})
 	go tendMemory()
 	return serve(w, c, z.Worker(slot), log)
@@ -85,6 +88,9 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 			return shutdown(w)
 		case kindServers:
 			w.Know(m.Servers)
+			continue
+		case kindKeys:
+			w.AnswerKeys(m.Keys)
 			continue
 		case kindTickets:
 			w.SetTicketKeys(m.TicketKeys)

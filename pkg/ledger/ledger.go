@@ -24,6 +24,15 @@ type Sources struct {
 	// Verdicts are what became of those given, and how many of each step are held; nil for
 	// none.
 	Verdicts func() ([]VerdictCount, [4]int)
+	// Keys tells of the store of API keys; nil: there is none.
+	Keys func() KeyStore
+}
+
+// KeyStore is how the store of API keys does, and what workers were told to forget.
+type KeyStore struct {
+	Answers bool              // it did the last time it was asked
+	Failed  uint64            // look-ups that it did not answer
+	Purges  map[string]uint64 // by kind, see admin.Caches
 }
 
 // Interface is one interface of the kernel plane.
@@ -51,7 +60,8 @@ type Snapshot struct {
 	Servers    []Server
 	Limits     []LimitCounts
 	Verdicts   []VerdictCount
-	Held       [4]int         // verdicts by policy.Step, from ThinSYNs
+	Held       [4]int // verdicts by policy.Step, from ThinSYNs
+	Keys       KeyStore
 	Requests   []uint64       // by zone.RequestOutcome, all workers
 	Handshakes zone.Histogram // durations, all workers
 	ZoneBytes  int64

@@ -39,6 +39,9 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 	if l.sources.Verdicts != nil {
 		dst.Verdicts, dst.Held = l.sources.Verdicts()
 	}
+	if l.sources.Keys != nil {
+		dst.Keys = l.sources.Keys()
+	}
 	dst.LostFull, dst.LostOther = 0, 0
 	if l.sources.LostLines != nil {
 		dst.LostFull, dst.LostOther = l.sources.LostLines()

@@ -40,6 +40,14 @@ type Snapshot struct {
 	TCP              config.TCP          `json:"tcp"`
 	// A wait for the worker that is longer, and stands, has requests refused; 0: none does.
 	OverloadDelay time.Duration `json:"overload_delay"`
+	Keys          KeyTimes      `json:"keys"`
+}
+
+// KeyTimes are how long workers believe what they know of API keys.
+type KeyTimes struct {
+	Known   time.Duration `json:"known"`   // of one that there is
+	Unknown time.Duration `json:"unknown"` // of one that there is not
+	Stale   time.Duration `json:"stale"`   // of one that there is, while the store does not answer
 }
 
 // Listener is an address that is served, and how.
@@ -157,6 +165,7 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		Snapshot: Snapshot{
 			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, Handshakes: c.Handshakes,
 			OverloadDelay: c.OverloadDelay, TCP: c.TCP,
+			Keys: KeyTimes{Known: c.Keys.Known, Unknown: c.Keys.Unknown, Stale: c.Keys.Stale},
 			Client: ClientAddress{
 				Trusted: slices.Clone(c.Client.Trusted), ProxyProtocol: c.Client.ProxyProtocol, Header: c.Client.Header,
 			},

@@ -35,6 +35,8 @@ type Route struct {
 	CORS           *config.CORS          `json:"cors,omitempty"`
 	Mirror         *int                  `json:"mirror,omitempty"` // index in Snapshot.Upstreams
 
+	Keys *config.RouteKeys `json:"keys,omitempty"` // nil: it looks for no API key
+
 	WebSocket time.Duration `json:"websocket,omitempty"` // of silence that one may have; 0: none is opened
 
 	Slot int `json:"slot"` // in the zone; the supervisor fills it
@@ -56,6 +58,9 @@ func compileRoute(r *config.Route, index map[string]int) (Route, error) {
 		Redirect: shallow(r.Redirect), Reply: shallow(r.Reply), Rewrite: shallow(r.Rewrite), Timeouts: shallow(r.Timeouts),
 		RequestHeaders: cloneEdits(r.RequestHeaders), ReplyHeaders: cloneEdits(r.ReplyHeaders),
 		BodyBytes: shallow(r.BodyBytes), CORS: shallow(r.CORS), WebSocket: r.WebSocket,
+	}
+	if out.Keys = shallow(r.Keys); r.Keys != nil {
+		out.Keys.Scopes, out.Keys.Headers = slices.Clone(r.Keys.Scopes), slices.Clone(r.Keys.Headers)
 	}
 	for i := range out.Headers {
 		h := &out.Headers[i]
@@ -132,5 +137,6 @@ type (
 	HeaderValue = config.HeaderValue
 	Timeouts    = config.RouteTimeouts
 	CORS        = config.CORS
+	RouteKeys   = config.RouteKeys
 	HealthCheck = config.HealthCheck
 )

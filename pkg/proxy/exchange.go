@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/proxy/http1"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -61,6 +62,8 @@ type Exchange struct {
 	route       *route
 	routing     routing
 	limiting    limiting
+	keyID       []byte    // of the API key that the client holds, good or not
+	apiKey      *keys.Key // that it came in by; nil: none
 	reply       http1.Response
 	trailers    []http1.Field // of the reply
 	status      int
@@ -156,7 +159,7 @@ func (ex *Exchange) record() {
 		BytesIn: ex.bytesIn, BytesOut: ex.bytesOut, Worker: w.id, Core: w.core, Upstream: -1,
 		Status: ex.status, Retries: ex.retries, Major: ex.major, Minor: ex.minor, TLSVersion: ex.tlsVersion,
 		Resumed: ex.resumed, Outcome: ex.outcome, Method: ex.method, Host: ex.host, Target: ex.target,
-		UserAgent: ex.userAgent, Referer: ex.referer, ID: ex.id[:], Trace: ex.trace.id[:], UpstreamAddr: ex.server,
+		UserAgent: ex.userAgent, Referer: ex.referer, ID: ex.id[:], Trace: ex.trace.id[:], UpstreamAddr: ex.server, Key: ex.keyID,
 	}
 	if ex.snap != nil {
 		rec.Generation = ex.snap.policy.Generation

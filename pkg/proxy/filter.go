@@ -27,6 +27,7 @@ func filterList() []filter {
 		{"client certificate", clientCertificate},
 		{"route", chooseRoute},
 		{"tunnel", refuseTunnel},
+		{"API key", apiKey},
 		{"connection limit", limitConcurrency},
 		{"request limit", limitRequests},
 		{"rewrite", rewriteTarget},
@@ -107,6 +108,9 @@ func (ex *Exchange) appendHead(b []byte) []byte {
 		b = strconv.AppendInt(b, ex.body.Length, 10)
 		b = append(b, "\r\n"...)
 	}
+	if ex.apiKey != nil {
+		b = appendField(b, nameConsumer, ex.apiKey.Consumer)
+	}
 	b = ex.appendForwardedFor(b)
 	b = append(b, "\r\nX-Forwarded-Proto: "...)
 	b = append(b, ex.scheme...)
@@ -126,6 +130,8 @@ func (ex *Exchange) expectsLength() bool {
 	}
 	return false
 }
+
+var nameConsumer = []byte("X-Consumer")
 
 func appendField(b, name, value []byte) []byte {
 	b = append(b, name...)

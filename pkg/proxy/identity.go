@@ -77,7 +77,7 @@ func visible(s string) string {
 }
 
 // clientCertificate tells routes and the upstream who a client has proved to be. What a
-// client says of that by itself is http1.ClientCert, which no route sees and no upstream gets.
+// client says of that by itself is http1.Identity, which no route sees and no upstream gets.
 func clientCertificate(ex *Exchange) *refusal {
 	if ex.identity != nil {
 		ex.room = append(append(ex.room[:0], ex.fields...), ex.identity...)

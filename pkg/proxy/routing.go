@@ -30,7 +30,8 @@ type route struct {
 	rewrite        *rewriting
 	request, reply *edits
 	cors           *cors
-	mirror         *mirror // nil: no copies
+	mirror         *mirror    // nil: no copies
+	keys           *routeKeys // nil: it looks for no API key
 	limits         []*requestLimit
 	atOnce         []*connectionLimit
 
@@ -45,7 +46,7 @@ type route struct {
 func (s *snapshot) newRoute(at int, p *policy.Route) (*route, error) {
 	r := &route{
 		name: p.Name, slot: p.Slot, limits: s.limitsOf(at), atOnce: s.concurrencyOf(at), methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
-		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1, webSocket: p.WebSocket,
+		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1, webSocket: p.WebSocket, keys: newRouteKeys(p.Keys, p.Name),
 	}
 	for _, h := range p.Headers {
 		c := headerCondition{name: []byte(h.Name), equal: h.Equal != nil}

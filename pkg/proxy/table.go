@@ -258,7 +258,7 @@ type headerCondition struct {
 func (c *headerCondition) holds(fields []http1.Field) bool {
 	for i := range fields {
 		f := &fields[i]
-		if f.Kind == http1.ClientCert || len(f.Name) != len(c.name) || !bytes.EqualFold(f.Name, c.name) {
+		if f.Kind == http1.Identity || len(f.Name) != len(c.name) || !bytes.EqualFold(f.Name, c.name) {
 			continue
 		}
 		if c.equal && bytes.Equal(f.Value, c.value) || !c.equal && bytes.HasPrefix(f.Value, c.value) {

@@ -31,6 +31,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/proxy/http2"
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -41,7 +42,8 @@ type Options struct {
 	Slab         *zone.Slab
 	Limits       *zone.LimitBuckets
 	Holds        *zone.Holds
-	Worker, Core int // Core -1: not pinned
+	Keys         *keys.Cache // nil: nobody answers for API keys
+	Worker, Core int         // Core -1: not pinned
 	Log          *slog.Logger
 	// TicketKeys encrypt session tickets, the first one new ones. All workers have the same.
 	TicketKeys [][32]byte
@@ -59,6 +61,7 @@ type Worker struct {
 	holds        *zone.Holds
 	streaks      streaks
 	rouse        func()
+	keys         *keys.Cache
 	id, core     int
 	log          *slog.Logger
 	ticketKeys   [][32]byte // of who calls Commit
@@ -105,7 +108,7 @@ type Worker struct {
 // New makes a worker, which refuses connections until the first Commit.
 func New(o Options) *Worker {
 	w := &Worker{
-		slab: o.Slab, limits: o.Limits, holds: o.Holds, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
+		slab: o.Slab, limits: o.Limits, keys: o.Keys, holds: o.Holds, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, shared: map[*sharedConn]struct{}{}, mirrored: map[*nobody]*upConn{}, known: map[uint64]policy.Servers{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize}, records: bufferPool{size: recordsSize},

@@ -32,6 +32,8 @@ type metrics struct {
 	ejections, serverUp, healthChecks                      *prometheus.Desc
 	limited, bucketsEvicted, connectionsLimited            *prometheus.Desc
 	verdicts, verdictsHeld, offencesUnkeyed, signalsLost   *prometheus.Desc
+	keyLookups, keysEvicted                                *prometheus.Desc
+	keyStoreUp, keyStoreFailed, cachePurges                *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
 	recordsDropped, linesLost, unexplained                 *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo           *prometheus.Desc
@@ -84,6 +86,11 @@ func newMetrics() *metrics {
 		verdictsHeld:        desc("verdicts_held", "Verdicts that are held now.", "step"),
 		offencesUnkeyed:     desc("offences_unkeyed_total", "Offences that lead to no verdict, since they came through a trusted proxy.", "worker"),
 		signalsLost:         desc("verdict_signals_dropped_total", "Streaks that the supervisor did not hear of: it was too busy.", "worker"),
+		keyLookups:          desc("key_lookups_total", "Look-ups of API keys by a worker: cached ones it knew; asked went to the store, once for all who waited; stale were let by on what it knew too long ago, for the store did not answer; unanswered got 503.", "worker", "result"),
+		keysEvicted:         desc("keys_evicted_total", "API keys that a worker forgot since it met too many others.", "worker"),
+		keyStoreUp:          desc("key_store_up", "1 while the store of API keys answers."),
+		keyStoreFailed:      desc("key_store_failed_lookups_total", "Look-ups of API keys that the store did not answer."),
+		cachePurges:         desc("cache_purges_total", "Times workers were told to forget what they keep of a kind.", "kind"),
 		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
 		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
@@ -277,6 +284,11 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.connectionsLimited, w.Counter(zone.ConnectionsLimited), id)
 	e.counter(m.offencesUnkeyed, w.Counter(zone.OffencesUnkeyed), id)
 	e.counter(m.signalsLost, w.Counter(zone.SignalsDropped), id)
+	e.counter(m.keyLookups, w.Counter(zone.KeysCached), id, "cached")
+	e.counter(m.keyLookups, w.Counter(zone.KeysAsked), id, "asked")
+	e.counter(m.keyLookups, w.Counter(zone.KeysStale), id, "stale")
+	e.counter(m.keyLookups, w.Counter(zone.KeysUnanswered), id, "unanswered")
+	e.counter(m.keysEvicted, w.Counter(zone.KeysEvicted), id)
 	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id, "ring_full")
 }
 
@@ -319,6 +331,17 @@ func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 	}
 	for i, n := range s.Held {
 		e.gauge(m.verdictsHeld, float64(n), policy.Steps()[i].String())
+	}
+	if s.Keys.Purges != nil {
+		up := 0.0
+		if s.Keys.Answers {
+			up = 1
+		}
+		e.gauge(m.keyStoreUp, up)
+		e.counter(m.keyStoreFailed, s.Keys.Failed)
+		for kind, n := range s.Keys.Purges {
+			e.counter(m.cachePurges, n, kind)
+		}
 	}
 	for i := range s.Limits {
 		l := &s.Limits[i]

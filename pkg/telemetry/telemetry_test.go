@@ -145,6 +145,9 @@ func fill(z *zone.Zone) ledger.Sources {
 	w.Add(zone.AccessRecordsDropped, 5)
 	w.Add(zone.Mirrored, 8)
 	w.Add(zone.MirrorDropped, 9)
+	w.Add(zone.KeysCached, 11)
+	w.Add(zone.KeysStale, 12)
+	w.Add(zone.KeysEvicted, 13)
 	w.Request(api, 200, 3*time.Millisecond, zone.RequestOK)
 	w.Request(api, 504, 5*time.Second, zone.RequestUpstreamTimeout)
 	z.Worker(1).Add(zone.RequestsHTTP2, 4)
@@ -173,6 +176,9 @@ func fill(z *zone.Zone) ledger.Sources {
 			}
 		},
 		LostLines: func() (uint64, uint64) { return 6, 0 },
+		Keys: func() ledger.KeyStore {
+			return ledger.KeyStore{Answers: true, Failed: 14, Purges: map[string]uint64{"keys": 15, "unknown_keys": 0}}
+		},
 	}
 }
 
@@ -222,6 +228,14 @@ func TestExactValues(t *testing.T) {
 		`xgw_access_records_dropped_total{cause="ring_full",worker="0"} 5`,
 		`xgw_mirrored_requests_total{result="sent",worker="0"} 8`,
 		`xgw_mirrored_requests_total{result="dropped",worker="0"} 9`,
+		`xgw_key_lookups_total{result="cached",worker="0"} 11`,
+		`xgw_key_lookups_total{result="asked",worker="0"} 0`,
+		`xgw_key_lookups_total{result="stale",worker="0"} 12`,
+		`xgw_keys_evicted_total{worker="0"} 13`,
+		`xgw_key_store_up 1`,
+		`xgw_key_store_failed_lookups_total 14`,
+		`xgw_cache_purges_total{kind="keys"} 15`,
+		`xgw_cache_purges_total{kind="unknown_keys"} 0`,
 		`xgw_access_lines_lost_total{cause="disk_full"} 6`,
 		`xgw_unexplained{kind="requests"} 0`,
 		`xgw_unexplained{kind="connections"} 0`,

@@ -49,6 +49,11 @@ const (
 	OffencesUnkeyed    // offences whose TCP peer is a trusted proxy: no verdict is for it
 	SignalsDropped     // streaks that the ring to the supervisor had no room for
 	ConnectionsLimited // closed at once: their client has as many open as a limit_conn allows
+	KeysCached         // look-ups of API keys that the worker answered from memory ...
+	KeysAsked          // ... that went to the store, one for all who waited for it
+	KeysStale          // ... that were answered by a key older than it should be: the store did not answer
+	KeysUnanswered     // ... for which there was none: 503
+	KeysEvicted        // API keys that others pushed out of the worker's memory
 	PlainCounters      // how many there are
 )
 
@@ -61,6 +66,7 @@ var counterNames = [PlainCounters]string{
 	"server_name_known", "server_name_unknown", "server_name_absent",
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
 	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped", "connections_limited",
+	"keys_cached", "keys_asked", "keys_stale", "keys_unanswered", "keys_evicted",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
@@ -94,6 +100,10 @@ const (
 	RequestLimited                                  // 429, or the limit's own status: over a request limit
 	RequestOverload                                 // 503: the worker has more to do than it can
 	RequestConcurrencyLimited                       // 429, or the limit's own status: as many are under way as a limit_conn allows
+	RequestKeyMissing                               // 401: the route wants an API key and there is none
+	RequestKeyRefused                               // 401: the API key is unknown, wrong, revoked or expired
+	RequestKeyScope                                 // 403: the API key lacks a scope of the route
+	RequestKeyUnanswered                            // 503: the store of API keys does not answer for one that is not known
 	requestOutcomes
 )
 
@@ -102,6 +112,7 @@ var requestOutcomeNames = [requestOutcomes]string{
 	"upstream_refused", "upstream_reset", "upstream_invalid", "upstream_saturated", "upstream_timeout",
 	"connect_timeout", "client_reset", "client_timeout", "http2_error", "panic",
 	"route_reply", "maintenance", "limited", "overload", "concurrency_limited",
+	"key_missing", "key_refused", "key_scope", "key_unanswered",
 }
 
 func (o RequestOutcome) String() string { return word(requestOutcomeNames[:], int(o)) }

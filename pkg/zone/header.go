@@ -39,6 +39,7 @@ const (
 	// Written while the gateway runs, on cache lines of their own.
 	headBeat       = 2 * lineWords // CLOCK_MONOTONIC, ns
 	headGeneration = headBeat + 1
+	headFence      = 3 * lineWords // see Fence
 
 	// More of the layout, where the first lines are full.
 	headHolds = 3 * lineWords

@@ -47,13 +47,15 @@ func kindOf(name []byte) Kind {
 			return HopByHop
 		case equalFold(name, "tracestate"):
 			return TraceState
+		case equalFold(name, "x-consumer"):
+			return Identity
 		}
 	case 11:
 		switch {
 		case equalFold(name, "traceparent"):
 			return TraceParent
 		case equalFold(name, "client-cert"):
-			return ClientCert
+			return Identity
 		}
 	case 12:
 		if equalFold(name, "x-request-id") {
@@ -76,14 +78,14 @@ func kindOf(name []byte) Kind {
 		case equalFold(name, "transfer-encoding"):
 			return TransferEncoding
 		case equalFold(name, "client-cert-chain"):
-			return ClientCert
+			return Identity
 		}
 	}
 	if len(name) > 12 && equalFold(name[:12], "x-forwarded-") {
 		return Forwarded
 	}
 	if len(name) > 14 && equalFold(name[:14], "x-client-cert-") {
-		return ClientCert
+		return Identity
 	}
 	return Other
 }

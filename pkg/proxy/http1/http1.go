@@ -76,7 +76,7 @@ const (
 	Upgrade
 	TraceParent // W3C Trace Context
 	TraceState
-	ClientCert // Client-Cert, X-Client-Cert-*: who a client has proved to be, which none may say of itself
+	Identity // Client-Cert, X-Client-Cert-*, X-Consumer: who a client has proved to be, which none may say of itself
 )
 
 // Field is one header field; Name as it was sent, Value without white space around.
