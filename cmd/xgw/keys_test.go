@@ -39,11 +39,6 @@ func mustRun(t *testing.T, args ...string) string {
 	return strings.TrimSpace(out)
 }
 
-func keyID(key string) string {
-	id, _, _ := strings.Cut(strings.TrimPrefix(key, "xgw_"), "_")
-	return id
-}
-
 // holder sends requests with a key over connections to both workers.
 type holder struct {
 	address string

@@ -130,7 +130,7 @@ func (r *Record) Check() error {
 	}
 	for _, s := range r.Scopes {
 		if !validName(strings.ReplaceAll(s, ":", ".")) {
-			return fmt.Errorf("key %s: scope %q: want 1 to %d letters, digits and any of -_./@+:", r.ID, s, maxName)
+			return fmt.Errorf("key %s: scope %q: want 1 to %d letters, digits and any of :-_./@+", r.ID, s, maxName)
 		}
 	}
 	if strings.Contains(r.Limit, "r/") {

@@ -33,8 +33,7 @@ func kindOf(name []byte) Kind {
 			return Trailer
 		}
 	case 9:
-		switch {
-		case equalFold(name, "forwarded"), equalFold(name, "x-real-ip"):
+		if equalFold(name, "forwarded") || equalFold(name, "x-real-ip") {
 			return Forwarded
 		}
 	case 10:
