@@ -208,7 +208,8 @@ func TestAPIKeysOfDeadStore(t *testing.T) {
 	if got := try(unknown).StatusCode; got != 200 {
 		t.Errorf("when it answers again: %d", got)
 	}
-	if g.slab.LoadRequest(zone.RequestKeyUnanswered) != 3 || g.slab.Load(zone.KeysStale) != 3 {
-		t.Errorf("%d were not answered, %d stale", g.slab.LoadRequest(zone.RequestKeyUnanswered), g.slab.Load(zone.KeysStale))
+	g.records(8)
+	if n, stale := g.slab.LoadRequest(zone.RequestKeyUnanswered), g.slab.Load(zone.KeysStale); n != 3 || stale != 3 {
+		t.Errorf("%d were not answered, %d stale", n, stale)
 	}
 }
