@@ -84,6 +84,7 @@ type Streak struct {
 	Who    uint64 // the identity that completed it
 	Rule   uint64 // policy.Escalation.ID
 	Reason string
+	Age    time.Duration // since it was complete
 }
 
 // Count is how often a fate befell verdicts of a step and reason.
@@ -111,6 +112,7 @@ type Book struct {
 type entry struct {
 	Verdict
 	rule *policy.Escalation // nil: of no rule, or of one that is no more
+	age  time.Duration      // of the streak that led to it
 }
 
 // NewBook makes one without rules.
@@ -185,10 +187,10 @@ func (b *Book) Streak(s Streak, now time.Time) {
 		return
 	}
 	if r.DryRun {
-		b.try(&entry{v, r}, same)
+		b.try(&entry{Verdict: v, rule: r}, same)
 		return
 	}
-	if err := b.hold(&entry{v, r}, r.TTL); err != nil && !errors.Is(err, ErrExempt) {
+	if err := b.hold(&entry{Verdict: v, rule: r, age: s.Age}, r.TTL); err != nil && !errors.Is(err, ErrExempt) {
 		b.Log.Error("no verdict could be given", "source", source, "step", v.Step, "error", err)
 	}
 }
@@ -248,7 +250,7 @@ func (b *Book) hold(e *entry, ttl time.Duration) error {
 		return nil // it goes on
 	}
 	b.counts[Count{Given, e.Step, e.Reason}]++
-	b.Log.Warn("verdict given", "source", e.Source, "step", e.Step, "reason", e.Reason, "rule", e.Rule, "note", e.Note, "for", ttl, "capped", e.Capped)
+	b.Log.Warn("verdict given", "source", e.Source, "step", e.Step, "reason", e.Reason, "rule", e.Rule, "note", e.Note, "for", ttl, "capped", e.Capped, "after_us", e.age.Microseconds())
 	return nil
 }
 
@@ -274,7 +276,7 @@ func (b *Book) Tick(now time.Time) (next time.Time) {
 			continue
 		}
 		b.counts[Count{Expired, e.Step, e.Reason}]++
-		milder := &entry{e.Verdict, e.rule}
+		milder := &entry{Verdict: e.Verdict, rule: e.rule}
 		milder.Step--
 		milder.Until = now.Add(e.rule.TTL)
 		if err := b.hold(milder, e.rule.TTL); err != nil {

@@ -207,7 +207,9 @@ func (e *escalator) run(ctx context.Context) {
 func (e *escalator) drain(now time.Time) {
 	for i := range e.zone.Workers() {
 		e.zone.Worker(i).Signals.Drain(func(s zone.Signal) {
-			e.book.Streak(escalate.Streak{Source: policy.KeyAddress(s.Source), Who: s.Who, Rule: s.Rule, Reason: s.Offence.String()}, now)
+			e.book.Streak(escalate.Streak{
+				Source: policy.KeyAddress(s.Source), Who: s.Who, Rule: s.Rule, Reason: s.Offence.String(), Age: time.Duration(monotonic() - s.At),
+			}, now)
 		})
 	}
 }
