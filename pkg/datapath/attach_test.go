@@ -507,3 +507,61 @@ func TestBpftoolShowsNames(t *testing.T) {
 		t.Fatal(err)
 	}
 }
+
+// Programs at the interface and all maps have names in bpftool, and what is in arrays has
+// those of its fields.
+func TestBpftoolShowsNamesOfAll(t *testing.T) {
+	bpftool, err := exec.LookPath("bpftool")
+	if err != nil {
+		t.Skip("needs bpftool, from the package bpftool")
+	}
+	show := func(to any, args ...string) {
+		t.Helper()
+		out, err := exec.Command(bpftool, append([]string{"-j"}, args...)...).Output()
+		if err == nil {
+			err = json.Unmarshal(out, to)
+		}
+		if err != nil {
+			t.Fatalf("bpftool %v: %v: %s", args, err, out)
+		}
+	}
+	for _, mode := range []Mode{ModeNative, ModeTC} {
+		w := newWire(t, 1)
+		w.options.Netlink = true // bpftool knows links of tc (tcx) from version 7.3
+		d := w.mustAttach(t, mode)
+		var net []struct {
+			XDP []struct{ ID int }
+			TC  []struct{ Name string }
+		}
+		show(&net, "net", "show", "dev", "near")
+		var got []string
+		for _, n := range net {
+			for _, x := range n.XDP {
+				var program struct{ Name string }
+				show(&program, "prog", "show", "id", fmt.Sprint(x.ID))
+				got = append(got, program.Name)
+			}
+			for _, p := range n.TC {
+				got = append(got, p.Name)
+			}
+		}
+		want := map[Mode]string{ModeNative: "[xdp_ingress xgw tc_egress]", ModeTC: "[xgw tc_ingress xgw tc_egress]"}[mode]
+		if fmt.Sprint(got) != want {
+			t.Errorf("%s: bpftool net shows %v, want %s", mode, got, want)
+		}
+		for name, m := range d.objects.maps() {
+			var shown struct {
+				Name string
+				BTF  int `json:"btf_id"`
+			}
+			show(&shown, "map", "show", "pinned", filepath.Join(d.dir, name))
+			isArray := (*m).Type() == ebpf.Array || (*m).Type() == ebpf.PerCPUArray
+			if shown.Name != name || isArray && shown.BTF == 0 {
+				t.Errorf("map %s: bpftool shows %+v", name, shown)
+			}
+		}
+		if err := d.Detach(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
