@@ -133,23 +133,32 @@ func TestSYNLimitForSockets(t *testing.T) {
 			go func() { done <- converse(t, l, ctx, o.from) }()
 			time.Sleep(100 * time.Millisecond)
 			n := rate * seconds * o.percent / 100
-			took, again := connectTCP(t, l, o, n, time.Second*100/time.Duration(rate*o.percent))
+			for round := range 3 {
+				before := accepted.Load()
+				took, again := connectTCP(t, l, o, n, time.Second*100/time.Duration(rate*o.percent))
+				// One SYN of the burst was the conversation's.
+				got, want := float64(accepted.Load()-before), min(float64(n), rate*took.Seconds()+burst-1)
+				t.Logf("%d%% of the rate: %.0f of %d connections in %s", o.percent, got, n, took.Round(time.Millisecond))
+				most := want*1.02 + 2
+				if again { // for as long as these were tried
+					most += rate * patience.Seconds()
+				}
+				// Never more. Less where a machine stands still, and forfeits what it could have sent, or is
+				// too slow to connect so often.
+				enough, kept := got >= want*0.9-2, took < seconds*time.Second*21/20 && !again
+				if got > most || round == 2 && kept && !enough {
+					t.Errorf("%d%% of the rate: %.0f connections of %d in %s, want %.0f", o.percent, got, n, took, want)
+				}
+				if enough {
+					break
+				}
+				time.Sleep(time.Second * burst / rate) // the burst is whole again
+			}
 			cancel()
-			// One SYN of the burst was the conversation's.
-			got, want := float64(accepted.Load()), min(float64(n), rate*took.Seconds()+burst-1)
-			// Never more; less where a machine that stands still for a while forfeits what it could have sent.
-			most := want*1.02 + 2
-			if again { // for as long as these were tried
-				most += rate * patience.Seconds()
-			}
-			if got < want*0.9-2 || got > most {
-				t.Errorf("%d%% of the rate: %.0f connections of %d in %s, want %.0f", o.percent, got, n, took, want)
-			}
-			// Of some two thousand. One or two may be sent again for an answer that a busy machine was late with.
+			// Of some two thousand a round. One or two may be sent again for an answer that a busy machine was late with.
 			if retransmitted := <-done; retransmitted > 5 {
 				t.Errorf("%d%% of the rate: the connection that was there lost %d segments", o.percent, retransmitted)
 			}
-			t.Logf("%d%% of the rate: %.0f of %d connections in %s", o.percent, got, n, took.Round(time.Millisecond))
 		})
 	}
 	all.Wait()
