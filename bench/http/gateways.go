@@ -31,11 +31,19 @@ const (
 type gateway struct {
 	name    string
 	address string // host:port
+	fresh   int    // KiB resident before any load
+	idle    float64
 	version string
 	process *process
 }
 
-func (g *gateway) url(path string) string { return "https://" + g.address + path }
+func (g *gateway) url(c *benchCase) string {
+	address := g.address
+	if c.behind {
+		address = strings.Replace(address, addrPeers, addrXGW, 1)
+	}
+	return "https://" + address + c.path
+}
 
 // The configurations differ from the defaults of each where the default would
 // spoil the comparison: connections that end after 1,000 requests, another cipher
@@ -46,7 +54,7 @@ worker_processes 1;
 daemon off;
 pid %[1]s/nginx.pid;
 error_log stderr error;
-events { worker_connections 8192; }
+events { worker_connections 10000; }
 http {
 	access_log off;
 	client_body_temp_path %[1]s/nginx-body;
@@ -83,7 +91,7 @@ http {
 
 const haproxyConfig = `global
 	nbthread 1
-	maxconn 8000
+	maxconn 9000
 	ssl-default-bind-options ssl-min-ver TLSv1.3
 	ssl-default-bind-ciphersuites TLS_AES_128_GCM_SHA256
 defaults
@@ -147,7 +155,8 @@ func startGateways(ctx context.Context, l *lab, p *place, o options) (all []*gat
 	}
 	server := net.JoinHostPort(addrUpstream, upstreamPort)
 	add := func(name, address, file, text, dir, root string, argv ...string) error {
-		if err := p.write(file, fmt.Sprintf(text, dir, address, server)); err != nil {
+		bind := strings.Replace(address, addrPeers, "*", 1) // peers are on both links
+		if err := p.write(file, fmt.Sprintf(text, dir, bind, server)); err != nil {
 			return err
 		}
 		proc, err := l.gateway.start(name, p.file(name+".log"), argv, root)
@@ -190,6 +199,9 @@ func startGateways(ctx context.Context, l *lab, p *place, o options) (all []*gat
 			err = g.await(ctx, l, p)
 		}
 		g.version = versionOf(g.name, p.root)
+	}
+	if err == nil {
+		err = rest(all)
 	}
 	if err == nil && !o.skipXGW {
 		err = l.checkXDP()

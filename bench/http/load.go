@@ -24,16 +24,21 @@ type benchCase struct {
 	parse  func(text string, c *benchCase) (int64, error)
 	resume bool
 	paced  bool // measured is the latency at a given rate
+	idle   bool // measured is the memory of connections that do nothing
+	// behind: all gateways are reached by the link that has xgw's XDP program.
+	behind bool
 }
 
 // cases in the order of the table.
 var cases = []benchCase{
+	{name: idleName, path: "/", body: smallBody, idle: true},
 	{name: "h1 GET 100 B", path: "/", body: smallBody, flight: 64, load: wrk, parse: parseWrk},
 	{name: "h2 GET 100 B", path: "/", body: smallBody, http2: true, flight: 256, load: h2load, parse: parseH2load},
 	{name: "h1 GET 100 B, full handshake each", path: "/", body: smallBody, flight: 16, load: handshakes, parse: parseClient},
 	{name: "h1 GET 100 B, resumed handshake each", path: "/", body: smallBody, flight: 16, load: handshakes, parse: parseClient, resume: true},
 	{name: "h1 GET 64 KiB", path: "/large", body: largeBody, flight: 64, load: wrk, parse: parseWrk},
 	{name: "h1 POST 16 KiB", path: "/", post: true, body: smallBody, flight: 64, load: wrk, parse: parseWrk},
+	{name: "h1 POST 16 KiB, all behind the XDP program", path: "/", post: true, body: smallBody, flight: 64, load: wrk, parse: parseWrk, behind: true},
 	{name: "h1 GET 100 B, p99 at half of saturation", path: "/", body: smallBody, flight: 64, load: pacedLoad, parse: parsePaced, paced: true},
 }
 
@@ -186,7 +191,7 @@ func probe(ctx context.Context, l *lab, p *place, g *gateway, c *benchCase) erro
 	if c.post {
 		argv = append(argv, "--data-binary", "@"+p.file("posted"))
 	}
-	got, err := l.client.output(ctx, append(argv, g.url(c.path))...)
+	got, err := l.client.output(ctx, append(argv, g.url(c))...)
 	if err != nil {
 		return err
 	}

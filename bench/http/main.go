@@ -36,6 +36,9 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == clientWord {
 		os.Exit(clientMain(os.Args[2:]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == idleWord {
+		os.Exit(idleMain(os.Args[2:]))
+	}
 	if len(os.Args) > 1 && os.Args[1] == pacedWord {
 		os.Exit(pacedMain(os.Args[2:]))
 	}

@@ -90,6 +90,9 @@ func (b *bench) turn(ctx context.Context, round int, c *benchCase, g *gateway) (
 	if err := probe(ctx, b.lab, b.place, g, c); err != nil {
 		return 0, err
 	}
+	if c.idle {
+		return b.turnIdle(c, g, round)
+	}
 	if c.paced && b.rate == 0 {
 		if err := b.findRate(ctx); err != nil {
 			return 0, fmt.Errorf("find saturation: %w", err)
@@ -118,7 +121,7 @@ func (b *bench) turn(ctx context.Context, round int, c *benchCase, g *gateway) (
 // pace for all.
 func (b *bench) findRate(ctx context.Context) error {
 	for _, g := range b.gateways {
-		s, err := b.measure(ctx, &cases[0], g, 2*warmUp)
+		s, err := b.measure(ctx, &cases[1], g, 2*warmUp)
 		if err != nil {
 			return err
 		}
@@ -142,7 +145,7 @@ func (b *bench) measure(ctx context.Context, c *benchCase, g *gateway, d time.Du
 	if err := checkPinned(before.usage.pids, b.core); err != nil {
 		return sample{}, err
 	}
-	text, err := b.lab.client.output(ctx, c.load(c, g.url(c.path), b.place, d, b.rate)...)
+	text, err := b.lab.client.output(ctx, c.load(c, g.url(c), b.place, d, b.rate)...)
 	if ctx.Err() != nil {
 		return sample{}, errors.New("interrupted")
 	}

@@ -27,8 +27,11 @@ const (
 
 // unit of a case's figures.
 func (c *benchCase) unit() string {
-	if c.paced {
+	switch {
+	case c.paced:
 		return "us"
+	case c.idle:
+		return "KiB/connection"
 	}
 	return "us/request"
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/tls"
 	"encoding/hex"
 	"fmt"
@@ -19,6 +20,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/crypto/ocsp"
 
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/proxy"
@@ -55,14 +58,31 @@ func makeFiles(t *testing.T, dir, file, name string) {
 	}
 }
 
+// stapleFor writes an OCSP reply for a certificate of makeFiles, which is its own authority.
+func stapleFor(t *testing.T, dir, file string, until time.Time) {
+	t.Helper()
+	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, file+".pem"), filepath.Join(dir, file+".key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	reply, err := ocsp.CreateResponse(pair.Leaf, pair.Leaf, ocsp.Response{
+		Status: ocsp.Good, SerialNumber: pair.Leaf.SerialNumber, ThisUpdate: time.Now().Add(-time.Hour), NextUpdate: until,
+	}, pair.PrivateKey.(crypto.Signer))
+	if err != nil {
+		t.Fatal(err)
+	}
+	rewrite(t, filepath.Join(dir, file+".ocsp"), string(reply))
+}
+
 // Real clients with TLS and without, and HTTP/2 by prior knowledge where that is allowed.
 func TestListeners(t *testing.T) {
 	dir := t.TempDir()
 	makeFiles(t, dir, "a", "a.example")
 	makeFiles(t, dir, "b", "b.example")
+	stapleFor(t, dir, "b", time.Now().Add(time.Hour))
 	g := startGateway(t, startHere, "listeners", dir, listenersYAML(dir, upstream(t), `  - address: "127.0.0.1:0"
     min_version: "1.2"
-    certificates: [{certificate: a.pem, key: a.key}, {certificate: b.pem, key: b.key}]
+    certificates: [{certificate: a.pem, key: a.key}, {certificate: b.pem, key: b.key, ocsp: b.ocsp}]
   - {address: "127.0.0.2:0", tls: off}
   - {address: "127.0.0.3:0", tls: off, http2: on}`, ""))
 	secure, plain, h2c := g.listeners[0], g.listeners[1], g.listeners[2]
@@ -85,6 +105,9 @@ func TestListeners(t *testing.T) {
 		{"h2load", []string{"-n", "2000", "-c", "4", "-m", "10", "http://" + h2c + "/bytes/1000"}, `2000 succeeded, 0 failed, 0 errored`},
 		{"h2spec", []string{"-S", "-h", host, "-p", port}, `146 tests, 146 passed, 0 skipped, 0 failed`},
 		{"openssl", []string{"s_client", "-connect", secure, "-servername", "b.example", "-alpn", "h2"}, `(?s)CN ?= ?b.example.*ALPN protocol: h2`},
+		{"openssl", []string{"s_client", "-connect", secure, "-servername", "b.example", "-status"}, `(?s)OCSP Response Status: successful.*Cert Status: good`},
+		{"openssl", []string{"s_client", "-connect", secure, "-servername", "b.example", "-status", "-tls1_2"}, `(?s)OCSP Response Status: successful.*Cert Status: good`},
+		{"openssl", []string{"s_client", "-connect", secure, "-servername", "a.example", "-status"}, `OCSP response: no response sent`},
 		{"openssl", []string{"s_client", "-connect", secure, "-servername", "c.example", "-groups", "P-256"}, `(?s)CN ?= ?a.example.*(P-256|prime256v1)`},
 		{"openssl", []string{"s_client", "-connect", secure, "-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"}, `Cipher is ECDHE-ECDSA-AES128-GCM-SHA256`},
 		{"openssl", []string{"s_client", "-connect", secure, "-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA"}, `alert handshake failure`},
