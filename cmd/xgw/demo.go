@@ -66,7 +66,8 @@ func demoCommand(e *env) *cobra.Command {
 		Short: "Show all of it in a lab of network namespaces",
 		Long: `Makes four hosts out of network namespaces, attaches the kernel plane to the
 gateway's interface there, runs the gateway, sends HTTPS traffic through it, and
-floods it with SYNs meanwhile. No interface of this machine is touched, and
+floods it with SYNs meanwhile. Then an API client goes on beyond its limit, is dropped
+at the NIC, and forgiven. No interface of this machine is touched, and
 nothing is left afterwards, however it ends.`,
 		Example: `  sudo xgw demo
   sudo xgw demo --keep # stays up, and prints what to try`,
@@ -165,6 +166,10 @@ func (d *demo) startGateway(ctx context.Context) (*exec.Cmd, error) {
 	if err := os.WriteFile(path, fmt.Appendf(nil, demoConfig, demoSynLimit, d.dir, d.dir), 0o600); err != nil {
 		return nil, err
 	}
+	script := filepath.Join(d.dir, "ratelimit.lua")
+	if err := os.WriteFile(script, fmt.Appendf(nil, demoLua, demoKeyRate), 0o600); err != nil {
+		return nil, err
+	}
 	// What an earlier run that was killed left of the kernel plane.
 	_ = d.inGateway("detach", lab.EdgeInterface).Run()
 	log, err := os.Create(filepath.Join(d.dir, "gateway.log"))
@@ -245,7 +250,7 @@ func (c *inNamespace) Output() ([]byte, error) {
 	return out.Bytes(), err
 }
 
-// traffic is the story: quiet, then a flood with the client going on.
+// traffic is the story: quiet, then a flood with the client going on, then an abuser.
 func (d *demo) traffic(ctx context.Context) error {
 	before, err := d.counts()
 	if err != nil {
@@ -280,7 +285,9 @@ func (d *demo) traffic(ctx context.Context) error {
 	if err := <-failed; err != nil {
 		return err
 	}
-	time.Sleep(300 * time.Millisecond) // the last frames are on their way
+	if err := d.escalation(ctx); err != nil {
+		return err
+	}
 	return d.report(before, <-sent)
 }
 
@@ -326,19 +333,24 @@ func parseStatus(out []byte) *interfaceStatus {
 	return &all[0]
 }
 
+// dropped counts packets whose reason begins like that.
+func (s *interfaceStatus) dropped(reason string) (n uint64) {
+	for _, c := range s.Counts {
+		if c.Verdict == "drop" && strings.HasPrefix(c.Reason, reason) {
+			n += c.Packets
+		}
+	}
+	return n
+}
+
 func (d *demo) report(before *interfaceStatus, sent int) error {
 	after, err := d.counts()
 	if err != nil {
 		return err
 	}
-	d.say("5. What XDP counted on %s:", after.Interface)
+	d.say("6. What XDP counted on %s:", after.Interface)
 	writeStatus(d.env, *after)
-	dropped := uint64(0)
-	for _, c := range after.Counts {
-		if c.Reason == "source_limit" {
-			dropped += c.Packets
-		}
-	}
+	dropped := after.dropped("source_limit")
 	d.say("   Of %d SYNs the attacker sent, %d were dropped at the queue: %.1f %%.", sent, dropped, 100*float64(dropped)/float64(max(sent, 1)))
 	if dropped == 0 {
 		return errors.New("nothing of the flood was dropped")
@@ -346,7 +358,7 @@ func (d *demo) report(before *interfaceStatus, sent int) error {
 	return d.showMetrics()
 }
 
-var interesting = regexp.MustCompile(`^xgw_(packets_total\{.*ingress.*(source_limit|"tcp").*|requests_total\{.*route="hello".*|tls_handshakes_total\{.*(full|resumed).*|worker_info.*|steered.*)`)
+var interesting = regexp.MustCompile(`^xgw_(packets_total\{.*ingress.*(source_limit|"tcp").*|requests_total\{.*route="hello".*|verdicts_total\{.*|request_limit_requests_total\{.*"keys".*|tls_handshakes_total\{.*(full|resumed).*|worker_info.*|steered.*)`)
 
 func (d *demo) showMetrics() error {
 	client := &http.Client{Transport: &http.Transport{DialContext: d.lab.DialFrom(lab.Gateway), DisableKeepAlives: true}, Timeout: 5 * time.Second}
@@ -359,7 +371,7 @@ func (d *demo) showMetrics() error {
 	if _, err := text.ReadFrom(r.Body); err != nil {
 		return fmt.Errorf("read metrics: %w", err)
 	}
-	d.say("6. Some of :9090/metrics:")
+	d.say("7. Some of :9090/metrics:")
 	for _, line := range strings.Split(text.String(), "\n") {
 		if interesting.MatchString(line) && !strings.HasSuffix(line, " 0") {
 			d.say("   %s", line)

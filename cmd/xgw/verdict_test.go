@@ -16,8 +16,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,62 +48,6 @@ func newVerdictLab(t *testing.T, instance, lua, more string) *verdictLab {
 	v.running = startGateway(t, func(cmd *exec.Cmd) error { return v.Start(lab.Gateway, cmd) }, instance, dir,
 		gatewayYAML(dir, ":443", "203.0.113.2:8080", "workers: 2\ninterfaces: [{name: edge0, mode: native}]\n"+more))
 	return v
-}
-
-// caller makes requests under a key, from a host.
-type caller struct {
-	client *http.Client
-	key    string
-	url    string
-
-	ok, limited, failed atomic.Int64
-	lastFailure         atomic.Value
-}
-
-func (v *verdictLab) caller(host, key string, h2 bool, timeout time.Duration) *caller {
-	c := &caller{client: client(h2), key: key, url: "https://" + lab.GatewayAddr.String() + "/"}
-	c.client.Transport.(*http.Transport).DialContext = v.DialFrom(host)
-	c.client.Timeout = timeout
-	return c
-}
-
-func (c *caller) call(ctx context.Context) {
-	req, _ := http.NewRequestWithContext(ctx, "GET", c.url, nil)
-	req.Header.Set("X-Key", c.key)
-	r, err := c.client.Do(req)
-	if err == nil {
-		_, err = io.Copy(io.Discard, r.Body)
-		r.Body.Close()
-	}
-	switch {
-	case ctx.Err() != nil:
-	case err == nil && r.StatusCode == 200:
-		c.ok.Add(1)
-	case err == nil && r.StatusCode == 429:
-		c.limited.Add(1)
-	default:
-		c.failed.Add(1)
-		c.lastFailure.Store(fmt.Sprint(err))
-	}
-}
-
-// run calls from so many goroutines until stop.
-func (c *caller) run(parallel int, pause time.Duration) (stop func()) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var wg sync.WaitGroup
-	for range parallel {
-		wg.Go(func() {
-			for ctx.Err() == nil {
-				c.call(ctx)
-				time.Sleep(pause)
-			}
-		})
-	}
-	return func() { cancel(); wg.Wait(); c.client.CloseIdleConnections() }
-}
-
-func (c *caller) String() string {
-	return fmt.Sprintf("%s: %d answers, %d limited, %d failed (%v)", c.key, c.ok.Load(), c.limited.Load(), c.failed.Load(), c.lastFailure.Load())
 }
 
 // await waits until what the gateway holds is as the condition says.
@@ -144,10 +86,10 @@ escalate{name = "loud", on = "429", count = 20, within = "5s", step = "syns", tt
 		t.Fatal(err, out)
 	}
 	v.routeFrom(t, "192.0.2.19")
-	good := v.caller(lab.Client, "good", true, 10*time.Second)
-	stopGood := good.run(1, 5*time.Millisecond)
-	abuser := v.caller(lab.Attacker, "abuser", false, 300*time.Millisecond)
-	stopAbuser := abuser.run(4, 0)
+	good := v.APIClient(lab.Client, "good", true, 10*time.Second)
+	stopGood := good.Run(1, 5*time.Millisecond)
+	abuser := v.APIClient(lab.Attacker, "abuser", false, 300*time.Millisecond)
+	stopAbuser := abuser.Run(4, 0)
 	list := v.await(t, "the abuser is dropped", held("192.0.2.19", "all", false))
 	if list[0].Reason != "429" || list[0].Rule != "loud" {
 		t.Errorf("held: %+v", list)
@@ -158,37 +100,37 @@ escalate{name = "loud", on = "429", count = 20, within = "5s", step = "syns", tt
 		}
 	}
 	stopAbuser()
-	if abuser.limited.Load() < 20 {
+	if abuser.Limited.Load() < 20 {
 		t.Error("not limited first: ", abuser)
 	}
 	v.await(t, "the abuser is forgiven", nothing)
-	again := v.caller(lab.Attacker, "again", false, 10*time.Second)
-	again.call(context.Background())
-	again.client.CloseIdleConnections()
-	if again.ok.Load() != 1 {
+	again := v.APIClient(lab.Attacker, "again", false, 10*time.Second)
+	again.Call(context.Background())
+	again.Close()
+	if again.OK.Load() != 1 {
 		t.Error("after it was forgiven: ", again)
 	}
 	stopGood()
-	if n := good.ok.Load() + good.limited.Load() + good.failed.Load(); good.ok.Load()*100 < n*99 || n < 50 {
+	if n := good.OK.Load() + good.Limited.Load() + good.Failed.Load(); good.OK.Load()*100 < n*99 || n < 50 {
 		t.Error("the good one beside it: ", good)
 	}
 	t.Log(abuser)
 	t.Log(good)
 
 	// Now both at one address.
-	good, abuser = v.caller(lab.Client, "good", true, 10*time.Second), v.caller(lab.Client, "abuser2", false, 300*time.Millisecond)
-	stopGood = good.run(1, 5*time.Millisecond)
-	for good.ok.Load() < 20 {
-		if good.failed.Load() > 0 {
+	good, abuser = v.APIClient(lab.Client, "good", true, 10*time.Second), v.APIClient(lab.Client, "abuser2", false, 300*time.Millisecond)
+	stopGood = good.Run(1, 5*time.Millisecond)
+	for good.OK.Load() < 20 {
+		if good.Failed.Load() > 0 {
 			t.Fatal(good)
 		}
 		time.Sleep(time.Millisecond)
 	}
 	before := statusOf(t, v.Lab, v.instance)
-	stopAbuser = abuser.run(4, 0)
+	stopAbuser = abuser.Run(4, 0)
 	v.await(t, "the abuser is thinned", held("192.0.2.2", "thin", true))
-	was := good.ok.Load()
-	for end := time.Now().Add(20 * time.Second); good.ok.Load() < was+100 && time.Now().Before(end); {
+	was := good.OK.Load()
+	for end := time.Now().Add(20 * time.Second); good.OK.Load() < was+100 && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
 	stopAbuser()
@@ -199,7 +141,7 @@ escalate{name = "loud", on = "429", count = 20, within = "5s", step = "syns", tt
 			t.Errorf("%d packets of an address that others share: %s", n, reason)
 		}
 	}
-	if good.failed.Load() > 0 || good.limited.Load() > 0 || good.ok.Load() < 100 || abuser.limited.Load() < 100 {
+	if good.Failed.Load() > 0 || good.Limited.Load() > 0 || good.OK.Load() < 100 || abuser.Limited.Load() < 100 {
 		t.Errorf("at one address: %v; %v", good, abuser)
 	}
 	t.Log(abuser)
@@ -380,9 +322,9 @@ func (v *verdictLab) byHand(t *testing.T) {
 		t.Errorf("%d %s%s", status, out, errs)
 	}
 	for _, key := range []string{"a", "b"} {
-		shared := v.caller(lab.Client, key, false, 10*time.Second)
-		shared.call(context.Background())
-		defer shared.client.CloseIdleConnections()
+		shared := v.APIClient(lab.Client, key, false, 10*time.Second)
+		shared.Call(context.Background())
+		defer shared.Close()
 	}
 	for end := time.Now().Add(10 * time.Second); ; { // the workers note what they did after they have answered
 		status, out, errs := do("add", "192.0.2.2")
@@ -400,9 +342,9 @@ func (v *verdictLab) byHand(t *testing.T) {
 	if status, _, errs := do("del", "192.0.2.2"); status != 0 {
 		t.Error(errs)
 	}
-	blocked := v.caller(lab.Attacker, "x", false, 300*time.Millisecond)
-	blocked.call(context.Background())
-	if blocked.failed.Load() != 1 {
+	blocked := v.APIClient(lab.Attacker, "x", false, 300*time.Millisecond)
+	blocked.Call(context.Background())
+	if blocked.Failed.Load() != 1 {
 		t.Error("against a verdict: ", blocked)
 	}
 	for _, source := range []string{"192.0.2.19", "2001:db8:2::/64"} {
@@ -410,10 +352,10 @@ func (v *verdictLab) byHand(t *testing.T) {
 			t.Errorf("%s: %d %s%s", source, status, out, errs)
 		}
 	}
-	free := v.caller(lab.Attacker, "x", false, 10*time.Second)
-	free.call(context.Background())
-	free.client.CloseIdleConnections() // or the guard would count it
-	if free.ok.Load() != 1 {
+	free := v.APIClient(lab.Attacker, "x", false, 10*time.Second)
+	free.Call(context.Background())
+	free.Close() // or the guard would count it
+	if free.OK.Load() != 1 {
 		t.Error("after the verdict: ", free)
 	}
 }
