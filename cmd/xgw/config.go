@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -86,7 +87,7 @@ func printLimits(w io.Writer, c *config.Config) error {
 			burst += fmt.Sprintf(", %d of it at once", l.Delay)
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%dr/%s\t%s\tall workers together\tnothing, while no bucket is evicted\n",
-			dry(l.Name, l.DryRun), requestsOf(l.Methods, l.Routes), strings.Join(l.Key, " and "), l.Requests, period(l.Period), burst)
+			dry(l.Name, l.DryRun), requestsOf(l.Methods, l.Routes), bucketFor(l.Key), l.Requests, period(l.Period), burst)
 	}
 	for _, l := range c.ConnectionLimits {
 		of := "connections"
@@ -94,7 +95,7 @@ func printLimits(w io.Writer, c *config.Config) error {
 			of = requestsOf(l.Methods, l.Routes) + " under way"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t-\t%d at once\tall workers together\tnothing, while there is room to count\n",
-			dry(l.Name, l.DryRun), of, strings.Join(l.Key, " and "), l.Max)
+			dry(l.Name, l.DryRun), of, bucketFor(l.Key), l.Max)
 	}
 	for _, l := range c.PacketLimits {
 		key, bound := l.Key, packetBounds[l.Key]
@@ -118,6 +119,14 @@ func requestsOf(methods, routes []string) string {
 		of += " of route " + strings.Join(routes, ", ")
 	}
 	return of
+}
+
+// bucketFor is what has a bucket of its own.
+func bucketFor(key []string) string {
+	if slices.Equal(key, []string{"function"}) {
+		return "function, or address where it fails"
+	}
+	return strings.Join(key, " and ")
 }
 
 // packetBounds are what the kernel plane may let pass beyond a limit, by its key.

@@ -180,3 +180,53 @@ packet_limit{name = "syns", key = "source", count = "syns", rate = 50, dry_run =
 		t.Errorf("status %d: %s%s", status, out, errs)
 	}
 }
+
+// Key functions of a script run in both workers and find the same buckets there. One that
+// does not end is cut short at each request, counted, and the address is the key.
+func TestKeyFunctions(t *testing.T) {
+	needRoot(t, "steers connections with BPF")
+	const instance = "keyfn"
+	g, path := limited(t, instance, `local tiers = {a = "shared", b = "shared"}
+limit_req{name = "tenants", rate = "1r/h", burst = 3, nodelay = true, key = function(r)
+  local k = r:header("X-Key")
+  return tiers[k] or (k ~= "" and r.method .. k) or nil
+end}`)
+	ctl := admin.NewClient(admin.SocketPath(instance))
+	clients := make([]*http.Client, 4)
+	for i := range clients {
+		clients[i] = client(i%4 < 2)
+		clients[i].Transport.(*http.Transport).DialContext = dialOn(i % 2) // half of them at each worker
+	}
+	expect := func(key string, want ...int) {
+		t.Helper()
+		for i, w := range want {
+			if got := asks(clients[i%4], g.address, key); got != w {
+				t.Errorf("request %d of %q: %d, want %d", i, key, got, w)
+			}
+		}
+	}
+	expect("a", 200, 200)
+	expect("b", 200, 429, 429)
+	expect("c", 200, 200, 200, 429)
+	expect("", 200, 200, 200, 200, 200)
+	// It is found anew by each generation, with the buckets that there are.
+	if _, err := ctl.Reload(0); err != nil {
+		t.Fatal(err)
+	}
+	expect("c", 429, 429, 429, 429)
+	rewrite(t, path, `limit_req{name = "endless", rate = "1r/h", burst = 6, nodelay = true, key = function(r)
+  while true do pcall(function() while true do end end) end
+end}`)
+	if _, err := ctl.Reload(0); err != nil {
+		t.Fatal(err)
+	}
+	expect("x", 200, 200, 200, 200, 200, 200, 429, 429)
+	if text := g.scrape(t); strings.Contains(text, `limit_key_failures_total{cause="budget",worker="0"} 0`) || strings.Contains(text, `limit_key_failures_total{cause="budget",worker="1"} 0`) {
+		t.Errorf("not counted:\n%s", grep(text, "key_failures"))
+	}
+	rewrite(t, path, "limit_req{name = 'x', rate = 1, key = function(r) return r.path:match('^/') end}\nlocal s = ('x'):match('x')")
+	if _, err := ctl.Reload(0); err == nil || !strings.Contains(err.Error(), "ratelimit.lua:2: string.match") {
+		t.Errorf("a pattern: %v", err)
+	}
+	expect("x", 429)
+}

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -25,6 +26,7 @@ type Config struct {
 	RequestLimits    []RequestLimit
 	Escalations      []Escalation
 	ConnectionLimits []ConnectionLimit
+	KeyScript        *KeyScript // nil: no limit has a key function
 	Budgets          Budgets
 	Verdicts         Verdicts
 	Spread           bool // flows over CPUs, where there are more of these than queues
@@ -284,6 +286,9 @@ func Load(path string, run Script) (*Config, error) {
 	}
 	if err := c.AddLimits(limits, made); err != nil {
 		return nil, err
+	}
+	if slices.ContainsFunc(made, func(call Call) bool { return call.KeyFunction }) {
+		c.KeyScript = &KeyScript{Name: filepath.Base(limits), Source: source, Hash: Hash(made)}
 	}
 	return c, nil
 }

@@ -189,6 +189,14 @@
 //	limit_req.delay                none            a whole number from 1 to 1000000000: so many of the burst pass at once, the others wait for their turn; without it, 1
 //	limit_req.dry_run              false           true or false
 //	limit_req.status               429             a whole number from 400 to 599
+//	limit_conn.name                required        a name: 1 to 63 letters, digits and any of -_./@+
+//	limit_conn.count               connections     connections or requests
+//	limit_conn.key[]               address         address, route, host, or header:NAME, or a list of those
+//	limit_conn.match.route[]       none            a name: 1 to 63 letters, digits and any of -_./@+, or a list of those
+//	limit_conn.match.method[]      none            GET or HEAD or POST or PUT or PATCH or DELETE or OPTIONS, or a list of those
+//	limit_conn.max                 required        a whole number from 1 to 1000000000
+//	limit_conn.dry_run             false           true or false
+//	limit_conn.status              429             a whole number from 400 to 599
 //	packet_limit.name              required        a name: 1 to 63 letters, digits and any of -_./@+
 //	packet_limit.key               required        source or prefix or port or queue or interface
 //	packet_limit.count             required        syns or packets or bytes

@@ -4,6 +4,7 @@ package config
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,16 +43,35 @@ type Call struct {
 	Line     int    `json:"line"`
 	// Args is a map[string]any or an []any, of those, and of string, bool and json.Number.
 	Args any `json:"args"`
+	// KeyFunction: its key is a Lua function, which is not in Args.
+	KeyFunction bool `json:"key_function,omitempty"`
 }
+
+// Hash tells whether two runs of a script made the same calls.
+func Hash(made []Call) []byte {
+	text, _ := json.Marshal(made) // never fails for such values
+	sum := sha256.Sum256(text)
+	return sum[:]
+}
+
+// KeyScript is a ratelimit.lua with key functions, for who runs these.
+type KeyScript struct {
+	Name   string `json:"name"`
+	Source []byte `json:"source"`
+	Hash   []byte `json:"hash"` // of the calls that it makes
+}
+
+// keyFunction is the word for a key function in the key of a limit.
+const keyFunction = "function"
 
 // Script runs the text of ratelimit.lua and returns its calls. path is for messages.
 type Script func(path string, source []byte) ([]Call, error)
 
 // calls are the functions of ratelimit.lua. What they read goes into c.
-func calls(c *Config) map[string]func() reader {
+func calls(c *Config, made *Call) map[string]func() reader {
 	return map[string]func() reader{
-		"limit_req":    func() reader { return requestLimit(c) },
-		"limit_conn":   func() reader { return connectionLimit(c) },
+		"limit_req":    func() reader { return requestLimit(c, made.KeyFunction) },
+		"limit_conn":   func() reader { return connectionLimit(c, made.KeyFunction) },
 		"packet_limit": func() reader { return packetLimit(c) },
 		"escalate":     func() reader { return escalation(c) },
 		"allow":        func() reader { return list{example: "198.51.100.0/24", item: prefixes(&c.Allow)} },
@@ -64,8 +84,9 @@ func calls(c *Config) map[string]func() reader {
 // *Error for each fault, in the order of the lines; then c is of no use.
 func (c *Config) AddLimits(path string, made []Call) error {
 	d := &decoder{file: path}
-	known := calls(c)
-	for _, call := range made {
+	for i := range made {
+		call := &made[i]
+		known := calls(c, call)
 		n := nodeOf(call.Args, call.Line)
 		if fn, ok := known[call.Function]; ok {
 			readValue(d, fn(), n, call.Function)
@@ -114,7 +135,7 @@ const maxWait = time.Minute
 // maxBurst is more than any bucket is asked for.
 const maxBurst = 1_000_000_000
 
-func requestLimit(c *Config) mapping {
+func requestLimit(c *Config, keyed bool) mapping {
 	l := &RequestLimit{}
 	var nodelay bool
 	var delay uint64
@@ -123,7 +144,7 @@ func requestLimit(c *Config) mapping {
 	return mapping{
 		rows: []row{
 			{"name", required, label(&l.Name)},
-			{"key", none, oneOrMore{item: added(&l.Key, keyPart), initial: "address"}},
+			{"key", none, limitKey(&l.Key, keyed)},
 			{"match", none, limitMatch(&l.Routes, &l.Methods)},
 			{"rate", required, requestRate(l)},
 			{"burst", "1", whole(&l.Burst, 1, maxBurst)},
@@ -158,6 +179,15 @@ func checkRequestLimit(f *found, c *Config, l *RequestLimit) {
 	checkLimitMatch(f, c, l.Routes)
 	checkLimitName(f, c, l.Name)
 	c.RequestLimits = append(c.RequestLimits, *l)
+}
+
+// limitKey is what has a bucket of its own.
+func limitKey(dst *[]string, keyed bool) oneOrMore {
+	o := oneOrMore{item: added(dst, keyPart), initial: "address"}
+	if keyed {
+		*dst, o.initial = []string{keyFunction}, ""
+	}
+	return o
 }
 
 // limitMatch is which requests a limit is for.

@@ -16,13 +16,13 @@ type ConnectionLimit struct {
 	Status  int      // of the refusal of a request, 400 to 599
 }
 
-func connectionLimit(c *Config) mapping {
+func connectionLimit(c *Config, keyed bool) mapping {
 	l := &ConnectionLimit{}
 	return mapping{
 		rows: []row{
 			{"name", required, label(&l.Name)},
 			{"count", "connections", oneOf(&l.Count, "connections", "requests")},
-			{"key", none, oneOrMore{item: added(&l.Key, keyPart), initial: "address"}},
+			{"key", none, limitKey(&l.Key, keyed)},
 			{"match", none, limitMatch(&l.Routes, &l.Methods)},
 			{"max", required, whole(&l.Max, 1, maxBurst)},
 			{"dry_run", "false", boolean(&l.DryRun)},

@@ -58,7 +58,8 @@ func TestPackageCommentHasEveryKey(t *testing.T) {
 	c := &Config{}
 	want := append([]string{fmt.Sprintf("%-30s %-15s %s", "key", "default", "value")}, reference(gateway(c), "")...)
 	want = append(append(want, fmt.Sprintf("%-30s %-15s %s", "buffers.conf", "", "")), reference(buffers(&c.Buffers), "")...)
-	want = append(append(want, "ratelimit.lua"), reference(requestLimit(c), "limit_req")...)
+	want = append(append(want, "ratelimit.lua"), reference(requestLimit(c, false), "limit_req")...)
+	want = append(want, reference(connectionLimit(c, false), "limit_conn")...)
 	want = append(want, reference(packetLimit(c), "packet_limit")...)
 	want = append(want, reference(escalation(c), "escalate")...)
 	for i := range want {

@@ -18,8 +18,10 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/proxy"
+	"github.com/xgw-project/xgw/pkg/script"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -58,7 +60,7 @@ func RunWorker(slot int, log *slog.Logger) error {
 	known := keys.NewCache(z.Fence(), z.Worker(slot))
 	go known.Run(func(ids []string) error { return c.send(&message{Kind: kindAskKeys, IDs: ids}) }, nil)
 	w := proxy.New(proxy.Options{
-		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Keys: known, Holds: z.Holds(slot), Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
+		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Keys: known, Holds: z.Holds(slot), Functions: keyFunctions, Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
 	})
 	go tendMemory()
 	return serve(w, c, z.Worker(slot), log)
@@ -69,6 +71,23 @@ func rouse() {
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)
 	_, _ = unix.Write(fdSignals, one[:]) // full: it knows
+}
+
+// keyFunctions makes those of a script, in this process.
+func keyFunctions(s *config.KeyScript) (proxy.KeyFunctions, error) {
+	k, err := script.NewKeys(s.Name, s.Source, s.Hash)
+	if err != nil {
+		return nil, err
+	}
+	return scriptKeys{k}, nil
+}
+
+// scriptKeys are the key functions of a script as the L7 plane calls them.
+type scriptKeys struct{ *script.Keys }
+
+func (k scriptKeys) Key(limit string, r proxy.KeyRequest, dst []byte) (key []byte, overBudget bool, err error) {
+	key, err = k.Keys.Key(limit, r, dst)
+	return key, errors.Is(err, script.ErrBudget), err
 }
 
 // serve applies what the supervisor sends and runs the accept loops.

@@ -44,9 +44,12 @@ type ConnectionLimit struct {
 	Slot    int       `json:"slot"` // in the zone; the supervisor fills it
 }
 
+// KeyScript is a script with key functions.
+type KeyScript = config.KeyScript
+
 // KeyPart is one thing that tells a request's bucket from another's.
 type KeyPart struct {
-	Kind   string `json:"kind"`             // address, route, host or header
+	Kind   string `json:"kind"`             // address, route, host, header or function
 	Header string `json:"header,omitempty"` // its name
 }
 

@@ -29,6 +29,7 @@ type Snapshot struct {
 	Upstreams  []Upstream `json:"upstreams"`
 	// RequestLimits are asked in this order.
 	RequestLimits    []RequestLimit      `json:"request_limits,omitempty"`
+	KeyScript        *KeyScript          `json:"key_script,omitempty"` // nil: no limit has a key function
 	ConnectionLimits []ConnectionLimit   `json:"connection_limits,omitempty"`
 	Escalations      []Escalation        `json:"escalations,omitempty"`
 	Timeouts         config.Timeouts     `json:"timeouts"`
@@ -207,6 +208,7 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 	if p.Snapshot.RequestLimits, err = compileRequestLimits(c); err != nil {
 		return nil, fmt.Errorf("compile %w", err)
 	}
+	p.Snapshot.KeyScript = shallow(c.KeyScript)
 	if p.Snapshot.ConnectionLimits, err = compileConnectionLimits(c); err != nil {
 		return nil, fmt.Errorf("compile %w", err)
 	}

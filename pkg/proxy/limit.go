@@ -33,7 +33,7 @@ func newRequestLimit(p *policy.RequestLimit) (*requestLimit, error) {
 	if p.Requests == 0 || p.Burst == 0 || p.Delay == 0 || p.Delay > p.Burst || p.Period <= 0 {
 		return nil, fmt.Errorf("request limit %s: %+v", p.Name, *p)
 	}
-	match, err := newLimitMatch(p.Routes, p.Methods, p.Key)
+	match, err := newLimitMatch(p.Name, p.Routes, p.Methods, p.Key)
 	if err != nil {
 		return nil, fmt.Errorf("request limit %s: %w", p.Name, err)
 	}

@@ -19,17 +19,18 @@ type limitMatch struct {
 	methods []string // none: all
 	key     []policy.KeyPart
 	headers [][]byte // by part of the key; nil where that is no header
+	name    string   // of the limit, by which its key function is found
 }
 
-func newLimitMatch(routes []int, methods []string, key []policy.KeyPart) (limitMatch, error) {
-	l := limitMatch{routes: routes, methods: methods, key: key}
+func newLimitMatch(name string, routes []int, methods []string, key []policy.KeyPart) (limitMatch, error) {
+	l := limitMatch{name: name, routes: routes, methods: methods, key: key}
 	if len(key) == 0 {
 		return l, errors.New("it has no key")
 	}
 	for _, k := range key {
 		var header []byte
 		switch k.Kind {
-		case "address", "route", "host":
+		case "address", "route", "host", "function":
 		case "header":
 			header = []byte(k.Header)
 		default:
@@ -61,6 +62,8 @@ func (l *limitMatch) isFor(ex *Exchange) bool {
 			b = append(b, ex.route.name...)
 		case "host":
 			b = append(b, ex.routing.host...)
+		case "function":
+			b = ex.appendFunctionKey(b, l.name)
 		default:
 			for j := range ex.fields {
 				if f := &ex.fields[j]; len(f.Name) == len(l.headers[i]) && bytes.EqualFold(f.Name, l.headers[i]) {

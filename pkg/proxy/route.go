@@ -21,6 +21,7 @@ type snapshot struct {
 
 	requestLimits    []*requestLimit
 	connectionLimits []*connectionLimit
+	functions        KeyFunctions // nil: no limit has a key function
 	streakRules      []streakRule
 }
 

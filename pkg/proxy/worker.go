@@ -39,11 +39,13 @@ import (
 
 // Options are what a worker is, for its whole life.
 type Options struct {
-	Slab         *zone.Slab
-	Limits       *zone.LimitBuckets
-	Holds        *zone.Holds
-	Keys         *keys.Cache // nil: nobody answers for API keys
-	Worker, Core int         // Core -1: not pinned
+	Slab   *zone.Slab
+	Limits *zone.LimitBuckets
+	Holds  *zone.Holds
+	Keys   *keys.Cache // nil: nobody answers for API keys
+	// Functions runs a script with key functions, for each generation that has one.
+	Functions    func(*policy.KeyScript) (KeyFunctions, error)
+	Worker, Core int // Core -1: not pinned
 	Log          *slog.Logger
 	// TicketKeys encrypt session tickets, the first one new ones. All workers have the same.
 	TicketKeys [][32]byte
@@ -59,6 +61,7 @@ type Worker struct {
 	slab         *zone.Slab
 	limits       *zone.LimitBuckets
 	holds        *zone.Holds
+	functions    func(*policy.KeyScript) (KeyFunctions, error)
 	streaks      streaks
 	rouse        func()
 	keys         *keys.Cache
@@ -83,6 +86,7 @@ type Worker struct {
 	lastFullSaid atomic.Int64
 	// Of what clients did to their connections: when it was last told, and how often not since.
 	lastMisuseSaid atomic.Int64
+	lastKeySaid    atomic.Int64 // when a key function's failure was last told
 	misuseUnsaid   atomic.Int64
 	rateWindow     time.Duration
 	swept          int64 // the sweeper's last look, by clock
@@ -108,7 +112,7 @@ type Worker struct {
 // New makes a worker, which refuses connections until the first Commit.
 func New(o Options) *Worker {
 	w := &Worker{
-		slab: o.Slab, limits: o.Limits, keys: o.Keys, holds: o.Holds, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
+		slab: o.Slab, limits: o.Limits, keys: o.Keys, holds: o.Holds, functions: o.Functions, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, shared: map[*sharedConn]struct{}{}, mirrored: map[*nobody]*upConn{}, known: map[uint64]policy.Servers{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize}, records: bufferPool{size: recordsSize},
@@ -124,6 +128,7 @@ func New(o Options) *Worker {
 	w.exchanges.New = func() any { return new(Exchange) }
 	w.lastFullSaid.Store(-int64(time.Second))
 	w.lastMisuseSaid.Store(-int64(time.Second))
+	w.lastKeySaid.Store(-int64(time.Second))
 	if err := w.newOverload(); err != nil {
 		w.log.Error("no overload will be noticed", "error", err)
 	} else {
@@ -142,6 +147,9 @@ type Prepared struct{ next *snapshot }
 func (w *Worker) Prepare(s *policy.Snapshot, secrets []Secrets) (*Prepared, error) {
 	next, err := compile(s, w.current.Load())
 	if err != nil {
+		return nil, err
+	}
+	if err := w.addKeys(next); err != nil {
 		return nil, err
 	}
 	if next.listeners, err = w.newListeners(s, secrets); err != nil {

@@ -9,9 +9,12 @@ import (
 	"io"
 	"math"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	lua "github.com/yuin/gopher-lua"
@@ -58,6 +61,7 @@ func Main(name string, in io.Reader, out io.Writer) int {
 // confine bounds the memory of this process from now on. The limit is on data, not on
 // address space: the runtime reserves much more of that than it uses.
 func confine() error {
+	startThreads()
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(memory * 3 / 4)
 	status, err := os.ReadFile("/proc/self/status")
@@ -75,6 +79,25 @@ func confine() error {
 	}
 	limit := kib<<10 + memory
 	return unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit})
+}
+
+// spareThreads is how many the Go runtime may come to want.
+const spareThreads = 4
+
+// startThreads makes threads that wait for work: where the program is linked with C, a new
+// one takes 8 MiB for its stack, half of what the script may use.
+func startThreads() {
+	var all, here sync.WaitGroup
+	here.Add(spareThreads)
+	for range spareThreads {
+		all.Go(func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			here.Done()
+			here.Wait()
+		})
+	}
+	all.Wait()
 }
 
 // used is the CPU time of this process.
@@ -110,15 +133,8 @@ func evaluate(name, source string) (o output) {
 	}
 	for _, fn := range functions {
 		l.SetGlobal(fn, l.NewFunction(func(l *lua.LState) int {
-			line := lineOf(l)
-			if l.GetTop() != 1 || l.Get(1).Type() != lua.LTTable {
-				l.RaiseError("%s: want one table, such as %s{…}", fn, fn)
-			}
-			args, err := value(l.Get(1), 0)
-			if err != nil {
-				l.RaiseError("%s: %s", fn, err)
-			}
-			o.Calls = append(o.Calls, config.Call{Function: fn, Line: line, Args: args})
+			call, _ := callOf(l, fn)
+			o.Calls = append(o.Calls, call)
 			return 0
 		}))
 	}
@@ -130,7 +146,48 @@ func evaluate(name, source string) (o output) {
 	if err != nil {
 		return fault(name, err)
 	}
+	if slices.ContainsFunc(o.Calls, func(c config.Call) bool { return c.KeyFunction }) {
+		// Once more, as workers will: what they cannot do must show here.
+		k, err := load(name, source)
+		if err != nil {
+			return fault(name, err)
+		}
+		o.Calls = k.calls
+	}
 	return o
+}
+
+// callOf reads the arguments of a call. A key that is a function does not stand in them.
+func callOf(l *lua.LState, fn string) (config.Call, *lua.LFunction) {
+	args, ok := l.Get(1).(*lua.LTable)
+	if l.GetTop() != 1 || !ok {
+		l.RaiseError("%s: want one table, such as %s{…}", fn, fn)
+	}
+	key, keyed := args.RawGetString("key").(*lua.LFunction)
+	if keyed = keyed && strings.HasPrefix(fn, "limit_"); keyed {
+		rest := l.NewTable()
+		args.ForEach(func(k, v lua.LValue) {
+			if v != lua.LValue(key) {
+				rest.RawSet(k, v)
+			}
+		})
+		args = rest
+	}
+	list, err := value(args, 0)
+	if err != nil {
+		l.RaiseError("%s: %s", fn, err)
+	}
+	call := config.Call{Function: fn, Line: lineOf(l), Args: list, KeyFunction: keyed}
+	if !keyed {
+		key = nil
+	}
+	return call, key
+}
+
+// nameOf is the name in the arguments of a call.
+func nameOf(l *lua.LState) string {
+	name, _ := l.Get(1).(*lua.LTable).RawGetString("name").(lua.LString)
+	return string(name)
 }
 
 // lineOf is where the script calls the function that runs.

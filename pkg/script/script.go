@@ -56,7 +56,7 @@ func Run(path string, source []byte) ([]config.Call, error) {
 	defer cancel()
 	// The running binary, whatever lies under its name by now.
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", Command, filepath.Base(path))
-	cmd.Env = []string{}
+	cmd.Env = []string{"GOMAXPROCS=1"}
 	cmd.Stdin = bytes.NewReader(source)
 	var out, complaint bounded
 	out.left, complaint.left = maxOutput, 64<<10

@@ -19,24 +19,24 @@ import (
 type metrics struct {
 	all []*prometheus.Desc
 
-	packets, packetBytes, interfaceInfo, interfaceAttached *prometheus.Desc
-	steered                                                *prometheus.Desc
-	connections, active, rejected, drained, panics         *prometheus.Desc
-	handshakes, handshakeDuration, handshakesLeft          *prometheus.Desc
-	tlsOffered, tlsAgreed                                  *prometheus.Desc
-	requests, protocols, outcomes, duration, inFlight      *prometheus.Desc
-	received, sent                                         *prometheus.Desc
-	upstreamRequests, upstreamDuration                     *prometheus.Desc
-	upstreamConnections, upstreamRetries, misuse, mirrored *prometheus.Desc
-	cancelsHeld                                            *prometheus.Desc
-	ejections, serverUp, healthChecks                      *prometheus.Desc
-	limited, bucketsEvicted, connectionsLimited            *prometheus.Desc
-	verdicts, verdictsHeld, offencesUnkeyed, signalsLost   *prometheus.Desc
-	keyLookups, keysEvicted                                *prometheus.Desc
-	keyStoreUp, keyStoreFailed, cachePurges                *prometheus.Desc
-	workerInfo, workerUp, workerRestarts                   *prometheus.Desc
-	recordsDropped, linesLost, unexplained                 *prometheus.Desc
-	zoneBytes, generation, buildInfo, kernelInfo           *prometheus.Desc
+	packets, packetBytes, interfaceInfo, interfaceAttached   *prometheus.Desc
+	steered                                                  *prometheus.Desc
+	connections, active, rejected, drained, panics           *prometheus.Desc
+	handshakes, handshakeDuration, handshakesLeft            *prometheus.Desc
+	tlsOffered, tlsAgreed                                    *prometheus.Desc
+	requests, protocols, outcomes, duration, inFlight        *prometheus.Desc
+	received, sent                                           *prometheus.Desc
+	upstreamRequests, upstreamDuration                       *prometheus.Desc
+	upstreamConnections, upstreamRetries, misuse, mirrored   *prometheus.Desc
+	cancelsHeld                                              *prometheus.Desc
+	ejections, serverUp, healthChecks                        *prometheus.Desc
+	limited, bucketsEvicted, connectionsLimited, keyFailures *prometheus.Desc
+	verdicts, verdictsHeld, offencesUnkeyed, signalsLost     *prometheus.Desc
+	keyLookups, keysEvicted                                  *prometheus.Desc
+	keyStoreUp, keyStoreFailed, cachePurges                  *prometheus.Desc
+	workerInfo, workerUp, workerRestarts                     *prometheus.Desc
+	recordsDropped, linesLost, unexplained                   *prometheus.Desc
+	zoneBytes, generation, buildInfo, kernelInfo             *prometheus.Desc
 }
 
 func newMetrics() *metrics {
@@ -81,6 +81,7 @@ func newMetrics() *metrics {
 		healthChecks:        desc("upstream_health_checks_total", "Health checks of servers, by result.", "upstream", "server", "result"),
 		limited:             desc("request_limit_requests_total", "Requests, and connections of a limit_conn, that a limit is for, by what it did with them; would_reject is of limits that are tried only, uncounted of a limit_conn without room.", "limit", "outcome"),
 		connectionsLimited:  desc("connections_limited_total", "Client connections closed at once for a limit_conn.", "worker"),
+		keyFailures:         desc("limit_key_failures_total", "Requests whose limit has a key function that failed, so that the address was the key; cause is budget for too many steps, else fault.", "worker", "cause"),
 		bucketsEvicted:      desc("request_limit_buckets_evicted_total", "Buckets of request limits that were given up while they held something: shared_memory_zone has too few.", "worker"),
 		verdicts:            desc("verdicts_total", "Steps of verdicts by what became of them: given, capped at thin by the guard, expired, lifted; would_give is of rules that are tried only, exempt of sources that none may be given on.", "outcome", "step", "reason"),
 		verdictsHeld:        desc("verdicts_held", "Verdicts that are held now.", "step"),
@@ -281,6 +282,8 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.mirrored, w.Counter(zone.Mirrored), id, "sent")
 	e.counter(m.mirrored, w.Counter(zone.MirrorDropped), id, "dropped")
 	e.counter(m.bucketsEvicted, w.Counter(zone.LimitBucketsEvicted), id)
+	e.counter(m.keyFailures, w.Counter(zone.KeyBudgets), id, "budget")
+	e.counter(m.keyFailures, w.Counter(zone.KeyFaults), id, "fault")
 	e.counter(m.connectionsLimited, w.Counter(zone.ConnectionsLimited), id)
 	e.counter(m.offencesUnkeyed, w.Counter(zone.OffencesUnkeyed), id)
 	e.counter(m.signalsLost, w.Counter(zone.SignalsDropped), id)

@@ -54,6 +54,8 @@ const (
 	KeysStale          // ... that were answered by a key older than it should be: the store did not answer
 	KeysUnanswered     // ... for which there was none: 503
 	KeysEvicted        // API keys that others pushed out of the worker's memory
+	KeyBudgets         // key functions that took too many steps: the address was the key
+	KeyFaults          // key functions that failed in another way; likewise
 	PlainCounters      // how many there are
 )
 
@@ -66,7 +68,7 @@ var counterNames = [PlainCounters]string{
 	"server_name_known", "server_name_unknown", "server_name_absent",
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
 	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped", "connections_limited",
-	"keys_cached", "keys_asked", "keys_stale", "keys_unanswered", "keys_evicted",
+	"keys_cached", "keys_asked", "keys_stale", "keys_unanswered", "keys_evicted", "key_budgets", "key_faults",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// KeyFunctions make the keys of limits that the configuration leaves to functions. They
+// serve all exchanges of a worker.
+type KeyFunctions interface {
+	Has(limit string) bool
+	// Key appends what the limit's function says of the request; nothing means that it is not
+	// limited. An error leaves dst as it was.
+	Key(limit string, r KeyRequest, dst []byte) (key []byte, overBudget bool, err error)
+}
+
+// KeyRequest is a request as a key function sees it.
+type KeyRequest interface {
+	// Field is the request's method, path, ip, key or route.
+	Field(name string) string
+	// Header is the first value of a field of the head; "" for none.
+	Header(name string) string
+}
+
+// addKeys gives a snapshot the functions that its limits ask for.
+func (w *Worker) addKeys(s *snapshot) (err error) {
+	if s.policy.KeyScript != nil {
+		if w.functions == nil {
+			return errors.New("apply key functions: nobody runs them")
+		}
+		if s.functions, err = w.functions(s.policy.KeyScript); err != nil {
+			return fmt.Errorf("apply key functions: %w", err)
+		}
+	}
+	check := func(l *limitMatch) error {
+		for _, k := range l.key {
+			if k.Kind == "function" && (s.functions == nil || !s.functions.Has(l.name)) {
+				return fmt.Errorf("apply limit %s: there is no key function of that name", l.name)
+			}
+		}
+		return nil
+	}
+	for _, l := range s.requestLimits {
+		err = errors.Join(err, check(&l.limitMatch))
+	}
+	for _, l := range s.connectionLimits {
+		err = errors.Join(err, check(&l.limitMatch))
+	}
+	return err
+}
+
+// appendFunctionKey appends the key that the limit's function makes; the address, where it
+// fails.
+func (ex *Exchange) appendFunctionKey(b []byte, limit string) []byte {
+	key, overBudget, err := ex.snap.functions.Key(limit, (*keyRequest)(ex), b)
+	if err == nil {
+		return key
+	}
+	w := ex.worker
+	if overBudget {
+		w.slab.Add(zone.KeyBudgets, 1)
+	} else {
+		w.slab.Add(zone.KeyFaults, 1)
+	}
+	now := w.clock.Load()
+	if last := w.lastKeySaid.Load(); now-last >= int64(time.Second) && w.lastKeySaid.CompareAndSwap(last, now) {
+		w.log.Error("key function failed: the address is the key", "limit", limit, "error", err)
+	}
+	return appendAddress(b, ex.peer.Addr())
+}
+
+// keyRequest is an exchange as key functions see it: once its route is known.
+type keyRequest Exchange
+
+var _ KeyRequest = (*keyRequest)(nil)
+
+func (r *keyRequest) Field(name string) string {
+	switch name {
+	case "method":
+		return string(r.method)
+	case "path":
+		path, _, _ := bytes.Cut(r.target, []byte("?"))
+		return string(path)
+	case "ip":
+		return r.peer.Addr().String()
+	case "key":
+		if r.apiKey != nil {
+			return string(r.apiKey.ID)
+		}
+	case "route":
+		return r.route.name
+	}
+	return ""
+}
+
+func (r *keyRequest) Header(name string) string {
+	for i := range r.fields {
+		if f := &r.fields[i]; len(f.Name) == len(name) && equalFoldString(f.Name, name) {
+			return string(f.Value)
+		}
+	}
+	return ""
+}
