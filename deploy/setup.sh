@@ -27,6 +27,7 @@ needs() {
 		test      strace               strace          makes system calls fail under a worker
 		test      tmux                 tmux            a terminal for xgw top
 		test      chromium             chromium        looks at the dashboard
+		test      rsyslogd             rsyslog         receives syslog in the tests
 		test      clang-format-14      clang-format-14 the layout of the C code
 		generate  clang-14             clang-14        compiles the BPF objects
 		generate  llvm-strip-14        llvm-14         strips the BPF objects
@@ -97,7 +98,7 @@ disable() {
 	case $1 in
 	nginx-light) set -- nginx ;;
 	prometheus) set -- prometheus prometheus-node-exporter ;;
-	haproxy) ;;
+	haproxy | rsyslog) ;;
 	*) return 0 ;;
 	esac
 	command -v systemctl >/dev/null || return 0

@@ -226,7 +226,19 @@ type Redis struct {
 }
 
 // Log says where the access log goes: a path, "-" for standard output, or "off".
-type Log struct{ Access string }
+type Log struct {
+	Access string
+	Syslog Syslog
+}
+
+// Syslog is whom the access log and the error log are sent to as well.
+type Syslog struct {
+	Address   string // "": nobody
+	Transport string // udp, tcp or tls
+	Facility  string
+	Size      int    // of a message, bytes
+	CA        string // PEM file that the receiver's certificate is from; "": the system's
+}
 
 // Buffers are the sizes in shared memory, from buffers.conf.
 type Buffers struct {

@@ -174,6 +174,11 @@
 //	redis.database                 0               a whole number from 0 to 65536
 //	redis.prefix                   xgw:            1 to 63 letters, digits and any of -_.:
 //	log.access                     -               a path from the root or - or off
+//	log.syslog.address             off             off or HOST:PORT
+//	log.syslog.transport           udp             udp or tcp or tls
+//	log.syslog.facility            local0          user or daemon or local0 or local1 or local2 or local3 or local4 or local5 or local6 or local7
+//	log.syslog.size                2048            a whole number from 480 to 8192
+//	log.syslog.ca                  none            the path of a file
 //	state                          /var/lib/xgw    a path from the root
 //	buffers.conf
 //	shared_memory_zone             128m            a size from 1m to 64g bytes

@@ -219,6 +219,11 @@ func listenAddress(dst *string) scalar {
 	})
 }
 
+// hostPort is whom to connect to.
+func hostPort(dst *string) scalar {
+	return text(dst, "HOST:PORT", "", func(s string) bool { return isHostPort(s, false, 1) })
+}
+
 func isHostPort(s string, anyHost bool, least uint64) bool {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {

@@ -63,6 +63,7 @@ func gateway(c *Config) mapping {
 		{"redis", none, redis(&c.Redis, c.Path)},
 		{"log", none, mapping{rows: []row{
 			{"access", "-", absolute(&c.Log.Access, "-", "off")},
+			{"syslog", none, syslog(c)},
 		}}},
 		{"state", "/var/lib/xgw", absolute(&c.State)},
 	}}
@@ -96,6 +97,19 @@ func adminAPI(c *Config) mapping {
 			{"key", none, file(&a.Certificate.Key, c.Path)},
 		},
 		check: func(f *found) { checkPair(f, &a.Certificate) },
+	}
+}
+
+func syslog(c *Config) mapping {
+	s := &c.Log.Syslog
+	return mapping{
+		rows: []row{
+			{"address", "off", offOr(&s.Address, hostPort(&s.Address))},
+			{"transport", "udp", oneOf(&s.Transport, "udp", "tcp", "tls")},
+			{"facility", "local0", oneOf(&s.Facility, "user", "daemon", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7")},
+			{"size", "2048", whole(&s.Size, 480, 8192)},
+			{"ca", none, file(&s.CA, c.Path)},
+		},
 	}
 }
 

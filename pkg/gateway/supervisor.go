@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -95,6 +96,7 @@ type supervisor struct {
 	watch          fileWatch
 	renewed        time.Time // when certificates were last looked at
 	tickets        *ticketRing
+	syslog         atomic.Pointer[logging.Syslog] // nil for none
 	escalator      *escalator
 	keys           *keyring
 
@@ -141,7 +143,12 @@ func Run(ctx context.Context, o Options) (err error) {
 
 // serve runs the side services until ctx ends.
 func (s *supervisor) serve(ctx context.Context) error {
-	drainer := logging.NewDrainer(s.zone, s.accessLog, s.names())
+	syslog, err := s.openSyslog()
+	if err != nil {
+		return err
+	}
+	defer s.closeSyslog(syslog)
+	drainer := logging.NewDrainer(s.zone, s.accessLog, syslog, s.names())
 	view, err := s.ledger(drainer.Lost)
 	if err != nil {
 		return err
@@ -415,7 +422,10 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 	if err != nil {
 		return nil, err
 	}
-	src := ledger.Sources{Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Servers: s.serverCounts, Keys: s.keys.counts, Verdicts: s.escalator.verdictCounts}
+	src := ledger.Sources{
+		Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Syslog: s.syslogCounts, Servers: s.serverCounts,
+		Keys: s.keys.counts, Verdicts: s.escalator.verdictCounts,
+	}
 	for _, pl := range s.planes {
 		name := pl.options.Interface
 		src.Interfaces = append(src.Interfaces, ledger.Interface{

@@ -19,6 +19,8 @@ type Sources struct {
 	Version    string
 	// LostLines counts access log lines that the writer refused; nil for none.
 	LostLines func() (diskFull, other uint64)
+	// Syslog counts messages sent, and those dropped by cause; nil for none.
+	Syslog func() (sent, full, unreachable uint64)
 	// Servers appends what is known of upstreams' servers; nil for nothing.
 	Servers func([]Server) []Server
 	// Verdicts are what became of those given, and how many of each step are held; nil for
@@ -69,6 +71,8 @@ type Snapshot struct {
 	Heartbeat  int64  // CLOCK_MONOTONIC, ns
 	LostFull   uint64 // access log lines, disk full
 	LostOther  uint64 // access log lines, any other cause
+	// Syslog messages sent, dropped since the queue was full, and since nobody took them.
+	SyslogSent, SyslogFull, SyslogUnreachable uint64
 
 	Sums        Sums
 	Unexplained Unexplained

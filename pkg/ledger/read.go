@@ -46,6 +46,10 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 	if l.sources.LostLines != nil {
 		dst.LostFull, dst.LostOther = l.sources.LostLines()
 	}
+	dst.SyslogSent, dst.SyslogFull, dst.SyslogUnreachable = 0, 0, 0
+	if l.sources.Syslog != nil {
+		dst.SyslogSent, dst.SyslogFull, dst.SyslogUnreachable = l.sources.Syslog()
+	}
 	dst.Sums = sum(dst)
 	dst.Unexplained = Unexplained{
 		Requests:    int64(dst.Sums.Statuses - dst.Sums.Outcomes),

@@ -32,6 +32,7 @@ type Drainer struct {
 	zone     *zone.Zone
 	format   *Access
 	out      io.Writer
+	syslog   *Syslog // nil for none
 	off      bool
 	lastWait time.Duration
 
@@ -52,11 +53,11 @@ type batch struct {
 	lines int
 }
 
-// NewDrainer makes a drainer. The caller owns out and closes it after Wait; a
-// *File that is off costs no formatting.
-func NewDrainer(z *zone.Zone, out io.Writer, names Names) *Drainer {
+// NewDrainer makes a drainer. The caller owns out and syslog, nil for none, and closes
+// them after Wait; a *File that is off costs no formatting.
+func NewDrainer(z *zone.Zone, out io.Writer, syslog *Syslog, names Names) *Drainer {
 	d := &Drainer{
-		zone: z, format: NewAccess(names), out: out, off: out == io.Discard, lastWait: lastWait,
+		zone: z, format: NewAccess(names), out: out, syslog: syslog, off: out == io.Discard, lastWait: lastWait,
 		batch: new(batch), full: make(chan *batch, 1), free: make(chan *batch, batches),
 		done: make(chan struct{}), written: make(chan struct{}),
 	}
@@ -165,6 +166,9 @@ func (d *Drainer) turn(hand func() bool) (more bool) {
 }
 
 func (d *Drainer) add(r *zone.AccessRecord) {
+	if d.syslog != nil {
+		d.syslog.Record(r)
+	}
 	if d.off {
 		return
 	}

@@ -84,7 +84,7 @@ func TestDrainer(t *testing.T) {
 	z := mustZone(t)
 	z.RouteSlot("api")
 	var out bytes.Buffer
-	d := NewDrainer(z, &out, zoneNames(z))
+	d := NewDrainer(z, &out, nil, zoneNames(z))
 	ctx, cancel := context.WithCancel(context.Background())
 	go d.Run(ctx)
 	const each = 3000
@@ -120,7 +120,7 @@ func TestDrainerReopen(t *testing.T) {
 	z := mustZone(t)
 	path := filepath.Join(t.TempDir(), "access.log")
 	f := mustOpen(t, path)
-	d := NewDrainer(z, f, zoneNames(z))
+	d := NewDrainer(z, f, nil, zoneNames(z))
 	stop := start(d)
 	putNumbered(z, 0, 0)
 	waitFor(t, func() bool { return d.Lines() == 1 })
@@ -135,14 +135,14 @@ func TestDrainerReopen(t *testing.T) {
 	if got := numbers(t, mustRead(t, path))["0"]; !slices.Equal(got, []string{"1"}) {
 		t.Errorf("new file has %v", got)
 	}
-	if err := NewDrainer(z, new(bytes.Buffer), zoneNames(z)).Reopen(); err != nil {
+	if err := NewDrainer(z, new(bytes.Buffer), nil, zoneNames(z)).Reopen(); err != nil {
 		t.Errorf("a writer without file: %v", err)
 	}
 }
 
 func TestDrainerOff(t *testing.T) {
 	z := mustZone(t)
-	d := NewDrainer(z, mustOpen(t, "off"), zoneNames(z))
+	d := NewDrainer(z, mustOpen(t, "off"), nil, zoneNames(z))
 	stop := start(d)
 	for n := range uint64(5000) {
 		for !putNumbered(z, 0, n) {
@@ -188,7 +188,7 @@ func (w *hangingWriter) Write(b []byte) (int, error) {
 func TestDrainerHangingWriter(t *testing.T) {
 	z := mustZone(t)
 	w := &hangingWriter{entered: make(chan struct{}, 1), release: make(chan struct{})}
-	d := NewDrainer(z, w, zoneNames(z))
+	d := NewDrainer(z, w, nil, zoneNames(z))
 	stop := start(d)
 	n, dropped := uint64(0), 0
 	put := func() {
@@ -223,7 +223,7 @@ func TestDrainerHangingWriter(t *testing.T) {
 func TestDrainerEndsWithHangingWriter(t *testing.T) {
 	z := mustZone(t)
 	w := &hangingWriter{entered: make(chan struct{}, 1), release: make(chan struct{})}
-	d := NewDrainer(z, w, zoneNames(z))
+	d := NewDrainer(z, w, nil, zoneNames(z))
 	d.lastWait = 20 * time.Millisecond
 	stop := start(d)
 	putNumbered(z, 0, 0)
@@ -362,7 +362,7 @@ func TestDrainerFullDevice(t *testing.T) {
 		t.Skip("needs /dev/full: ", err)
 	}
 	defer f.Close()
-	d := NewDrainer(z, f, zoneNames(z))
+	d := NewDrainer(z, f, nil, zoneNames(z))
 	stop := start(d)
 	for n := range uint64(10) {
 		putNumbered(z, int(n%3), n)

@@ -67,6 +67,14 @@ type lineWriter struct {
 	out    io.Writer
 	prefix string // "PID#0: "; zero stands where nginx has its thread
 	line   []byte
+	syslog *Syslog // nil for none
+}
+
+// Also sends what the handler, and those derived from it, write to syslog as well.
+func (h *Handler) Also(s *Syslog) {
+	h.out.mu.Lock()
+	defer h.out.mu.Unlock()
+	h.out.syslog = s
 }
 
 // NewHandler makes a handler for this process, writing records from level on; nil
@@ -94,6 +102,7 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	b = append(b, levelWord(r.Level)...)
 	b = append(b, "] "...)
 	b = append(b, w.prefix...)
+	text := len(b)
 	b = appendEscaped(b, r.Message, quoted)
 	b = append(b, h.attrs...)
 	r.Attrs(func(a slog.Attr) bool {
@@ -102,6 +111,9 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	})
 	if len(b) >= maxErrorLine {
 		b = append(b[:maxErrorLine-4], "..."...)
+	}
+	if w.syslog != nil {
+		w.syslog.Event(r.Time, r.Level, b[text:])
 	}
 	b = append(b, '\n')
 	if w.line = b[:0]; cap(b) > 2*maxErrorLine {

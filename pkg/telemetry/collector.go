@@ -35,7 +35,7 @@ type metrics struct {
 	keyLookups, keysEvicted                                  *prometheus.Desc
 	keyStoreUp, keyStoreFailed, cachePurges                  *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                     *prometheus.Desc
-	recordsDropped, linesLost, unexplained                   *prometheus.Desc
+	recordsDropped, linesLost, syslog, unexplained           *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo             *prometheus.Desc
 }
 
@@ -96,6 +96,7 @@ func newMetrics() *metrics {
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
 		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
 		recordsDropped:      desc("access_records_dropped_total", "Access records that a worker dropped, never waiting: ring_full is access_ring too small for the log writer's pace.", "worker", "cause"),
+		syslog:              desc("syslog_messages_total", "Messages for syslog: sent, or dropped by cause; queue_full is a receiver that is slower than what is logged.", "result"),
 		linesLost:           desc("access_lines_lost_total", "Access log lines that could not be written.", "cause"),
 		unexplained:         desc("unexplained", "Counts that should agree and do not; 0 at rest. requests: by status less by outcome; connections: accepted, neither closed nor open, as those of a worker that died.", "kind"),
 		zoneBytes:           desc("zone_bytes", "Size of the shared zone."),
@@ -141,6 +142,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	src := c.ledger.Sources()
 	e.counter(m.linesLost, s.LostFull, "disk_full")
 	e.counter(m.linesLost, s.LostOther, "other")
+	e.counter(m.syslog, s.SyslogSent, "sent")
+	e.counter(m.syslog, s.SyslogFull, "queue_full")
+	e.counter(m.syslog, s.SyslogUnreachable, "unreachable")
 	e.gauge(m.unexplained, float64(s.Unexplained.Requests), "requests")
 	e.gauge(m.unexplained, float64(s.Unexplained.Connections), "connections")
 	e.gauge(m.zoneBytes, float64(s.ZoneBytes))

@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package logging
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/leodido/go-syslog/v4/rfc5424"
+
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+var plainNames = Names{Route: func(int) string { return "api" }, Upstream: func(int) string { return "back" }}
+
+func exampleRecord() *zone.AccessRecord {
+	return &zone.AccessRecord{
+		Start: time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC), Duration: 250 * time.Millisecond, UpstreamDuration: 200 * time.Millisecond,
+		Client: netip.MustParseAddrPort("192.0.2.7:4711"), Status: 200, Outcome: zone.RequestOK, Generation: 3, Worker: 1,
+		Major: 2, BytesIn: 100, BytesOut: 2000, Method: []byte("GET"), Host: []byte("gateway.example"), Target: []byte("/a?b=c"), ID: []byte("0af7651916cd43dd"),
+	}
+}
+
+// formatted is a Syslog that formats and sends to nobody.
+func formatted(size int) *Syslog {
+	return &Syslog{options: SyslogOptions{Facility: 16, Size: size}, head: " gateway xgw 4711 ", format: NewAccess(plainNames)}
+}
+
+func parse(t testing.TB, message []byte) *rfc5424.SyslogMessage {
+	t.Helper()
+	m, err := rfc5424.NewParser().Parse(message)
+	if err != nil {
+		t.Fatalf("%q: %v", message, err)
+	}
+	return m.(*rfc5424.SyslogMessage)
+}
+
+func TestSyslogOfAnExchange(t *testing.T) {
+	got := string(formatted(SyslogSize).appendRecord(nil, exampleRecord()))
+	want := `<134>1 2026-01-02T03:04:05.928901Z gateway xgw 4711 access [xgw@32473 id="0af7651916cd43dd" status="200" outcome="ok" client="192.0.2.7" time="0.250"` +
+		` route="api" upstream="back" upstream_time="0.200" in="100" out="2000" gen="3" worker="1" host="gateway.example"] GET /a?b=c HTTP/2.0 200`
+	if got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	r := exampleRecord()
+	r.Status, r.Outcome, r.Upstream = 503, zone.RequestOverload, -1
+	m := parse(t, formatted(SyslogSize).appendRecord(nil, r))
+	if *m.Severity != severityWarning || (*m.StructuredData)[syslogElement]["upstream"] != "" || (*m.StructuredData)[syslogElement]["outcome"] != "overload" {
+		t.Errorf("%+v", m)
+	}
+}
+
+// Whatever clients send, a message is one, whole, not too long, and its values are theirs.
+func TestSyslogOfHostileExchanges(t *testing.T) {
+	for _, size := range []int{LeastSyslogSize, SyslogSize} {
+		s := formatted(size)
+		for i, text := range hostileTexts() {
+			r := exampleRecord()
+			r.Target, r.Host, r.UserAgent, r.ID, r.Key, r.Trace, r.UpstreamAddr = text, text, text, text, text, text, text
+			checkMessage(t, s, r, size)
+			if t.Failed() {
+				t.Fatalf("text %d: %q", i, text)
+			}
+		}
+	}
+}
+
+func hostileTexts() [][]byte {
+	texts := [][]byte{
+		nil, []byte("]"), []byte(`"`), []byte(`\`), []byte(`\]`), []byte(`"] forged [xgw@32473 status="200"]`), []byte("\r\n<134>1 - - - - - -"),
+		[]byte("\x00"), []byte("é\xff\xfe"), bytes.Repeat([]byte("]"), 300), bytes.Repeat([]byte("\xff"), 64<<10), bytes.Repeat([]byte("é"), 700),
+		bytes.Repeat([]byte(`\"]`), 1000),
+	}
+	for c := range 256 {
+		texts = append(texts, []byte{'a', byte(c), 'b'})
+	}
+	return texts
+}
+
+func checkMessage(t testing.TB, s *Syslog, r *zone.AccessRecord, size int) {
+	t.Helper()
+	message := s.appendRecord(nil, r)
+	if len(message) > size {
+		t.Errorf("%d bytes: %q", len(message), message)
+	}
+	if i := bytes.IndexFunc(message, func(c rune) bool { return c < ' ' || c > '~' }); i >= 0 {
+		t.Errorf("byte %d is not printable ASCII: %q", i, message)
+	}
+	m := parse(t, message)
+	if m.StructuredData == nil || len(*m.StructuredData) != 1 || (*m.StructuredData)[syslogElement]["status"] != fmt.Sprint(r.Status) {
+		t.Errorf("structured data %v of %q", m.StructuredData, message)
+	}
+	if host := (*m.StructuredData)[syslogElement]["host"]; host != "" && host != string(appendQuotable(nil, r.Host)) {
+		t.Errorf("host %q of %q", host, r.Host)
+	}
+}
+
+func FuzzSyslog(f *testing.F) {
+	for _, text := range hostileTexts()[:16] {
+		f.Add(text, text, 200)
+	}
+	f.Fuzz(func(t *testing.T, target, host []byte, status int) {
+		r := exampleRecord()
+		r.Target, r.Host, r.Status = target, host, status
+		checkMessage(t, formatted(LeastSyslogSize), r, LeastSyslogSize)
+	})
+}
+
+// Text is cut between characters.
+func TestSyslogCutsWholeCharacters(t *testing.T) {
+	if got := string(appendFitting([]byte("1234"), []byte("aéb"), 6)); got != "1234a" {
+		t.Errorf("%q", got)
+	}
+	if got := string(appendFitting([]byte("1234"), []byte("aéb"), 7)); got != "1234aé" {
+		t.Errorf("%q", got)
+	}
+}
+
+// Lines of the error log go to syslog as well, with their level, and no longer when that ends.
+func TestErrorLogGoesToSyslog(t *testing.T) {
+	in, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer in.Close()
+	s := NewSyslog(SyslogOptions{Transport: "udp", Address: in.LocalAddr().String(), Facility: 3, Size: SyslogSize, Names: plainNames})
+	h := NewHandler(io.Discard, nil)
+	log := slog.New(h).With("worker", 1)
+	h.Also(s)
+	log.Error("upstream timed out", "upstream", "back]")
+	log.Debug("nobody wants this")
+	h.Also(nil)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	log.Error("after the end")
+	_ = in.SetReadDeadline(time.Now().Add(10 * time.Second))
+	b := make([]byte, 4096)
+	n, _, err := in.ReadFrom(b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := parse(t, b[:n])
+	if *m.Severity != severityError || *m.Facility != 3 || *m.MsgID != "error" || *m.Message != "upstream timed out worker=1 upstream=back]" {
+		t.Errorf("%q", b[:n])
+	}
+	if sent, full, unreachable := s.Counts(); sent != 1 || full+unreachable != 0 {
+		t.Errorf("%d sent, %d and %d dropped", sent, full, unreachable)
+	}
+}
+
+// Nobody there, or somebody who takes nothing: records are dropped and counted, by cause, and
+// who logs never waits.
+func TestSyslogWaitsForNobody(t *testing.T) {
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	gone, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	for name, address := range map[string]string{"silent": silent.Addr().String(), "gone": gone.Addr().String()} {
+		s := NewSyslog(SyslogOptions{Transport: "tcp", Address: address, Facility: 16, Size: SyslogSize, Names: plainNames})
+		r := exampleRecord()
+		r.Target = bytes.Repeat([]byte("x"), 1024)
+		var longest time.Duration
+		const records = 20000
+		for range records {
+			began := time.Now()
+			s.Record(r)
+			longest = max(longest, time.Since(began))
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		sent, full, unreachable := s.Counts()
+		if sent+full+unreachable != records || full+unreachable == 0 || name == "gone" && sent > 0 {
+			t.Errorf("%s: %d sent, %d dropped for the queue, %d for the receiver", name, sent, full, unreachable)
+		}
+		if longest > syslogWrite/2 {
+			t.Errorf("%s: a record waited %s", name, longest)
+		}
+	}
+}
+
+// A real receiver gets each message, and reads in it what was sent.
+func TestRsyslogReceives(t *testing.T) {
+	program, err := exec.LookPath("rsyslogd")
+	if err != nil {
+		if program = "/usr/sbin/rsyslogd"; !exists(program) {
+			t.Skip("needs rsyslogd: deploy/setup.sh test installs it")
+		}
+	}
+	for _, transport := range []string{"udp", "tcp"} {
+		t.Run(transport, func(t *testing.T) { receive(t, program, transport) })
+	}
+}
+
+func exists(path string) bool { _, err := os.Stat(path); return err == nil }
+
+func receive(t *testing.T, program, transport string) {
+	dir := t.TempDir()
+	probe, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := probe.LocalAddr().(*net.UDPAddr).Port
+	probe.Close()
+	out := filepath.Join(dir, "received")
+	conf := fmt.Sprintf(`global(workDirectory=%q maxMessageSize="8k")
+module(load="im%[2]s")
+input(type="im%[2]s" port="%[3]d" address="127.0.0.1" ruleset="all")
+template(name="fields" type="string" string="%%syslogseverity%%|%%app-name%%|%%msgid%%|%%structured-data%%|%%msg%%\n")
+ruleset(name="all") { action(type="omfile" file=%[4]q template="fields") }
+`, dir, transport, port, out)
+	path := filepath.Join(dir, "rsyslog.conf")
+	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var said bytes.Buffer
+	cmd := exec.Command(program, "-n", "-f", path, "-i", filepath.Join(dir, "pid"))
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		_ = cmd.Wait()
+	}
+	defer stop()
+	ready(t, transport, fmt.Sprintf("127.0.0.1:%d", port), out)
+	s := NewSyslog(SyslogOptions{Transport: transport, Address: fmt.Sprintf("127.0.0.1:%d", port), Facility: 16, Size: SyslogSize, Names: plainNames})
+	const messages = 10000
+	r := exampleRecord()
+	for i := range messages {
+		r.ID = fmt.Appendf(nil, "m%d", i)
+		s.Record(r)
+		// Datagrams have no flow control: the receiver's buffer must not run over.
+		if i%100 == 99 && !arrived(out, i+1) {
+			break
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	arrived(out, messages)
+	text, _ := os.ReadFile(out)
+	good := regexp.MustCompile(`(?m)^6\|xgw\|access\|\[xgw@32473 id="m(\d+)" status="200" outcome="ok" [^\]]*\]\| ?GET /a\?b=c HTTP/2\.0 200$`)
+	seen := map[string]bool{}
+	for _, m := range good.FindAllStringSubmatch(string(text), -1) {
+		seen[m[1]] = true
+	}
+	if len(seen) != messages {
+		sent, full, unreachable := s.Counts()
+		first, _, _ := strings.Cut(string(text), "\n")
+		t.Errorf("%d of %d messages arrived and parse; %d sent, %d and %d dropped; the first line: %s\n%s", len(seen), messages, sent, full, unreachable, first, said.String())
+	}
+}
+
+// arrived waits until there are so many lines of exchanges.
+func arrived(out string, n int) bool {
+	for range 1000 {
+		text, _ := os.ReadFile(out)
+		if bytes.Count(text, []byte("|access|")) >= n {
+			return true
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return false
+}
+
+// ready waits until the receiver writes what it gets.
+func ready(t *testing.T, transport, address, out string) {
+	t.Helper()
+	for range 200 {
+		if c, err := (&net.Dialer{}).DialContext(context.Background(), transport, address); err == nil {
+			fmt.Fprint(c, "<13>1 - - - - - - ready\n")
+			c.Close()
+		}
+		time.Sleep(50 * time.Millisecond)
+		if text, err := os.ReadFile(out); err == nil && len(text) > 0 {
+			return
+		}
+	}
+	t.Fatal("rsyslogd does not receive")
+}
