@@ -193,7 +193,7 @@ func TestRefusedAgainAndAgain(t *testing.T) {
 // A server that takes a request byte by byte gets it whole, and nobody else waits for that.
 func TestTinyWindowsOfAServer(t *testing.T) {
 	bothProtocols(t, func(t *testing.T, down bool) {
-		body := strings.Repeat("0123456789", 200)
+		body := strings.Repeat("0123456789", 40)
 		got := make(chan string, 1)
 		var taken bytes.Buffer
 		up := madeUpstream(t, []h2.Setting{{ID: h2.SettingInitialWindowSize, Val: 1}}, func(s *madeServer, f h2.Frame) {
