@@ -8,13 +8,17 @@
 -- limit_req limits requests, all workers together:
 --   name     in metrics, logs and the RateLimit field
 --   key      what has a bucket of its own: "address" (an IPv4 address, an IPv6 /64; the
---            default), "route", "host", "header:NAME", or a list of these together. A request
---            without one of them is not limited. Or function(r) … end, which makes the key of r.method,
---            r.path (without query), r:header(name), r.ip, r.key (of an API key, its id), r.route; nil is no
---            limit. It is run for each request, within 10,000 steps, and can change nothing but its own
+--            default), "route", "host", "api_key", "consumer", "header:NAME", or a list of these
+--            together; "jwt:CLAIM" of the bearer token in Authorization, "jwt:CLAIM:HEADER" of
+--            one in another header. Its signature is not verified: that is for something in
+--            front of the gateway to do. A request without one of them is not limited. Or
+--            function(r) … end, which makes the key of r.method, r.path (without query),
+--            r:header(name), r.ip, r.key (of an API key, its id), r.route; nil is no limit. It is
+--            run for each request, within 10,000 steps, and can change nothing but its own
 --            variables; where it fails, the address is the key. A file with such functions has no
 --            patterns and no math.random
---   match    route and method, one or a list of each; without it, all requests
+--   match    route, method and tier (of the API key), one or a list of each; without it, all
+--            requests
 --   rate     "100r/s", "30r/m", "5r/h", "1000r/d"
 --   burst    how many may come at once, 1 without it
 --   nodelay  true: all of the burst pass at once; else one does, and the others wait for their
@@ -23,7 +27,7 @@
 --   status   of the refusal, 429 without it; it has Retry-After, RateLimit and RateLimit-Policy
 --limit_req{name = "clients", rate = "100r/s", burst = 200, nodelay = true}
 --limit_req{name = "logins", key = {"address", "route"}, match = {route = "login", method = "POST"}, rate = "30r/m", burst = 10, nodelay = true}
---for tier, rate in pairs{gold = 1000, silver = 100} do limit_req{name = tier, key = "header:X-" .. tier, rate = rate .. "r/s", burst = rate, nodelay = true, dry_run = true} end
+--for tier, rate in pairs{gold = 1000, silver = 100} do limit_req{name = tier, key = "consumer", match = {tier = tier}, rate = rate .. "r/s", burst = rate, nodelay = true, dry_run = true} end
 
 --limit_req{name = "tenants", rate = "50r/s", burst = 50, nodelay = true, key = function(r) return r:header("X-Tenant") .. r.path:sub(1, 4) end}
 

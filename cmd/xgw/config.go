@@ -87,12 +87,12 @@ func printLimits(w io.Writer, c *config.Config) error {
 			burst += fmt.Sprintf(", %d of it at once", l.Delay)
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%dr/%s\t%s\tall workers together\tnothing, while no bucket is evicted\n",
-			dry(l.Name, l.DryRun), requestsOf(l.Methods, l.Routes), bucketFor(l.Key), l.Requests, period(l.Period), burst)
+			dry(l.Name, l.DryRun), requestsOf(l.Methods, l.Routes, l.Tiers), bucketFor(l.Key), l.Requests, period(l.Period), burst)
 	}
 	for _, l := range c.ConnectionLimits {
 		of := "connections"
 		if l.Count == "requests" {
-			of = requestsOf(l.Methods, l.Routes) + " under way"
+			of = requestsOf(l.Methods, l.Routes, l.Tiers) + " under way"
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t-\t%d at once\tall workers together\tnothing, while there is room to count\n",
 			dry(l.Name, l.DryRun), of, bucketFor(l.Key), l.Max)
@@ -110,13 +110,16 @@ func printLimits(w io.Writer, c *config.Config) error {
 	return t.Flush()
 }
 
-func requestsOf(methods, routes []string) string {
+func requestsOf(methods, routes, tiers []string) string {
 	of := "requests"
 	if len(methods) > 0 {
 		of = strings.Join(methods, "|")
 	}
 	if len(routes) > 0 {
 		of += " of route " + strings.Join(routes, ", ")
+	}
+	if len(tiers) > 0 {
+		of += " by keys of tier " + strings.Join(tiers, ", ")
 	}
 	return of
 }
@@ -126,7 +129,13 @@ func bucketFor(key []string) string {
 	if slices.Equal(key, []string{"function"}) {
 		return "function, or address where it fails"
 	}
-	return strings.Join(key, " and ")
+	out := slices.Clone(key)
+	for i, k := range out {
+		if strings.HasPrefix(k, "jwt:") { // anybody can write one
+			out[i] += " (not verified)"
+		}
+	}
+	return strings.Join(out, " and ")
 }
 
 // packetBounds are what the kernel plane may let pass beyond a limit, by its key.

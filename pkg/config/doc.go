@@ -185,9 +185,10 @@
 //	access_ring                    1m              a size from 64k to 1g bytes
 //	ratelimit.lua
 //	limit_req.name                 required        a name: 1 to 63 letters, digits and any of -_./@+
-//	limit_req.key[]                address         address, route, host, or header:NAME, or a list of those
+//	limit_req.key[]                address         address, route, host, api_key, consumer, header:NAME, jwt:CLAIM or jwt:CLAIM:HEADER, or a list of those
 //	limit_req.match.route[]        none            a name: 1 to 63 letters, digits and any of -_./@+, or a list of those
 //	limit_req.match.method[]       none            GET or HEAD or POST or PUT or PATCH or DELETE or OPTIONS, or a list of those
+//	limit_req.match.tier[]         none            a name: 1 to 63 letters, digits and any of -_./@+, or a list of those
 //	limit_req.rate                 required        a rate such as 100r/s, 30r/m, 5r/h or 1000r/d
 //	limit_req.burst                1               a whole number from 1 to 1000000000
 //	limit_req.nodelay              false           true or false

@@ -23,9 +23,11 @@ type RequestLimit struct {
 	Name    string
 	Routes  []string // names; none: all routes
 	Methods []string // none: all
+	Tiers   []string `json:",omitempty"` // of the API key; none: all requests
 	// Key is what has a bucket of its own: address (an IPv4 address, an IPv6 /64), route,
-	// host, or header:NAME; several of them together. A request that lacks one of these
-	// is not limited.
+	// host, api_key, consumer, header:NAME, or jwt:CLAIM (of the token in Authorization) and
+	// jwt:CLAIM:HEADER, whose signature is not verified; several of them together. A request
+	// that lacks one of these is not limited.
 	Key      []string
 	Requests uint64        // in each Period, from 1
 	Period   time.Duration // a second, minute, hour or day
@@ -145,7 +147,7 @@ func requestLimit(c *Config, keyed bool) mapping {
 		rows: []row{
 			{"name", required, label(&l.Name)},
 			{"key", none, limitKey(&l.Key, keyed)},
-			{"match", none, limitMatch(&l.Routes, &l.Methods)},
+			{"match", none, limitMatch(&l.Routes, &l.Methods, &l.Tiers)},
 			{"rate", required, requestRate(l)},
 			{"burst", "1", whole(&l.Burst, 1, maxBurst)},
 			{"nodelay", "false", boolean(&nodelay)},
@@ -191,10 +193,11 @@ func limitKey(dst *[]string, keyed bool) oneOrMore {
 }
 
 // limitMatch is which requests a limit is for.
-func limitMatch(routes, methods *[]string) mapping {
+func limitMatch(routes, methods, tiers *[]string) mapping {
 	return mapping{rows: []row{
 		{"route", none, oneOrMore{item: added(routes, label)}},
 		{"method", none, oneOrMore{item: added(methods, method)}},
+		{"tier", none, oneOrMore{item: added(tiers, label)}},
 	}}
 }
 
@@ -208,14 +211,18 @@ func checkLimitMatch(f *found, c *Config, routes []string) {
 
 // keyPart is one word of a request limit's key.
 func keyPart(dst *string) scalar {
-	return text(dst, "address, route, host, or header:NAME", "", func(s string) bool {
-		switch s {
-		case "address", "route", "host":
-			return true
-		}
-		name, ok := strings.CutPrefix(s, "header:")
+	return text(dst, "address, route, host, api_key, consumer, header:NAME, jwt:CLAIM or jwt:CLAIM:HEADER", "", func(s string) bool {
 		var field string
-		return ok && token(&field).set(name) == nil
+		switch kind, name, named := strings.Cut(s, ":"); kind {
+		case "address", "route", "host", "api_key", "consumer":
+			return !named
+		case "header":
+			return token(&field).set(name) == nil
+		case "jwt":
+			claim, header, given := strings.Cut(name, ":")
+			return claim != "" && len(claim) <= 64 && isFieldText(claim) && (!given || token(&field).set(header) == nil)
+		}
+		return false
 	})
 }
 

@@ -10,6 +10,7 @@ type ConnectionLimit struct {
 	Count   string   // connections, or requests under way: of HTTP/2 these are streams
 	Routes  []string // of requests: names; none: all
 	Methods []string // of requests; none: all
+	Tiers   []string `json:",omitempty"` // of requests' API keys; none: all requests
 	Key     []string // as of a RequestLimit; of connections the address alone
 	Max     uint64   // at once, for each key, from 1
 	DryRun  bool     // told, not held
@@ -23,7 +24,7 @@ func connectionLimit(c *Config, keyed bool) mapping {
 			{"name", required, label(&l.Name)},
 			{"count", "connections", oneOf(&l.Count, "connections", "requests")},
 			{"key", none, limitKey(&l.Key, keyed)},
-			{"match", none, limitMatch(&l.Routes, &l.Methods)},
+			{"match", none, limitMatch(&l.Routes, &l.Methods, &l.Tiers)},
 			{"max", required, whole(&l.Max, 1, maxBurst)},
 			{"dry_run", "false", boolean(&l.DryRun)},
 			{"status", "429", whole(&l.Status, 400, 599)},

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -392,6 +393,9 @@ func (s *supervisor) message(c *config.Config, p *policy.Policy, listeners []*li
 	for i := range p.Snapshot.Routes {
 		r := &p.Snapshot.Routes[i]
 		r.Slot = s.zone.RouteSlot(r.Name)
+	}
+	if slices.ContainsFunc(p.Snapshot.Routes, func(r policy.Route) bool { return r.Keys != nil }) {
+		p.Snapshot.KeySlot = s.zone.LimitSlot("api_key")
 	}
 	for i := range p.Snapshot.Upstreams {
 		u := &p.Snapshot.Upstreams[i]

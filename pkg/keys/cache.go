@@ -19,10 +19,10 @@ type Times struct {
 // Key is a record as a worker uses it. It does not change.
 type Key struct {
 	ID, Consumer []byte
-	Tier         string    // "": none
-	Rate         zone.Rate // of its own; zero: none
-	Requests     uint64    // of Rate, in each Period
+	Tier         string // "": none
+	Requests     uint64 // in each Period, a limit of its own; 0: none
 	Period       time.Duration
+	Burst        uint64 // of them
 	Revoked      bool
 	Expires      time.Time // zero: never
 
@@ -39,9 +39,8 @@ func NewKey(r *Record) *Key {
 		scopes: r.Scopes, secret: r.Secret, old: r.Old, oldUntil: r.OldUntil,
 	}
 	if requests, period, ok := Rate(r.Limit); ok {
-		// A second of it may come at once.
-		k.Requests, k.Period = requests, period
-		k.Rate = zone.NewRate(requests, period, max(1, requests*uint64(time.Second)/uint64(period)))
+		// Those of a second may come at once.
+		k.Requests, k.Period, k.Burst = requests, period, max(1, requests*uint64(time.Second)/uint64(period))
 	} else {
 		k.Tier = r.Limit
 	}

@@ -3,6 +3,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -20,6 +21,7 @@ type RequestLimit struct {
 	ID       uint64        `json:"id"`
 	Routes   []int         `json:"routes,omitempty"` // index in Snapshot.Routes; none: all
 	Methods  []string      `json:"methods,omitempty"`
+	Tiers    []string      `json:"tiers,omitempty"` // of the API key; none: all requests
 	Key      []KeyPart     `json:"key"`
 	Requests uint64        `json:"requests"`
 	Period   time.Duration `json:"period"`
@@ -37,6 +39,7 @@ type ConnectionLimit struct {
 	Count   string    `json:"count"` // connections or requests
 	Routes  []int     `json:"routes,omitempty"`
 	Methods []string  `json:"methods,omitempty"`
+	Tiers   []string  `json:"tiers,omitempty"`
 	Key     []KeyPart `json:"key"`
 	Max     uint64    `json:"max"`
 	DryRun  bool      `json:"dry_run,omitempty"`
@@ -49,8 +52,9 @@ type KeyScript = config.KeyScript
 
 // KeyPart is one thing that tells a request's bucket from another's.
 type KeyPart struct {
-	Kind   string `json:"kind"`             // address, route, host, header or function
-	Header string `json:"header,omitempty"` // its name
+	Kind   string `json:"kind"`             // address, route, host, api_key, consumer, header, jwt or function
+	Header string `json:"header,omitempty"` // its name; of jwt that of the token's
+	Claim  string `json:"claim,omitempty"`  // of jwt
 }
 
 func compileRequestLimits(c *config.Config) ([]RequestLimit, error) {
@@ -61,7 +65,7 @@ func compileRequestLimits(c *config.Config) ([]RequestLimit, error) {
 			return nil, fmt.Errorf("request limit %s: %w", l.Name, err)
 		}
 		out = append(out, RequestLimit{
-			Name: l.Name, ID: limitID(l.Name, l.Key), Routes: routes, Methods: slices.Clone(l.Methods), Key: compileKey(l.Key),
+			Name: l.Name, ID: limitID(l.Name, l.Key), Routes: routes, Methods: slices.Clone(l.Methods), Tiers: slices.Clone(l.Tiers), Key: compileKey(l.Key),
 			Requests: l.Requests, Period: l.Period, Burst: l.Burst, Delay: l.Delay, DryRun: l.DryRun, Status: l.Status,
 		})
 	}
@@ -76,7 +80,7 @@ func compileConnectionLimits(c *config.Config) ([]ConnectionLimit, error) {
 			return nil, fmt.Errorf("connection limit %s: %w", l.Name, err)
 		}
 		out = append(out, ConnectionLimit{
-			Name: l.Name, ID: limitID(l.Count+" "+l.Name, l.Key), Count: l.Count, Routes: routes, Methods: slices.Clone(l.Methods), Key: compileKey(l.Key),
+			Name: l.Name, ID: limitID(l.Count+" "+l.Name, l.Key), Count: l.Count, Routes: routes, Methods: slices.Clone(l.Methods), Tiers: slices.Clone(l.Tiers), Key: compileKey(l.Key),
 			Max: l.Max, DryRun: l.DryRun, Status: l.Status,
 		})
 	}
@@ -97,8 +101,13 @@ func routesNamed(c *config.Config, names []string) (out []int, err error) {
 
 func compileKey(words []string) (out []KeyPart) {
 	for _, k := range words {
-		kind, header, _ := strings.Cut(k, ":")
-		out = append(out, KeyPart{Kind: kind, Header: header})
+		kind, name, _ := strings.Cut(k, ":")
+		part := KeyPart{Kind: kind, Header: name}
+		if kind == "jwt" {
+			part.Claim, part.Header, _ = strings.Cut(name, ":")
+			part.Header = cmp.Or(part.Header, "Authorization")
+		}
+		out = append(out, part)
 	}
 	return out
 }

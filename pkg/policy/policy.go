@@ -42,6 +42,9 @@ type Snapshot struct {
 	// A wait for the worker that is longer, and stands, has requests refused; 0: none does.
 	OverloadDelay time.Duration `json:"overload_delay"`
 	Keys          KeyTimes      `json:"keys"`
+	// KeySlot is where limits that API keys have of their own count in the zone; the
+	// supervisor fills it.
+	KeySlot int `json:"key_slot"`
 }
 
 // KeyTimes are how long workers believe what they know of API keys.

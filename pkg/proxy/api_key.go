@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/xgw-project/xgw/pkg/keys"
@@ -139,3 +140,45 @@ func afterBearer(value []byte) []byte {
 
 // AnswerKeys takes what came of the questions of Options.Keys.
 func (w *Worker) AnswerKeys(answers []keys.Answer) { w.keys.Answer(answers, w.now()) }
+
+// ownRate is a rate that an API key has of its own.
+type ownRate struct {
+	requests uint64
+	period   time.Duration
+}
+
+// ownLimits are made of such rates when they are met, one for each: keys that have the same
+// differ in their buckets.
+type ownLimits struct {
+	mu  sync.Mutex // of this worker alone
+	all map[ownRate]*requestLimit
+}
+
+// ownLimitID is that of all of them: a key keeps its bucket when its rate changes.
+const ownLimitID = 0x6170695f6b6579 // "api_key"
+
+// ownLimit is the limit that the exchange's API key has of its own; nil: none.
+func (ex *Exchange) ownLimit() *requestLimit {
+	k := ex.apiKey
+	if k == nil || k.Requests == 0 {
+		return nil
+	}
+	rate, own := ownRate{k.Requests, k.Period}, &ex.snap.own
+	own.mu.Lock()
+	defer own.mu.Unlock()
+	if l := own.all[rate]; l != nil {
+		return l
+	}
+	l, err := newRequestLimit(&policy.RequestLimit{
+		Name: "api_key", ID: ownLimitID, Key: []policy.KeyPart{{Kind: "api_key"}}, Requests: k.Requests, Period: k.Period,
+		Burst: k.Burst, Delay: k.Burst, Status: 429, Slot: ex.snap.policy.KeySlot,
+	})
+	if err != nil {
+		return nil // keys.Rate yields none that is wrong
+	}
+	if own.all == nil {
+		own.all = map[ownRate]*requestLimit{}
+	}
+	own.all[rate] = l
+	return l
+}

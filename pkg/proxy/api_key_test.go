@@ -213,3 +213,57 @@ func TestAPIKeysOfDeadStore(t *testing.T) {
 		t.Errorf("%d were not answered, %d stale", n, stale)
 	}
 }
+
+// Limits by key, consumer, tier and claim, and those that keys have of their own: of each
+// request whether it passes.
+func TestLimitsOfAPIKeys(t *testing.T) {
+	g := newStoppedGateway(t, []string{httpUpstream(t, func(http.ResponseWriter, *http.Request) {})})
+	s := g.keyed()
+	by := func(kind string) policy.KeyPart { return policy.KeyPart{Kind: kind} }
+	gold := hourly("gold", 1, by("consumer"))
+	gold.Tiers = []string{"gold", "platinum"}
+	sub := policy.KeyPart{Kind: "jwt", Header: "X-JWT", Claim: "sub"}
+	for i, l := range []policy.RequestLimit{hourly("keys", 2, by("api_key")), hourly("consumers", 3, by("consumer")), gold, hourly("subjects", 1, sub), {}} {
+		r := keyRoute(g, "r"+string(rune('0'+i)), &policy.RouteKeys{Optional: true})
+		g.snapshot.Routes = append(g.snapshot.Routes, r)
+		if l.Name != "" {
+			l.Routes, l.Slot = []int{i + 1}, g.zone.LimitSlot(l.Name)
+			g.snapshot.RequestLimits = append(g.snapshot.RequestLimits, l)
+		}
+	}
+	g.snapshot.KeySlot = g.zone.LimitSlot("api_key")
+	g.start()
+	alice, alice2 := s.add(t, keys.Record{Consumer: "alice", Limit: "gold"}), s.add(t, keys.Record{Consumer: "alice"})
+	bob := s.add(t, keys.Record{Consumer: "bob", Limit: "platinum"})
+	slow, slow2 := s.add(t, keys.Record{Consumer: "slow", Limit: "2r/h"}), s.add(t, keys.Record{Consumer: "slow", Limit: "2r/h"})
+	one, two := jwt(`{"sub":"one"}`), jwt(`{"sub":"two"}`)
+	for i, tt := range []struct {
+		path, key, jwt string
+		passes         bool
+	}{
+		{"r0", alice, "", true}, {"r0", alice, "", true}, {"r0", alice, "", false}, {"r0", alice2, "", true}, {"r0", "", "", true}, {"r0", "", "", true}, {"r0", "", "", true},
+		{"r1", alice, "", true}, {"r1", alice2, "", true}, {"r1", alice, "", true}, {"r1", alice2, "", false}, {"r1", bob, "", true},
+		{"r2", alice, "", true}, {"r2", alice, "", false}, {"r2", bob, "", true}, {"r2", bob, "", false}, {"r2", alice2, "", true}, {"r2", alice2, "", true}, {"r2", "", "", true},
+		{"r3", "", one, true}, {"r3", "", "Bearer " + one, false}, {"r3", "", two, true}, {"r3", "", "none", true}, {"r3", "", "none", true},
+		{"r4", slow, "", true}, {"r4", slow, "", false}, {"r4", slow2, "", true}, {"r4", slow2, "", false}, {"r4", alice, "", true}, {"r4", alice, "", true},
+	} {
+		req, _ := http.NewRequest("GET", g.url("/"+tt.path), nil)
+		if tt.key != "" {
+			req.Header.Set("X-API-Key", tt.key)
+		}
+		if tt.jwt != "" {
+			req.Header.Set("X-JWT", tt.jwt)
+		}
+		resp, err := g.client(i%2 == 0).Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := resp.StatusCode; (got == 200) != tt.passes || got != 200 && got != 429 {
+			t.Errorf("request %d, %+v: %d, passes should be %v", i, tt, got, tt.passes)
+		}
+	}
+	if n := g.slab.LoadLimit(g.snapshot.KeySlot, zone.LimitRejected); n != 2 {
+		t.Errorf("%d were refused by limits of keys' own", n)
+	}
+}

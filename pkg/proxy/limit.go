@@ -33,7 +33,7 @@ func newRequestLimit(p *policy.RequestLimit) (*requestLimit, error) {
 	if p.Requests == 0 || p.Burst == 0 || p.Delay == 0 || p.Delay > p.Burst || p.Period <= 0 {
 		return nil, fmt.Errorf("request limit %s: %+v", p.Name, *p)
 	}
-	match, err := newLimitMatch(p.Name, p.Routes, p.Methods, p.Key)
+	match, err := newLimitMatch(p.Name, p.Routes, p.Methods, p.Tiers, p.Key)
 	if err != nil {
 		return nil, fmt.Errorf("request limit %s: %w", p.Name, err)
 	}
@@ -80,14 +80,19 @@ func (l *limiting) cleared() limiting {
 // limitRequests holds the exchange to the limits of its route. One that refuses it ends it,
 // and those before take back their charge: a request that is refused is charged nowhere.
 func limitRequests(ex *Exchange) *refusal {
-	if len(ex.route.limits) == 0 {
+	own := ex.ownLimit()
+	if len(ex.route.limits) == 0 && own == nil {
 		return nil
 	}
 	w := ex.worker
 	now := w.boot + ex.start
 	var wait time.Duration
-	for _, l := range ex.route.limits {
-		if !l.isFor(ex) {
+	for i := -1; i < len(ex.route.limits); i++ {
+		l := own // the narrowest first
+		if i >= 0 {
+			l = ex.route.limits[i]
+		}
+		if l == nil || !l.isFor(ex) {
 			continue
 		}
 		key := w.limits.Key(l.policy.ID, ex.limiting.key)

@@ -20,7 +20,7 @@ type connectionLimit struct {
 }
 
 func newConnectionLimit(p *policy.ConnectionLimit) (*connectionLimit, error) {
-	match, err := newLimitMatch(p.Name, p.Routes, p.Methods, p.Key)
+	match, err := newLimitMatch(p.Name, p.Routes, p.Methods, p.Tiers, p.Key)
 	if err != nil {
 		return nil, fmt.Errorf("connection limit %s: %w", p.Name, err)
 	}

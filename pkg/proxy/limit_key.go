@@ -17,26 +17,28 @@ import (
 type limitMatch struct {
 	routes  []int    // none: all
 	methods []string // none: all
+	tiers   []string // of the API key; none: all exchanges
 	key     []policy.KeyPart
 	headers [][]byte // by part of the key; nil where that is no header
+	claims  [][]byte // likewise, of tokens
 	name    string   // of the limit, by which its key function is found
 }
 
-func newLimitMatch(name string, routes []int, methods []string, key []policy.KeyPart) (limitMatch, error) {
-	l := limitMatch{name: name, routes: routes, methods: methods, key: key}
+func newLimitMatch(name string, routes []int, methods, tiers []string, key []policy.KeyPart) (limitMatch, error) {
+	l := limitMatch{name: name, routes: routes, methods: methods, tiers: tiers, key: key}
 	if len(key) == 0 {
 		return l, errors.New("it has no key")
 	}
 	for _, k := range key {
-		var header []byte
+		var header, claim []byte
 		switch k.Kind {
-		case "address", "route", "host", "function":
-		case "header":
-			header = []byte(k.Header)
+		case "address", "route", "host", "api_key", "consumer", "function":
+		case "header", "jwt":
+			header, claim = []byte(k.Header), []byte(k.Claim)
 		default:
 			return l, fmt.Errorf("key %q", k.Kind)
 		}
-		l.headers = append(l.headers, header)
+		l.headers, l.claims = append(l.headers, header), append(l.claims, claim)
 	}
 	return l, nil
 }
@@ -49,6 +51,9 @@ func (l *limitMatch) isForRoute(route int) bool {
 // isFor tells whether the limit is for this exchange, and leaves its key in limiting.key.
 func (l *limitMatch) isFor(ex *Exchange) bool {
 	if len(l.methods) > 0 && !hasMethod(l.methods, ex.method) {
+		return false
+	}
+	if len(l.tiers) > 0 && (ex.apiKey == nil || !slices.Contains(l.tiers, ex.apiKey.Tier)) {
 		return false
 	}
 	b := ex.limiting.key[:0]
@@ -64,13 +69,22 @@ func (l *limitMatch) isFor(ex *Exchange) bool {
 			b = append(b, ex.routing.host...)
 		case "function":
 			b = ex.appendFunctionKey(b, l.name)
-		default:
-			for j := range ex.fields {
-				if f := &ex.fields[j]; len(f.Name) == len(l.headers[i]) && bytes.EqualFold(f.Name, l.headers[i]) {
-					b = append(b, f.Value...)
-					break
-				}
+		case "api_key":
+			if ex.apiKey != nil {
+				b = append(b, ex.apiKey.ID...)
 			}
+		case "consumer":
+			if ex.apiKey != nil {
+				b = append(b, ex.apiKey.Consumer...)
+			}
+		case "jwt":
+			token := ex.header(l.headers[i])
+			if bearer := afterBearer(token); bearer != nil {
+				token = bearer
+			}
+			b = appendClaim(b, token, l.claims[i])
+		default:
+			b = append(b, ex.header(l.headers[i])...)
 		}
 		n := len(b) - at - 2
 		if n == 0 {
@@ -91,4 +105,14 @@ func appendAddress(b []byte, a netip.Addr) []byte {
 	}
 	sixteen := a.As16()
 	return append(b, sixteen[:8]...)
+}
+
+// header is the value of the request's first field of that name; nil: there is none.
+func (ex *Exchange) header(name []byte) []byte {
+	for i := range ex.fields {
+		if f := &ex.fields[i]; len(f.Name) == len(name) && bytes.EqualFold(f.Name, name) {
+			return f.Value
+		}
+	}
+	return nil
 }

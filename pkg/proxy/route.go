@@ -23,6 +23,7 @@ type snapshot struct {
 	connectionLimits []*connectionLimit
 	functions        KeyFunctions // nil: no limit has a key function
 	streakRules      []streakRule
+	own              ownLimits
 }
 
 // compile builds the route table. An upstream that did not change keeps its
