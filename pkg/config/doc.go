@@ -197,9 +197,10 @@
 //	limit_req.status               429             a whole number from 400 to 599
 //	limit_conn.name                required        a name: 1 to 63 letters, digits and any of -_./@+
 //	limit_conn.count               connections     connections or requests
-//	limit_conn.key[]               address         address, route, host, or header:NAME, or a list of those
+//	limit_conn.key[]               address         address, route, host, api_key, consumer, header:NAME, jwt:CLAIM or jwt:CLAIM:HEADER, or a list of those
 //	limit_conn.match.route[]       none            a name: 1 to 63 letters, digits and any of -_./@+, or a list of those
 //	limit_conn.match.method[]      none            GET or HEAD or POST or PUT or PATCH or DELETE or OPTIONS, or a list of those
+//	limit_conn.match.tier[]        none            a name: 1 to 63 letters, digits and any of -_./@+, or a list of those
 //	limit_conn.max                 required        a whole number from 1 to 1000000000
 //	limit_conn.dry_run             false           true or false
 //	limit_conn.status              429             a whole number from 400 to 599
