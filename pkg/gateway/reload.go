@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
+
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/policy"
@@ -33,6 +35,8 @@ func (s *supervisor) Reload(confirm time.Duration) (admin.Reloaded, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	began := time.Now()
+	s.notify(reloading())
+	defer s.notify(daemon.SdNotifyReady)
 	r, err := s.reload(confirm)
 	s.servers.Keep(s.policy.Snapshot.Upstreams) // of what holds now, the new or the old
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/admin"
@@ -168,6 +169,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 	if s.options.Ready != nil {
 		s.options.Ready(s.addresses())
 	}
+	s.notify(daemon.SdNotifyReady)
 	if s.control != nil {
 		server := admin.NewServer(s, s.log)
 		defer server.Close()
@@ -189,6 +191,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 	go func() { defer close(escalating); s.escalator.run(ctx) }()
 	s.idle(ctx, drainer, ledger.NewHistorian(past))
 	<-escalating
+	s.notify(daemon.SdNotifyStopping)
 	s.log.Info("stopping: workers finish what is under way")
 	s.crew.wait()
 	drained()
@@ -201,6 +204,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 // idle is what the supervisor does while workers work: its heartbeat, reloads that HUP
 // asks for, and opening the log anew when logrotate sends USR1.
 func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *ledger.Historian) {
+	watchdog := s.watchdog()
 	beat := time.NewTicker(beatInterval)
 	defer beat.Stop()
 	reopen := make(chan os.Signal, 1)
@@ -211,6 +215,9 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *l
 	defer signal.Stop(reload)
 	for ctx.Err() == nil {
 		s.zone.Beat(monotonic())
+		if watchdog != "" {
+			s.notify(watchdog)
+		}
 		for _, pl := range s.planes {
 			pl.tend()
 		}
