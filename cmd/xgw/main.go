@@ -40,6 +40,7 @@ type env struct {
 	out, err io.Writer
 	instance string
 	json     bool
+	fault    func(step string) error // of reloads, for tests
 }
 
 func main() {

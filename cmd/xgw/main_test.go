@@ -29,11 +29,19 @@ import (
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && !strings.HasPrefix(os.Args[1], "-test.") {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-		status := run(ctx, os.Args, &env{out: os.Stdout, err: os.Stderr})
+		status := run(ctx, os.Args, &env{out: os.Stdout, err: os.Stderr, fault: wantedFault})
 		stop()
 		os.Exit(status)
 	}
 	os.Exit(m.Run())
+}
+
+// wantedFault is the error of the step that the file named in the environment names.
+func wantedFault(step string) error {
+	if text, err := os.ReadFile(os.Getenv("XGW_TEST_FAULT")); err == nil && string(text) == step {
+		return fmt.Errorf("made to fail at %s", step)
+	}
+	return nil
 }
 
 // running is a gateway in processes of its own.

@@ -52,7 +52,7 @@ passes everything.`,
 			log := slog.New(logging.NewHandler(e.err, slog.LevelInfo))
 			offerPinholes(c, log)
 			err = gateway.Run(cmd.Context(), gateway.Options{
-				Config: c, Log: log, Version: version(), Load: load, Confirm: confirm,
+				Config: c, Log: log, Version: version(), Load: load, Confirm: confirm, Fault: e.fault,
 				Ready: func(a gateway.Addresses) {
 					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on http://%s/metrics\n", strings.Join(a.Listeners, ", "), a.Telemetry)
 				},

@@ -24,14 +24,16 @@ type plane struct {
 	policy  *policy.Policy
 	confirm time.Duration // that the policy must be confirmed within; 0: it stays
 	log     *slog.Logger
+	fault   func(step string) error // nil: none
 
 	mu        sync.Mutex
 	d         *datapath.Datapath
-	index     int    // of the device that d is attached to
-	wanted    uint64 // the generation that waits to be confirmed
-	undone    bool   // it was not, and the kernel has gone back
-	said      string // the last trouble, said once
-	fresh     bool   // d is another than it was, without its verdicts
+	index     int            // of the device that d is attached to
+	wanted    uint64         // the generation that waits to be confirmed
+	inForce   *policy.Policy // that the kernel has last changed over to
+	undone    bool           // it was not, and the kernel has gone back
+	said      string         // the last trouble, said once
+	fresh     bool           // d is another than it was, without its verdicts
 	transient bool
 }
 
@@ -82,13 +84,16 @@ func (pl *plane) apply() error {
 	if pl.confirm > 0 {
 		set = pl.d.AddPinholes
 	}
-	if err := set(pl.policy.Pinholes); err != nil {
+	if err := pl.meets("pinholes", set(pl.policy.Pinholes)); err != nil {
 		return err
 	}
 	if err := pl.d.ApplyUntil(&pl.policy.Tables, pl.confirm); err != nil {
 		return err
 	}
-	pl.undone = false
+	pl.inForce, pl.undone = pl.policy, false
+	if err := pl.meets("tables", nil); err != nil {
+		return err
+	}
 	if pl.confirm > 0 {
 		s, err := pl.d.State()
 		if err != nil {
@@ -99,6 +104,14 @@ func (pl *plane) apply() error {
 			"within", pl.confirm, "with", fmt.Sprintf("xgw confirm %s", name))
 	}
 	return pl.d.Beat()
+}
+
+// meets is the error of a step, or the one that a test wants there.
+func (pl *plane) meets(step string, err error) error {
+	if err == nil && pl.fault != nil {
+		err = pl.fault(step + " " + pl.options.Interface)
+	}
+	return err
 }
 
 // tend says that verdicts are tended, and attaches anew to a device that was made anew.
@@ -135,11 +148,14 @@ func (pl *plane) replace(p *policy.Policy, confirm time.Duration) error {
 	old, oldConfirm := pl.policy, pl.confirm
 	pl.policy, pl.confirm = p, confirm
 	err := pl.apply()
-	if err != nil {
-		pl.policy, pl.confirm = old, oldConfirm
-		err = errors.Join(err, pl.d.SetPinholes(old.Pinholes))
+	if err == nil {
+		return nil
 	}
-	return err
+	if pl.inForce == p { // the kernel has changed over already
+		return errors.Join(err, pl.goBack(old))
+	}
+	pl.policy, pl.confirm = old, oldConfirm
+	return errors.Join(err, pl.d.SetPinholes(old.Pinholes))
 }
 
 // await says whether the policy still waits to be confirmed, or is undone for want of it.
@@ -163,6 +179,11 @@ func (pl *plane) confirmNow() error {
 func (pl *plane) revert(p *policy.Policy) error {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
+	return pl.goBack(p)
+}
+
+// goBack makes a policy hold again, whether or not the present one was to be confirmed.
+func (pl *plane) goBack(p *policy.Policy) error {
 	pl.policy, pl.confirm = p, 0
 	return errors.Join(pl.d.Undo(), pl.apply())
 }

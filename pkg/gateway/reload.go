@@ -85,7 +85,7 @@ func (s *supervisor) enact(c *config.Config, p *policy.Policy, confirm time.Dura
 			closeAll(opened)
 		}
 	}()
-	if err != nil {
+	if err = errors.Join(err, s.options.fault("listeners")); err != nil {
 		return err
 	}
 	tickets, err := s.tickets.configured(c.Tickets)
@@ -94,7 +94,7 @@ func (s *supervisor) enact(c *config.Config, p *policy.Policy, confirm time.Dura
 	}
 	now := stamps(s.vault.paths(c.Listeners))
 	m, err := s.message(c, p, listeners, true)
-	if err != nil {
+	if err = errors.Join(err, s.options.fault("secrets")); err != nil {
 		return err
 	}
 	if err := s.changeOver(m, p, confirm); err != nil {
@@ -140,7 +140,7 @@ func closeAll(listeners []*listener) {
 
 // changeOver is the transaction: with an error nothing has changed.
 func (s *supervisor) changeOver(m *message, p *policy.Policy, confirm time.Duration) error {
-	if err := s.crew.prepare(m); err != nil {
+	if err := errors.Join(s.crew.prepare(m), s.options.fault("prepared")); err != nil {
 		return err
 	}
 	for i, pl := range s.planes {

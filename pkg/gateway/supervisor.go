@@ -49,8 +49,18 @@ type Options struct {
 	Ready func(Addresses)
 	// Zone is the file of the shared zone, by default ZonePath(instance).
 	Zone string
+	// Fault, when not nil, is asked at each step of a reload for the error that it meets:
+	// tests hold reloads to leaving everything as it was.
+	Fault func(step string) error
 	// Version for the metrics.
 	Version string
+}
+
+func (o *Options) fault(step string) error {
+	if o.Fault == nil {
+		return nil
+	}
+	return o.Fault(step)
 }
 
 // Addresses are those really listened on, with ports settled.
@@ -368,6 +378,9 @@ func (s *supervisor) makeControl() {
 
 func (s *supervisor) adopt(ic config.Interface) error {
 	pl, err := newPlane(ic, s.config.Instance, s.policy, s.options.Confirm, s.log)
+	if pl != nil {
+		pl.fault = s.options.fault
+	}
 	if pl != nil {
 		s.planes = append(s.planes, pl)
 	}
