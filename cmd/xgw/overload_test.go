@@ -27,6 +27,7 @@ type crowd struct {
 	clients []*http.Client
 	users   int
 	obey    bool // one that was told to wait does
+	worker  int  // whose work is between a request and its reply
 }
 
 // seen is what became of a crowd's requests.
@@ -34,14 +35,14 @@ type seen struct {
 	mu      sync.Mutex
 	good    int
 	served  []time.Duration
-	refused []time.Duration // of those sent when it was not too early
+	refused []time.Duration // after so much work of the worker; of those sent when it was not too early
 	early   int             // refusals of those that did not wait as they were told
 	failed  []string
 	lastBad time.Time
 }
 
-func newCrowd(url string, users int, h2, obey bool) *crowd {
-	c := &crowd{url: url, users: users, obey: obey}
+func newCrowd(url string, worker, users int, h2, obey bool) *crowd {
+	c := &crowd{url: url, worker: worker, users: users, obey: obey}
 	n := users // connections
 	if h2 {
 		n = 16
@@ -73,15 +74,12 @@ func (c *crowd) ask(rate float64, d time.Duration) *seen {
 			}
 			next := time.Now().Add(every * time.Duration(u) / time.Duration(c.users))
 			var waits time.Time // until when it was told to
-			for {
+			for next.Before(end) {
 				time.Sleep(time.Until(next))
-				sent := time.Now()
-				if sent.After(end) {
-					return
-				}
+				sent, before := time.Now(), workOf(c.worker)
 				status, err := c.once(c.clients[u%len(c.clients)])
-				now := time.Now()
-				s.note(status, err, now, now.Sub(sent), sent.Before(waits))
+				now, work := time.Now(), workOf(c.worker)-before
+				s.note(status, err, now, work, sent.Before(waits))
 				if status == http.StatusServiceUnavailable {
 					waits = now.Add(time.Second)
 				}
@@ -89,8 +87,8 @@ func (c *crowd) ask(rate float64, d time.Duration) *seen {
 				if next.Before(now) {
 					next = now
 				}
-				if c.obey && next.Before(waits) {
-					next = waits
+				for c.obey && next.Before(waits) { // at the next of its own times
+					next = next.Add(max(every, time.Millisecond))
 				}
 			}
 		})
@@ -132,9 +130,10 @@ func (c *crowd) once(one *http.Client) (int, error) {
 	return r.StatusCode, nil
 }
 
-// quota holds the process to a share of one CPU, in periods so short that it does not stand
-// still for long.
-func quota(t *testing.T, pid int, percent int) {
+// control puts the process into a control group of its own that goes before what else the
+// machine does: here it is the test that must not be starved. A share of one CPU, in percent, is
+// all that it gets then; 0: no bound.
+func control(t *testing.T, pid, percent int) {
 	t.Helper()
 	dir := fmt.Sprintf("/sys/fs/cgroup/cpu/xgw-test-%d", pid)
 	if err := os.Mkdir(dir, 0o755); err != nil {
@@ -146,36 +145,27 @@ func quota(t *testing.T, pid int, percent int) {
 			t.Error(err)
 		}
 	})
-	for _, w := range []struct{ file, value string }{
-		{"cpu.cfs_period_us", "20000"}, {"cpu.cfs_quota_us", strconv.Itoa(200 * percent)}, {"cgroup.procs", strconv.Itoa(pid)},
-	} {
-		if err := os.WriteFile(filepath.Join(dir, w.file), []byte(w.value), 0); err != nil {
+	const period = 20_000
+	quota := -1
+	if percent > 0 {
+		quota = period * percent / 100
+	}
+	for _, w := range []struct {
+		file  string
+		value int
+	}{{"cpu.shares", 1 << 18}, {"cpu.cfs_period_us", period}, {"cpu.cfs_quota_us", quota}, {"cgroup.procs", pid}} {
+		if err := os.WriteFile(filepath.Join(dir, w.file), []byte(strconv.Itoa(w.value)), 0); err != nil {
 			t.Skip("needs the cpu controller of cgroup v1: ", err)
 		}
 	}
 }
 
-// hurry has this process, and those it starts, go before what else the machine does: here it
-// is the test that must not be starved.
-func hurry(t *testing.T) {
-	t.Helper()
-	renice := func(nice int) {
-		tasks, _ := filepath.Glob("/proc/self/task/*")
-		for _, task := range tasks {
-			if tid, err := strconv.Atoi(filepath.Base(task)); err == nil {
-				_ = unix.Setpriority(unix.PRIO_PROCESS, tid, nice)
-			}
-		}
-	}
-	renice(-15)
-	t.Cleanup(func() { renice(0) })
-}
-
 // Offered twice what the worker can do, it does nearly as much as ever, tells the rest at
-// once, and the other ports know nothing of it.
+// once, and the other ports know nothing of it. Times of a reply are in the worker's own, its
+// work between request and reply: a quota lets it stand still for most of the clock's.
 func TestOverload(t *testing.T) {
-	needRoot(t, "holds the worker to a tenth of a CPU")
-	hurry(t)
+	needRoot(t, "holds the worker to a fifth of a CPU")
+	control(t, os.Getpid(), 0)
 	path := "/bytes/16384"
 	if p := os.Getenv("XGW_OVERLOAD_PATH"); p != "" {
 		path = p
@@ -185,92 +175,112 @@ func TestOverload(t *testing.T) {
 		h2, obey bool
 	}{{"h1", false, true}, {"h2", true, true}, {"h1 that does not wait", false, false}, {"h2 that does not wait", true, false}} {
 		t.Run(row.name, func(t *testing.T) {
-			if row.h2 && os.Getenv("XGW_OVERLOAD_H2") == "" {
-				t.Skip("does not end on some runs, for a cause not found yet: set XGW_OVERLOAD_H2 to look for it")
-			}
 			dir := t.TempDir()
-			up := upstream(t)
-			text := func(delay string) string {
-				return gatewayYAML(dir, "127.0.0.1:0", up, "workers: 1\noverload_delay: "+delay+"\n")
-			}
-			g := startGateway(t, startHere, "overload", dir, text("off"))
-			ctl := admin.NewClient(admin.SocketPath("overload"))
-			use := func(delay string) {
-				rewrite(t, filepath.Join(dir, "gateway.yaml"), text(delay))
-				if _, err := ctl.Reload(0); err != nil {
-					t.Fatal(err)
+			o := &overloading{up: upstream(t), dir: dir}
+			o.g = startGateway(t, startHere, "overload", dir, o.text("off"))
+			o.worker = o.g.workers(t)["0"]
+			url := "https://" + o.g.address + path
+			o.few, o.many = newCrowd(url, o.worker, 64, row.h2, true), newCrowd(url, o.worker, 600, row.h2, row.obey)
+			defer o.few.close()
+			defer o.many.close()
+			o.few.ask(0, 200*time.Millisecond)
+			o.many.ask(600, time.Second) // all are connected by now
+			control(t, o.worker, 20)
+			var wrong []string
+			for range 3 { // the machine has other things to do
+				if wrong = o.round(t); len(wrong) == 0 {
+					return
 				}
+				t.Log(wrong)
 			}
-			quota(t, g.workers(t)["0"], 10)
-			url := "https://" + g.address + path
-			few, many := newCrowd(url, 64, row.h2, true), newCrowd(url, 400, row.h2, row.obey)
-			defer few.close()
-			defer many.close()
-			few.ask(0, 500*time.Millisecond)
-			many.ask(200, 3*time.Second) // all are connected by now
-			pid := g.workers(t)["0"]
-			work := func(c *crowd, rate float64, d time.Duration) (*seen, time.Duration) {
-				before := cpuOf(t, pid)
-				s := c.ask(rate, d)
-				return s, cpuOf(t, pid) - before
+			if wrong[0] == tooBusy {
+				t.Skip(tooBusy)
 			}
-			var all, quiet seen
-			var peakGood, good float64
-			var peakCPU, cpu time.Duration
-			slowest := watchSides(t, g, "overload")
-			const overloaded = 4 * time.Second
-			for range 2 { // by turns, since the machine has other things to do
-				use("off")
-				s, used := work(few, 0, time.Second)
-				use("2ms")
-				peakGood, peakCPU = peakGood+float64(s.good), peakCPU+used
-				rate := float64(s.good)
-				quiet.add(many.ask(rate/4, time.Second))
-				s, used = work(many, 2*rate, overloaded)
-				good, cpu = good+float64(s.good), cpu+used
-				all.add(s)
-			}
-			side := slowest()
-			share := good / overloaded.Seconds() / peakGood
-			perCPU := good / cpu.Seconds() / (peakGood / peakCPU.Seconds())
-			t.Logf("peak %.0f/s in %v of CPU; offered twice that %.0f/s (%.2f) in %v of CPU (%.2f by CPU); %d refused, %d of them early; %d failed",
-				peakGood/2, peakCPU, good/2/overloaded.Seconds(), share, cpu, perCPU, len(all.refused)+all.early, all.early, len(all.failed))
-			t.Logf("refused: median %v, p99 %v; served at a quarter of the peak: median %v, p99 %v; metrics and admin at most %v",
-				part(all.refused, 50), part(all.refused, 99), part(quiet.served, 50), part(quiet.served, 99), side)
-			began := time.Now()
-			after := many.ask(peakGood/2/2, 3*time.Second)
-			recovered := after.lastBad.Sub(began)
-			t.Logf("at half of the peak again: %d served, %d refused, the last after %v", len(after.served), len(after.refused)+after.early, max(0, recovered))
-			judgeOverload(t, &all, &quiet, perCPU, side, recovered)
-			if t.Failed() {
-				t.Log(grep(g.scrape(t), `outcome="overload"`), g.log.String())
-			}
+			t.Errorf("%v\n%s%s", wrong, grep(o.g.scrape(t), `outcome="overload"`), o.g.log)
 		})
 	}
 }
 
-// judgeOverload: times may be five times those that were measured with this tenth of a CPU,
-// and three times a quiet request's where the machine is slower than that.
-func judgeOverload(t *testing.T, all, quiet *seen, perCPU float64, side, recovered time.Duration) {
+const tooBusy = "this machine is too busy to offer twice what the worker can do"
+
+// overloading is a gateway whose only worker is offered too much.
+type overloading struct {
+	up, dir   string
+	g         *running
+	worker    int
+	few, many *crowd
+}
+
+func (o *overloading) text(delay string) string {
+	return gatewayYAML(o.dir, "127.0.0.1:0", o.up, "workers: 1\noverload_delay: "+delay+"\n")
+}
+
+func (o *overloading) use(t *testing.T, delay string) {
 	t.Helper()
-	if len(all.failed) > 0 {
-		t.Errorf("%d requests failed, such as: %s", len(all.failed), all.failed[0])
+	rewrite(t, filepath.Join(o.dir, "gateway.yaml"), o.text(delay))
+	if _, err := admin.NewClient(admin.SocketPath("overload")).Reload(0); err != nil {
+		t.Fatalf("%v\n%s", err, o.g.log)
 	}
-	if len(all.refused) < 20 {
-		t.Skipf("%d were refused: this machine is too busy to offer twice what the worker can do", len(all.refused))
+	if pid := o.g.workers(t)["0"]; pid != o.worker {
+		t.Fatalf("worker %d was replaced by %d\n%s", o.worker, pid, o.g.log)
 	}
-	if perCPU < 0.25 { // what others do on the same cores spoils caches, and this figure
-		t.Errorf("an exchange served costs %.2f of what it does at the peak", 1/perCPU)
+}
+
+// round compares the worker under twice its load to its peak, before and after, and says what
+// is wrong. Bounds forgive a machine that does much else.
+func (o *overloading) round(t *testing.T) (wrong []string) {
+	t.Helper()
+	peak := func() float64 {
+		o.use(t, "off")
+		began := time.Now()
+		good := o.few.ask(0, 700*time.Millisecond).good
+		return float64(good) / time.Since(began).Seconds()
 	}
-	if most := max(900*time.Millisecond, 3*part(quiet.served, 99)); part(all.refused, 50) > most {
-		t.Errorf("half of those refused were told after %v, want %v at most", part(all.refused, 50), most)
+	before := peak()
+	if before < 50 {
+		return []string{tooBusy}
 	}
-	if side > time.Second+3*part(quiet.served, 99) { // ten times what is promised: they share two CPUs with all of this
-		t.Errorf("metrics and admin took %v", side)
+	slowest := watchSides(t, o.g, "overload")
+	o.use(t, "5ms")
+	o.many.ask(2*before, 2500*time.Millisecond) // until it is noticed: a fifth of a CPU is slow
+	began, work := time.Now(), workOf(o.worker)
+	s := o.many.ask(2*before, 1500*time.Millisecond)
+	took := time.Since(began).Seconds()
+	work = workOf(o.worker) - work
+	began = time.Now()
+	again := o.many.ask(before/2, 3500*time.Millisecond)
+	recovered := max(0, again.lastBad.Sub(began))
+	side := slowest()
+	after := peak()
+	best := max(before, after)
+	goodput := float64(s.good) / took / best
+	t.Logf("peak %.0f/s and %.0f/s; in overload %.0f/s, %.2f of it, in %.2f of a CPU; %d refused, %d of them early; after work of median %v, p90 %v, p99 %v; served after median %v, p99 %v",
+		before, after, float64(s.good)/took, goodput, work.Seconds()/took, len(s.refused)+s.early, s.early, part(s.refused, 50), part(s.refused, 90), part(s.refused, 99), part(s.served, 50), part(s.served, 99))
+	t.Logf("metrics and admin at most %v; at half of the peak again: %d served, %d refused, the last after %v", side, again.good, len(again.refused)+again.early, recovered)
+	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
+	if len(s.refused)+s.early < 20 {
+		if late := part(s.served, 50); late > 60*time.Millisecond {
+			say("nearly nobody is refused, and half of the others wait for %v of work", late)
+			return wrong
+		}
+		return []string{tooBusy}
 	}
-	if recovered > 5*time.Second {
-		t.Errorf("still refused after %v", recovered)
+	if failed := append(s.failed, again.failed...); len(failed) > 0 {
+		say("%d requests failed, such as: %s", len(failed), failed[0])
 	}
+	if goodput < 0.25 { // of a peak that 64 clients have; beside other work on the machine it is half of what it is alone
+		say("goodput is %.2f of the peak", goodput)
+	}
+	if late := part(s.refused, 50); late > 40*time.Millisecond { // 60 and more without a bound on exchanges
+		say("half of those refused were told after %v of work", late)
+	}
+	if side > time.Second { // ten times what is promised: they share two CPUs with all of this
+		say("metrics and admin took %v", side)
+	}
+	if recovered > 3*time.Second {
+		say("still refused after %v", recovered)
+	}
+	return wrong
 }
 
 func part(d []time.Duration, percent int) time.Duration {
@@ -281,22 +291,14 @@ func part(d []time.Duration, percent int) time.Duration {
 	return d[min(len(d)*percent/100, len(d)-1)]
 }
 
-func (s *seen) add(other *seen) {
-	s.served, s.refused = append(s.served, other.served...), append(s.refused, other.refused...)
-	s.failed, s.early, s.good = append(s.failed, other.failed...), s.early+other.early, s.good+other.good
-}
-
-// cpuOf is the time that a process has had.
-func cpuOf(t *testing.T, pid int) time.Duration {
-	t.Helper()
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		t.Fatal(err)
+// workOf is the time that a process has had of the CPUs, by its own clock; 0 when it is gone.
+func workOf(pid int) time.Duration {
+	const sched = 2 // CPUCLOCK_SCHED: see clock_getcpuclockid(3)
+	var ts unix.Timespec
+	if err := unix.ClockGettime(int32(^pid<<3|sched), &ts); err != nil {
+		return 0
 	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
-	user, _ := strconv.Atoi(fields[11])
-	system, _ := strconv.Atoi(fields[12])
-	return time.Duration(user+system) * 10 * time.Millisecond
+	return time.Duration(ts.Nano())
 }
 
 // watchSides asks metrics and the control socket all the while; what it returns ends that and

@@ -134,6 +134,7 @@ type client interface {
 func (ex *Exchange) run() {
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
 	ex.outcome, ex.status = zone.RequestPanic, 500 // what is recorded unless it ends otherwise
+	defer ex.worker.overload.leave()
 	defer ex.record()
 	for i := range ex.worker.filters {
 		if r := ex.worker.filters[i].apply(ex); r != nil {

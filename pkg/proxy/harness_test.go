@@ -149,6 +149,9 @@ func (g *gateway) stop() {
 		if n := g.slab.LoadGauge(zone.GaugeRequests); n != 0 {
 			g.Errorf("%d exchanges are still counted as under way", int64(n))
 		}
+		if n := g.worker.overload.under.Load(); n != 0 {
+			g.Errorf("%d exchanges are still counted by the overload", n)
+		}
 		if n := g.slab.LoadGauge(zone.GaugeConnections); n != 0 {
 			g.Errorf("%d connections are still counted as open", int64(n))
 		}

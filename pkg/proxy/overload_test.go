@@ -36,8 +36,13 @@ func TestOverloadRefusal(t *testing.T) {
 			}
 			return r.StatusCode
 		}
+		r, err := g.client(h2).Get(g.url("/")) // by another connection: by then nobody measures any more
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Body.Close()
 		o := &g.worker.overload
-		o.refusing.Store(true)
+		o.standing.Store(true) // and no exchange may be under way
 		if status := ask("first"); status != 200 {
 			t.Errorf("the first request of a connection: %d", status)
 		}
@@ -46,15 +51,24 @@ func TestOverloadRefusal(t *testing.T) {
 				t.Errorf("refused with %d", status)
 			}
 		}
-		o.refusing.Store(false)
+		o.most.Store(1)
 		if status := ask("again"); status != 200 {
-			t.Errorf("afterwards: %d", status)
+			t.Errorf("with room for one: %d", status)
 		}
-		if n := g.slab.Load(zone.ConnectionsAccepted); n != 1 {
+		o.most.Store(0)
+		off := g.snapshot
+		off.OverloadDelay = 0
+		if err := g.worker.Apply(&off, g.certs); err != nil {
+			t.Fatal(err)
+		}
+		if status := ask("last"); status != 200 {
+			t.Errorf("with no overload_delay: %d", status)
+		}
+		if n := g.slab.Load(zone.ConnectionsAccepted); n != 2 {
 			t.Errorf("%d connections: a refusal must not cost a handshake", n)
 		}
 		refused := 0
-		for _, r := range g.records(5) {
+		for _, r := range g.records(7) {
 			if r.Outcome == zone.RequestOverload && r.Status == 503 {
 				refused++
 			}
@@ -69,7 +83,6 @@ func TestOverloadRefusal(t *testing.T) {
 func TestOverloadRest(t *testing.T) {
 	g := newGateway(t, []string{httpUpstream(t, echo)}, nil)
 	o := &g.worker.overload
-	o.refusing.Store(true)
 	c := g.raw()
 	took := func() time.Duration {
 		began := time.Now()
@@ -77,18 +90,17 @@ func TestOverloadRest(t *testing.T) {
 		c.reply("GET")
 		return time.Since(began)
 	}
-	took() // served, and then two refusals
+	took()
+	o.standing.Store(true) // and no exchange may be under way: two refusals
 	took()
 	quick := took()
-	o.standing.Store(true)
 	o.heavy.Store(true)
 	took()
 	slow := took()
-	if slow < retryAfter/2 || quick > retryAfter/2 {
+	if slow < leastRest/2 || quick > slow/2 {
 		t.Errorf("%v while refusals are few, %v while they are many", quick, slow)
 	}
 	o.standing.Store(false)
-	o.refusing.Store(false)
 }
 
 // With most of the worker's memory in use requests are refused, the first of a connection too.
@@ -139,19 +151,37 @@ func TestOverloadIsNoticed(t *testing.T) {
 		t.Fatal("a queue that comes and goes was taken for an overload")
 	}
 	window(long, long)
+	const under = 1000
+	o.under.Add(under)
+	defer o.under.Add(-under)
 	if window(long, long); !o.standing.Load() {
 		t.Fatal("a queue that stands was not")
 	}
-	if wait(long); !o.refusing.Load() {
-		t.Error("nothing is refused while the wait is long")
+	begun := o.most.Load()
+	if begun < o.burst || begun > under {
+		t.Errorf("%d of %d exchanges may go on", begun, under)
 	}
-	if wait(short); o.refusing.Load() {
-		t.Error("something is refused while the wait is short")
+	if wait(long); o.most.Load() >= begun {
+		t.Error("no fewer may be under way while the wait is long")
 	}
-	for range calmWindows {
+	for range 10 {
+		wait(long)
+	}
+	least := o.most.Load()
+	if least != o.burst {
+		t.Errorf("%d may be under way, whatever the wait: want %d", least, o.burst)
+	}
+	if wait(short); o.most.Load() != least {
+		t.Error("more may be under way though none was refused")
+	}
+	o.refused.Add(1)
+	if wait(short); o.most.Load() <= least {
+		t.Error("no more may be under way while the wait is short")
+	}
+	for range calmWindows + 1 { // something was refused in the first
 		window(short)
 	}
-	if o.standing.Load() || o.refusing.Load() {
+	if o.standing.Load() {
 		t.Error("the overload does not end")
 	}
 }

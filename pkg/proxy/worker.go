@@ -169,6 +169,9 @@ func (w *Worker) Commit(p *Prepared) {
 		old.retire(p.next)
 	}
 	w.forget(p.next)
+	if p.next.policy.OverloadDelay == 0 {
+		w.overload.standing.Store(false) // at once, not at the end of a window
+	}
 }
 
 const (
