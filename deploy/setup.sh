@@ -28,6 +28,7 @@ needs() {
 		test      tmux                 tmux            a terminal for xgw top
 		test      chromium             chromium        looks at the dashboard
 		test      rsyslogd             rsyslog         receives syslog in the tests
+		test      redis-server         redis-server    a real store that gateways share
 		test      clang-format-14      clang-format-14 the layout of the C code
 		generate  clang-14             clang-14        compiles the BPF objects
 		generate  llvm-strip-14        llvm-14         strips the BPF objects
@@ -98,7 +99,7 @@ disable() {
 	case $1 in
 	nginx-light) set -- nginx ;;
 	prometheus) set -- prometheus prometheus-node-exporter ;;
-	haproxy | rsyslog) ;;
+	haproxy | rsyslog | redis-server) ;;
 	*) return 0 ;;
 	esac
 	command -v systemctl >/dev/null || return 0

@@ -40,7 +40,14 @@ type keyring struct {
 
 // OpenKeys opens the store that the configuration names.
 func OpenKeys(c *config.Config) (keys.Store, error) {
-	return keys.OpenFile(c.Keys.File)
+	if c.Keys.Store == "file" {
+		return keys.OpenFile(c.Keys.File)
+	}
+	client, err := newRedis(&c.Redis)
+	if err != nil {
+		return nil, fmt.Errorf("open API keys: %w", err)
+	}
+	return keys.NewRedis(client, c.Redis.Prefix), nil
 }
 
 func newKeyring(c *config.Config, fence *zone.Fence, log *slog.Logger) (*keyring, error) {

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"net"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// startRedis starts a real Valkey or Redis on loopback.
+func startRedis(t *testing.T) (address string, server *exec.Cmd) {
+	t.Helper()
+	path, err := exec.LookPath("valkey-server")
+	if err != nil {
+		if path, err = exec.LookPath("redis-server"); err != nil {
+			t.Skip("needs valkey-server or redis-server: `deploy/setup.sh test` installs it")
+		}
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	address = l.Addr().String()
+	l.Close()
+	_, port, _ := net.SplitHostPort(address)
+	server = exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir())
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+	c := redis.NewClient(&redis.Options{Addr: address})
+	defer c.Close()
+	for end := time.Now().Add(20 * time.Second); c.Ping(context.Background()).Err() != nil; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("redis does not answer")
+		}
+	}
+	return address, server
+}
+
+// Two gateways share a store: what one revokes the other refuses within a second. While the store
+// is stopped known keys go on at both, unknown ones get 503, and when it goes on, so do they.
+func TestKeysInRedis(t *testing.T) {
+	needRoot(t, "steers connections with BPF")
+	address, server := startRedis(t)
+	more := "keys: {store: redis, known_time: 1s}\nredis: {address: \"" + address + "\"}\n"
+	first, second := keyed(t, "redis1", more), keyed(t, "redis2", more)
+	xgw := func(args ...string) string {
+		return mustRun(t, append([]string{"--instance", "redis1", "keys"}, args...)...)
+	}
+	alice, bob, carol := xgw("add", "--consumer", "alice", "--id", "alice"), xgw("add", "--consumer", "bob"), xgw("add", "--consumer", "carol")
+	for _, g := range []*running{first, second} {
+		newHolder(g.address, alice).all(t, "a key that one of them made", 200)
+		newHolder(g.address, bob).all(t, "another", 200)
+	}
+	began := time.Now()
+	xgw("revoke", "alice")
+	newHolder(first.address, alice).all(t, "revoked here", 401)
+	there := newHolder(second.address, alice)
+	for there.ask(there.clients[0]) != 401 {
+		if time.Since(began) > 5*time.Second { // five times what is promised
+			t.Fatal("the other gateway still takes a revoked key")
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+	t.Logf("refused by the other gateway %s after the command began", time.Since(began))
+	there.all(t, "revoked there", 401)
+
+	if err := server.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2100 * time.Millisecond) // workers have to ask again
+	for _, g := range []*running{first, second} {
+		newHolder(g.address, bob).all(t, "a known key while the store is stopped", 200)
+		newHolder(g.address, carol).all(t, "an unknown key while the store is stopped", 503)
+	}
+	text := first.scrape(t)
+	if !strings.Contains(text, "xgw_key_store_up 0") || sumSeries(t, text, `xgw_key_lookups_total{result="stale"`) == 0 {
+		t.Errorf("the metrics do not tell of it:\n%s", grep(text, "xgw_key_"))
+	}
+	if status, _, errs := inProcess("--instance", "redis1", "keys", "list"); status != 1 {
+		t.Errorf("listed without a store: status %d, %s", status, errs)
+	}
+	if err := server.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	h := newHolder(second.address, carol)
+	for end := time.Now().Add(20 * time.Second); h.ask(h.clients[0]) != 200; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a store that goes on is not asked")
+		}
+	}
+	h.all(t, "when the store goes on", 200)
+}
