@@ -30,6 +30,8 @@ const volatile __u32 frags = 0;
 #define OWN_FLOWS 65536			 /* places of connections that this host opened */
 #define VERDICT_ROWS 16384		 /* rows of VERDICT_WAYS verdicts each */
 #define VERDICT_WAYS 4
+#define LANE_ROWS 1024 /* rows of LANE_WAYS connections each */
+#define LANE_WAYS 4
 #define PREFIX_ROWS 65536     /* rows of prefix_rows for each family */
 #define MAX_PREFIX_LENGTHS 24 /* IPv6, of one generation; IPv4 has 16 above /16 */
 #define ROW_LENGTHS ((1ULL << MAX_PREFIX_LENGTHS) - 1)
@@ -42,5 +44,7 @@ const volatile __u32 frags = 0;
 #define NO_GENERATION 2		       /* slots 0 and 1 hold generations; this one never does */
 #define ADMIN_COST 6553600000ULL       /* 10,000 packets a second through the pinholes, */
 #define ADMIN_TOLERANCE 64000000000ULL /* and as many at once: see struct limit */
+#define LANE_COST 65536000000ULL       /* 1,000 packets a second of each such connection, */
+#define LANE_TOLERANCE 32000000000ULL  /* and half as many at once */
 
 #endif

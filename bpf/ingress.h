@@ -131,6 +131,8 @@ static __always_inline enum outcome apply(const struct tables *t, struct work *w
 		UNKNOWN(e->stopped) = o;
 	if (UNKNOWN(e->stopped) >= OUTCOME_FIRST_DROP || !is_limited(o))
 		return UNKNOWN(e->stopped);
+	if (w->request.syns && UNKNOWN(e->prefix) != ACTION_ALLOW && is_pressed(&w->packet, clock))
+		return OUTCOME_drop_handshakes;
 	o = apply_limits(t, w, o, clock);
 	return o >= OUTCOME_FIRST_DROP ? o : UNKNOWN(e->stopped);
 }

@@ -302,6 +302,22 @@ struct {
 	__type(value, struct verdict_row);
 } verdicts SEC(".maps");
 
+/* hash of the connection -> what verdicts leave alone. datapath writes; xdp_ingress charges. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, LANE_ROWS);
+	__type(key, __u32);
+	__type(value, struct lane_row);
+} lanes SEC(".maps");
+
+/* CPU -> until when its worker has no handshakes left, ns. datapath writes; xdp_ingress reads. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} pressure SEC(".maps");
+
 /* 0 -> who is never shut out. datapath writes; xdp_ingress reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

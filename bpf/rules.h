@@ -49,10 +49,25 @@ static __always_inline bool opens_tcp(const struct packet *p)
 	       (p->tcp_flags & (TCP_BITS_SYN | TCP_BITS_ACK)) == TCP_BITS_SYN;
 }
 
+/* Has the connection a lane of its own, and room in it? */
+static __always_inline bool in_fast_lane(const struct packet *p, const struct clock *clock)
+{
+	__u64 hash = flow_hash(p->source, p, p->source_port, p->destination_port), way = 0;
+	__u32 place = hash & (LANE_ROWS - 1);
+	struct lane_row *row = bpf_map_lookup_elem(&lanes, &place);
+
+	if (!row || p->protocol != IPPROTO_TCP)
+		return false;
+	for (__u64 i = 0; i < LANE_WAYS; i++)
+		way |= (i + 1) & (0 - same(row->entry[i].flow, hash));
+	return way && conform(&row->entry[(way - 1) & (LANE_WAYS - 1)].tat, LANE_COST >> 10,
+			      LANE_TOLERANCE, clock_now(clock) << 6);
+}
+
 /*
  * A packet that is about to be dropped: administrators and replies to connections
  * of this host go through all the same, the former within a budget, since their
- * addresses can be forged. Asked only here, so passing packets pay nothing for it.
+ * addresses can be forged. So do, by a verdict, connections with a lane of their own. Asked only here, so passing packets pay nothing for it.
  */
 static __always_inline enum outcome spare(enum outcome o, const struct packet *p, __u32 row,
 					  const struct clock *clock)
@@ -63,6 +78,9 @@ static __always_inline enum outcome spare(enum outcome o, const struct packet *p
 		return o;
 	if (!opens_tcp(p) && is_own_flow(p))
 		return OUTCOME_pass_own_flow;
+	if (o >= OUTCOME_drop_verdict_thin && o <= OUTCOME_drop_verdict_all && !opens_tcp(p) &&
+	    in_fast_lane(p, clock))
+		return OUTCOME_pass_fast_lane;
 	if (!in_pinhole(p))
 		return o;
 	b = bpf_map_lookup_elem(&queue_buckets, &row);

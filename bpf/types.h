@@ -34,6 +34,7 @@
 	X(pass_admin)		/* stopped, but for an administrator's pinhole */   \
 	X(pass_own_flow)	/* stopped, but a reply to what this host opened */ \
 	X(pass_stale_verdict)	/* has a verdict, but nobody tends verdicts */      \
+	X(pass_fast_lane)	/* stopped by a verdict, but for its own lane */    \
 	X(pass_unconfirmed)	/* stopped, but the attach was never confirmed */   \
 	X(drop_truncated)	/* the frame ends inside what it announces */       \
 	X(drop_malformed)	/* its headers contradict themselves */             \
@@ -47,6 +48,7 @@
 	X(drop_verdict_syns)	/* a SYN, dropped by a verdict */                   \
 	X(drop_verdict_new)	/* a new flow, dropped by a verdict */              \
 	X(drop_verdict_all)	/* anything, dropped by a verdict */                \
+	X(drop_handshakes)	/* a stranger's SYN: no handshakes are left */      \
 	X(drop_source_limit)	/* over a packet limit of its source */             \
 	X(drop_prefix_limit)	/* over a packet limit of its source's prefix */    \
 	X(drop_port_limit)	/* over a packet limit of its destination port */   \
@@ -241,6 +243,16 @@ struct heartbeat_state {
 
 struct verdict_row {
 	struct verdict entry[VERDICT_WAYS];
+};
+
+/* A connection that verdicts leave alone, within a budget. flow 0 is an empty place. */
+struct lane {
+	__u64 flow; /* flow_hash() */
+	__u64 tat;  /* 2^-6 ns */
+};
+
+struct lane_row {
+	struct lane entry[LANE_WAYS];
 };
 
 /* Who may always reach a port, TCP only; words in host order. */

@@ -164,4 +164,17 @@ static __always_inline bool is_own_flow(const struct packet *p)
 	return f && (f->flow[0] == hash || f->flow[1] == hash);
 }
 
+/*
+ * Does a SYN of a source that has not proved its address come to a CPU whose worker has
+ * no handshakes left, and is it one of the three of four that go?
+ */
+static __always_inline bool is_pressed(const struct packet *p, const struct clock *clock)
+{
+	__u32 cpu = bpf_get_smp_processor_id();
+	__u64 *until = bpf_map_lookup_elem(&pressure, &cpu);
+
+	return until && *until && *until > clock_now(clock) && (clock_chance(clock) & 3) &&
+	       !is_verified(p);
+}
+
 #endif

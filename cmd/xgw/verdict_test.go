@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -29,6 +30,7 @@ type verdictLab struct {
 	*lab.Lab
 	*running
 	instance string
+	text     string // of its configuration
 	ctl      *admin.Client
 }
 
@@ -45,9 +47,41 @@ func newVerdictLab(t *testing.T, instance, lua, more string) *verdictLab {
 	t.Cleanup(func() { server.Close() })
 	dir := t.TempDir()
 	rewrite(t, filepath.Join(dir, "ratelimit.lua"), lua)
-	v.running = startGateway(t, func(cmd *exec.Cmd) error { return v.Start(lab.Gateway, cmd) }, instance, dir,
-		gatewayYAML(dir, ":443", "203.0.113.2:8080", "workers: 2\ninterfaces: [{name: edge0, mode: native}]\n"+more))
+	v.text = strings.Replace(gatewayYAML(dir, ":443", "203.0.113.2:8080", "workers: 2\ninterfaces: [{name: edge0, mode: native}]\n"+more),
+		"upstream: back}", "upstream: back, keys: {mode: optional}}", 1)
+	v.running = startGateway(t, func(cmd *exec.Cmd) error { return v.Start(lab.Gateway, cmd) }, instance, dir, v.text)
 	return v
+}
+
+// reload takes another ratelimit.lua, and more of a configuration.
+func (v *verdictLab) reload(t *testing.T, lua, more string) {
+	t.Helper()
+	rewrite(t, filepath.Join(v.dir, "ratelimit.lua"), lua)
+	rewrite(t, filepath.Join(v.dir, "gateway.yaml"), v.text+more)
+	if _, err := v.ctl.Reload(0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// counted is how many packets ended so on the edge.
+func (v *verdictLab) counted(t *testing.T, verdict, reason string) (n uint64) {
+	t.Helper()
+	for _, c := range statusOf(t, v.Lab, v.instance).Counts {
+		if c.Verdict == verdict && c.Reason == reason {
+			n += c.Packets
+		}
+	}
+	return n
+}
+
+// eventually waits for the condition.
+func eventually(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+	}
 }
 
 // await waits until what the gateway holds is as the condition says.
@@ -162,17 +196,68 @@ escalate{name = "loud", on = "429", count = 20, within = "5s", step = "syns", tt
 	}
 	t.Run("ctl", v.byHand)
 	t.Run("delay", v.delay)
+	t.Run("lane", v.lane)
+	t.Run("pressure", v.pressure)
+}
+
+// lane: with the guard off, everything from an address is dropped but for the connection of one
+// there who came in by a key and did nothing wrong.
+func (v *verdictLab) lane(t *testing.T) {
+	v.reload(t, `limit_req{name = "keys", key = "header:X-Key", rate = "200r/s", burst = 100, nodelay = true}
+escalate{name = "hard", on = "429", count = 20, step = "all", ttl = "2s"}`, "verdicts: {guard: off}\n")
+	alice := v.APIClient(lab.Attacker, "alice", true, 10*time.Second)
+	alice.Bearer = mustRun(t, "--instance", v.instance, "keys", "add", "--consumer", "alice")
+	stopAlice := alice.Run(1, 10*time.Millisecond)
+	eventually(t, "alice is served", func() bool { return alice.OK.Load() >= 20 })
+	abuser := v.APIClient(lab.Attacker, "abuser3", false, 300*time.Millisecond)
+	stopAbuser := abuser.Run(4, 0)
+	v.await(t, "all of the address is dropped", held("192.0.2.19", "all", false))
+	was := alice.OK.Load()
+	eventually(t, "alice goes on, and the other one is dropped", func() bool {
+		return alice.OK.Load() >= was+50 && v.counted(t, "pass", "fast_lane") > 50 && v.counted(t, "drop", "verdict_all") > 0
+	})
+	stopAbuser()
+	v.await(t, "it is over", nothing)
+	stopAlice()
+	if alice.Failed.Load()+alice.Limited.Load() > 0 {
+		t.Error("the one with a key: ", alice)
+	}
+}
+
+// pressure: when a worker's handshakes are used up, strangers' SYNs are thinned before they get
+// there.
+func (v *verdictLab) pressure(t *testing.T) {
+	v.reload(t, "", "handshakes: {per_second: 2}\n")
+	crowd := v.APIClient(lab.Attacker, "crowd", false, time.Second)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for ctx.Err() == nil {
+			crowd.Call(ctx)
+			crowd.Close()
+		}
+	}()
+	defer func() { cancel(); <-ended }()
+	eventually(t, "strangers are thinned", func() bool {
+		if _, err := v.Flood(context.Background(), lab.Flood{
+			Sources: netip.MustParsePrefix("10.77.0.0/16"), Target: netip.AddrPortFrom(lab.GatewayAddr, 443), Count: 100,
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return v.counted(t, "drop", "handshakes") > 0
+	})
+	if !strings.Contains(v.log.String(), "no handshakes are left") {
+		t.Error("the log does not say so")
+	}
 }
 
 // delay is how long it takes from the request that is one too many to the first packet dropped
 // at the NIC, and the part of it from the worker's decision to the kernel plane's table; on a
 // quiet gateway, and on one whose workers are saturated. The figures are in ARCHITECTURE.md.
 func (v *verdictLab) delay(t *testing.T) {
-	rewrite(t, filepath.Join(v.dir, "ratelimit.lua"), `limit_req{name = "once", key = "header:X-Key", rate = "1r/d", burst = 1, nodelay = true}
-escalate{name = "fast", on = "429", count = 1, step = "all", ttl = "1m"}`)
-	if _, err := v.ctl.Reload(0); err != nil {
-		t.Fatal(err)
-	}
+	v.reload(t, `limit_req{name = "once", key = "header:X-Key", rate = "1r/d", burst = 1, nodelay = true}
+escalate{name = "fast", on = "429", count = 1, step = "all", ttl = "1m"}`, "")
 	var d *datapath.Datapath
 	var probe net.Conn
 	if err := v.In(lab.Gateway, func() (err error) {

@@ -92,6 +92,15 @@ type GatewayHeartbeatState struct {
 	Verdicts uint64
 }
 
+type GatewayLaneRow struct {
+	_     structs.HostLayout
+	Entry [4]struct {
+		_    structs.HostLayout
+		Flow uint64
+		Tat  uint64
+	}
+}
+
 type GatewayLimit struct {
 	_         structs.HostLayout
 	Cost      uint64
@@ -191,6 +200,7 @@ type GatewayQueueCounts struct {
 	PassAdmin          GatewayCount
 	PassOwnFlow        GatewayCount
 	PassStaleVerdict   GatewayCount
+	PassFastLane       GatewayCount
 	PassUnconfirmed    GatewayCount
 	DropTruncated      GatewayCount
 	DropMalformed      GatewayCount
@@ -204,6 +214,7 @@ type GatewayQueueCounts struct {
 	DropVerdictSyns    GatewayCount
 	DropVerdictNew     GatewayCount
 	DropVerdictAll     GatewayCount
+	DropHandshakes     GatewayCount
 	DropSourceLimit    GatewayCount
 	DropPrefixLimit    GatewayCount
 	DropPortLimit      GatewayCount
@@ -359,10 +370,12 @@ const (
 	GatewayMapHandshakes       = "handshakes"
 	GatewayMapHeartbeat        = "heartbeat"
 	GatewayMapIngressCounts    = "ingress_counts"
+	GatewayMapLanes            = "lanes"
 	GatewayMapLimitCounts      = "limit_counts"
 	GatewayMapOwnFlows         = "own_flows"
 	GatewayMapPinholes         = "pinholes"
 	GatewayMapPrefixSketch     = "prefix_sketch"
+	GatewayMapPressure         = "pressure"
 	GatewayMapQueueBuckets     = "queue_buckets"
 	GatewayMapSampleCursor     = "sample_cursor"
 	GatewayMapScratch          = "scratch"
@@ -457,10 +470,12 @@ type GatewayMapSpecs struct {
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
 	Heartbeat      *ebpf.MapSpec `ebpf:"heartbeat"`
 	IngressCounts  *ebpf.MapSpec `ebpf:"ingress_counts"`
+	Lanes          *ebpf.MapSpec `ebpf:"lanes"`
 	LimitCounts    *ebpf.MapSpec `ebpf:"limit_counts"`
 	OwnFlows       *ebpf.MapSpec `ebpf:"own_flows"`
 	Pinholes       *ebpf.MapSpec `ebpf:"pinholes"`
 	PrefixSketch   *ebpf.MapSpec `ebpf:"prefix_sketch"`
+	Pressure       *ebpf.MapSpec `ebpf:"pressure"`
 	QueueBuckets   *ebpf.MapSpec `ebpf:"queue_buckets"`
 	SampleCursor   *ebpf.MapSpec `ebpf:"sample_cursor"`
 	Scratch        *ebpf.MapSpec `ebpf:"scratch"`
@@ -523,10 +538,12 @@ type GatewayMaps struct {
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
 	Heartbeat      *ebpf.Map `ebpf:"heartbeat"`
 	IngressCounts  *ebpf.Map `ebpf:"ingress_counts"`
+	Lanes          *ebpf.Map `ebpf:"lanes"`
 	LimitCounts    *ebpf.Map `ebpf:"limit_counts"`
 	OwnFlows       *ebpf.Map `ebpf:"own_flows"`
 	Pinholes       *ebpf.Map `ebpf:"pinholes"`
 	PrefixSketch   *ebpf.Map `ebpf:"prefix_sketch"`
+	Pressure       *ebpf.Map `ebpf:"pressure"`
 	QueueBuckets   *ebpf.Map `ebpf:"queue_buckets"`
 	SampleCursor   *ebpf.Map `ebpf:"sample_cursor"`
 	Scratch        *ebpf.Map `ebpf:"scratch"`
@@ -559,10 +576,12 @@ func (m *GatewayMaps) Close() error {
 		m.Handshakes,
 		m.Heartbeat,
 		m.IngressCounts,
+		m.Lanes,
 		m.LimitCounts,
 		m.OwnFlows,
 		m.Pinholes,
 		m.PrefixSketch,
+		m.Pressure,
 		m.QueueBuckets,
 		m.SampleCursor,
 		m.Scratch,

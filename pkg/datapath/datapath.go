@@ -106,6 +106,8 @@ type loaded struct {
 	Handshakes    *ebpf.Map `ebpf:"handshakes"`
 	OwnFlows      *ebpf.Map `ebpf:"own_flows"`
 	Verdicts      *ebpf.Map `ebpf:"verdicts"`
+	Lanes         *ebpf.Map `ebpf:"lanes"`
+	Pressure      *ebpf.Map `ebpf:"pressure"`
 	Pinholes      *ebpf.Map `ebpf:"pinholes"`
 	DropSamples   *ebpf.Map `ebpf:"drop_samples"`
 	SampleCursor  *ebpf.Map `ebpf:"sample_cursor"`
@@ -126,6 +128,7 @@ func (o *objects) maps() map[string]**ebpf.Map {
 		bpf.GatewayMapSharedCredits: &o.SharedCredits, bpf.GatewayMapVerified: &o.Verified, bpf.GatewayMapVerifiedStates: &o.VerifiedState,
 		bpf.GatewayMapVerifiedLocks: &o.VerifiedLocks, bpf.GatewayMapHandshakes: &o.Handshakes, bpf.GatewayMapOwnFlows: &o.OwnFlows,
 		bpf.GatewayMapVerdicts: &o.Verdicts, bpf.GatewayMapPinholes: &o.Pinholes,
+		bpf.GatewayMapLanes: &o.Lanes, bpf.GatewayMapPressure: &o.Pressure,
 		bpf.GatewayMapDropSamples: &o.DropSamples, bpf.GatewayMapSampleCursor: &o.SampleCursor,
 		bpf.GatewayMapCpus: &o.Cpus, bpf.GatewayMapCpuCount: &o.CPUCount,
 	}

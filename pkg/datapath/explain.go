@@ -61,6 +61,7 @@ func (d *Datapath) explain(frame []byte, times int) (*Explanation, error) {
 		bpf.GatewayMapGenTables: d.objects.GenTables, bpf.GatewayMapGenPorts: d.objects.GenPorts,
 		bpf.GatewayMapGenRows: d.objects.GenRows, bpf.GatewayMapGenBuckets: d.objects.GenBuckets,
 		bpf.GatewayMapVerdicts: d.objects.Verdicts, bpf.GatewayMapPinholes: d.objects.Pinholes,
+		bpf.GatewayMapLanes: d.objects.Lanes, bpf.GatewayMapPressure: d.objects.Pressure,
 	}}
 	if err := spec.LoadAndAssign(&o, live); err != nil {
 		return nil, loadError(err)

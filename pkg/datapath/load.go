@@ -37,6 +37,7 @@ func (d *Datapath) fit(spec *ebpf.CollectionSpec) error {
 		return fmt.Errorf("count possible CPUs: %w", err)
 	}
 	spec.Maps[bpf.GatewayMapCpus].MaxEntries = uint32(cpus)
+	spec.Maps[bpf.GatewayMapPressure].MaxEntries = uint32(cpus)
 	frags := !d.options.Old && features.HaveProgramHelper(ebpf.XDP, asm.FnXdpGetBuffLen) == nil
 	if frags {
 		spec.Programs["xdp_ingress"].Flags |= unix.BPF_F_XDP_HAS_FRAGS

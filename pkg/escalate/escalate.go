@@ -36,6 +36,7 @@ type Verdict struct {
 	// Capped: the guard kept the step from going beyond thin, since so many others are Good.
 	Capped bool
 	Good   int
+	Who    uint64 // the identity that offended; 0: none that is known
 }
 
 // Plane is where verdicts take effect.
@@ -175,7 +176,7 @@ func (b *Book) Streak(s Streak, now time.Time) {
 			return // it is held to more than that already
 		}
 	}
-	v := Verdict{Source: source, Step: step, Reason: s.Reason, Rule: r.Name, Since: now, Until: now.Add(r.TTL)}
+	v := Verdict{Source: source, Step: step, Reason: s.Reason, Rule: r.Name, Since: now, Until: now.Add(r.TTL), Who: s.Who}
 	if e != nil {
 		v.Since = e.Since
 	}

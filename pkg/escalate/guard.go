@@ -12,6 +12,9 @@ type Conduct struct {
 // request is an offence, or more, is none that the guard is for.
 const spotless = 4
 
+// IsGood tells whether the exchanges outweigh the offences.
+func (c *Conduct) IsGood() bool { return c.Good > spotless*c.Bad }
+
 // GoodOthers is how many identities of the list, other than the one, are good. The same one
 // may be in it several times: once for each of its connections. The list is changed.
 func GoodOthers(list []Conduct, except uint64) (n int) {
@@ -26,7 +29,7 @@ func GoodOthers(list []Conduct, except uint64) (n int) {
 		}
 	}
 	for _, c := range list {
-		if c.Good > spotless*c.Bad && c.Who != except {
+		if c.IsGood() && c.Who != except {
 			n++
 		}
 	}

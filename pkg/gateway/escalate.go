@@ -35,12 +35,16 @@ type escalator struct {
 	planes  []*plane
 	servers *servers.Watcher
 	event   *os.File // of all workers; the escalator reads it
+	cores   []int    // by worker; -1: any
+	pressed []bool   // by worker; the run's own
 
 	mu       sync.Mutex
 	book     *escalate.Book
 	trusted  []netip.Prefix
 	sessions []zone.Session
 	conducts []escalate.Conduct
+	lanes    map[netip.Addr][]datapath.Lane // that are open, by source
+	spread   bool                           // workers are on other CPUs than the queue that feeds them
 }
 
 // reasonCodes are the reasons in the kernel plane's map, by number.
@@ -52,12 +56,15 @@ var reasonCodes = func() []string {
 	return out
 }()
 
-func newEscalator(z *zone.Zone, planes []*plane, w *servers.Watcher, log *slog.Logger) (*escalator, error) {
+func newEscalator(z *zone.Zone, planes []*plane, cores []int, w *servers.Watcher, log *slog.Logger) (*escalator, error) {
 	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("make eventfd: %w", err)
 	}
-	e := &escalator{log: log, zone: z, planes: planes, servers: w, event: os.NewFile(uintptr(fd), "signals")}
+	e := &escalator{
+		log: log, zone: z, planes: planes, cores: cores, pressed: make([]bool, z.Workers()), servers: w,
+		event: os.NewFile(uintptr(fd), "signals"), lanes: map[netip.Addr][]datapath.Lane{},
+	}
 	e.book = escalate.NewBook(e, log, e.goodOthers)
 	for _, pl := range planes {
 		held, err := pl.verdicts()
@@ -93,7 +100,7 @@ func (e *escalator) follow(c *config.Config, p *policy.Policy) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.trusted = slices.Clone(c.Client.Trusted)
+	e.trusted, e.spread = slices.Clone(c.Client.Trusted), c.Spread
 	e.book.SetRules(slices.Clone(rules), c.Verdicts.Guard, e.exempt)
 }
 
@@ -145,6 +152,7 @@ func (e *escalator) goodOthers(source netip.Addr, except uint64) int {
 // Hold gives a verdict to every interface, or to none.
 func (e *escalator) Hold(v *escalate.Verdict, ttl time.Duration) error {
 	d := datapath.Verdict{Source: v.Source, Step: v.Step, TTL: ttl, Reason: uint8(max(slices.Index(reasonCodes, v.Reason), 0)), Generation: uint16(e.zone.Generation())}
+	e.openLanes(v)
 	for i, pl := range e.planes {
 		lost, full, err := pl.setVerdict(d)
 		if err != nil {
@@ -165,7 +173,7 @@ func (e *escalator) Hold(v *escalate.Verdict, ttl time.Duration) error {
 
 // Release takes it off again.
 func (e *escalator) Release(source netip.Addr) error {
-	var errs []error
+	errs := e.closeLanes(source, nil)
 	for _, pl := range e.planes {
 		errs = append(errs, pl.clearVerdict(source))
 	}
@@ -190,8 +198,12 @@ func (e *escalator) run(ctx context.Context) {
 				e.book.Renew(now)
 			}
 		}
+		wait := beatInterval
+		if e.press() {
+			wait = pressLook
+		}
 		e.mu.Unlock()
-		by := now.Add(beatInterval)
+		by := now.Add(wait)
 		if !next.IsZero() && next.Before(by) {
 			by = next
 		}

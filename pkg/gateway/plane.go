@@ -250,6 +250,24 @@ func (pl *plane) clearVerdict(source netip.Addr) error {
 	return pl.d.ClearVerdict(source)
 }
 
+func (pl *plane) openLane(l datapath.Lane) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.OpenLane(l)
+}
+
+func (pl *plane) closeLane(l datapath.Lane) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.CloseLane(l)
+}
+
+func (pl *plane) press(cpu int, wait time.Duration) error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.Press(cpu, wait)
+}
+
 func (pl *plane) verdicts() ([]datapath.Verdict, error) {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()

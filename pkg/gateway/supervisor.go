@@ -135,7 +135,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if said != "" {
 		s.log.Warn(said)
 	}
-	if s.escalator, err = newEscalator(s.zone, s.planes, s.servers, s.log); err != nil {
+	if s.escalator, err = newEscalator(s.zone, s.planes, s.cores, s.servers, s.log); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
 	s.escalator.follow(s.config, s.policy)

@@ -18,6 +18,7 @@ import (
 // a Load it goes on when it is refused.
 type APIClient struct {
 	URL, Key string // the key goes into the field X-Key
+	Bearer   string // a token; "": none
 
 	OK, Limited, Failed atomic.Int64 // 200, 429, anything else
 	failure             atomic.Value
@@ -45,6 +46,9 @@ func (c *APIClient) Call(ctx context.Context) {
 		panic(err) // the address is the lab's own
 	}
 	req.Header.Set("X-Key", c.Key)
+	if c.Bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+c.Bearer)
+	}
 	r, err := c.http.Do(req)
 	if err == nil {
 		_, err = io.Copy(io.Discard, r.Body)

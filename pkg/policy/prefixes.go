@@ -230,6 +230,18 @@ func KeyAddress(key uint64) netip.Addr {
 // AddressHash places a source in the kernel plane's tables.
 func AddressHash(a netip.Addr, seed uint64) uint32 { return uint32(mix(seed, AddressKey(a)) >> 32) }
 
+// FlowHash places a TCP connection of a client in the kernel plane's tables, on machines with
+// the least significant byte first.
+func FlowHash(client netip.AddrPort, own uint16, seed uint64) uint64 {
+	a := client.Addr().Unmap()
+	h := mix(seed, AddressKey(a))
+	if a.Is6() {
+		h = mix(h, AddressLow(a))
+	}
+	const tcp = 6
+	return mix(h, tcp<<32|uint64(bits.ReverseBytes16(client.Port()))<<16|uint64(bits.ReverseBytes16(own)))
+}
+
 // LookUpPrefix finds the rule that decides for an address in a table that lies
 // elsewhere, as the kernel plane does. Its Action is 0 when there is none.
 func LookUpPrefix(a netip.Addr, heads [2]PrefixHead, seed uint64,

@@ -99,6 +99,7 @@ func apiKey(ex *Exchange) *refusal {
 		}
 	}
 	ex.apiKey = k
+	ex.who = hashBytes(hashBasis, []byte(k.ID)) // the same at each worker, for the guard of verdicts
 	return nil
 }
 

@@ -109,9 +109,21 @@ func (h *handshake) charge() error {
 	}
 	h.charged = true
 	if !w.handshakes.take(h, &w.current.Load().policy.Handshakes, w.now()) {
+		w.sayNoHandshakes()
 		return errHandshakeBudget
 	}
 	return nil
+}
+
+// sayNoHandshakes tells the supervisor, which has strangers thinned before they come here.
+func (w *Worker) sayNoHandshakes() {
+	now := uint64(w.boot + w.now())
+	was := w.slab.LoadGauge(zone.GaugeHandshakesGone)
+	w.slab.Set(zone.GaugeHandshakesLeft, 0)
+	w.slab.Set(zone.GaugeHandshakesGone, now)
+	if now-was > uint64(sweepInterval/2) {
+		w.rouse()
+	}
 }
 
 // stallTime is how long a handshake has the worker's room to itself. One that waits longer

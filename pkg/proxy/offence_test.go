@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -200,5 +201,33 @@ func TestStreaks(t *testing.T) {
 	}
 	if testing.AllocsPerRun(100, func() { s.add(9, r, 3000) }) > 0 {
 		t.Error("counting an offence allocates")
+	}
+}
+
+// Who comes in by a key is one identity on all connections, and known for a while after them.
+func TestSessionsOfKeys(t *testing.T) {
+	g := newStoppedGateway(t, []string{httpUpstream(t, func(http.ResponseWriter, *http.Request) {})})
+	s := g.keyed()
+	g.snapshot.Routes[0].Keys = &policy.RouteKeys{Headers: []string{"X-API-Key"}}
+	g.start()
+	key := s.add(t, keys.Record{Consumer: "a"})
+	for i := range 2 {
+		c := g.client(i == 0)
+		req, _ := http.NewRequest("GET", g.url("/"), nil)
+		req.Header.Set("X-API-Key", key)
+		r, err := c.Do(req)
+		if err != nil || r.StatusCode != 200 {
+			t.Fatal(r, err)
+		}
+		r.Body.Close()
+		defer c.CloseIdleConnections()
+	}
+	source := policy.AddressKey(netip.MustParseAddr("127.0.0.1"))
+	var list []zone.Session
+	for end := time.Now().Add(10 * time.Second); len(list) != 2 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		list = g.zone.Sessions(nil, source, monotonicBoot(time.Now()))
+	}
+	if len(list) != 2 || list[0].Who != list[1].Who || !list[0].Proved || !list[1].Proved {
+		t.Errorf("%+v", list)
 	}
 }

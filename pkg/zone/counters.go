@@ -278,11 +278,12 @@ const (
 	GaugeRequests                    // worker; exchanges under way
 	GaugeHeartbeat                   // worker; CLOCK_MONOTONIC, ns; 0 before the first
 	GaugeHandshakesLeft              // worker; full TLS handshakes that it would begin now
+	GaugeHandshakesGone              // worker; CLOCK_MONOTONIC, ns: when it last had none left for somebody
 	gaugeCount
 )
 
 var gaugeNames = [gaugeCount]string{
-	"pid", "core", "state", "started", "restarts", "generation", "connections_active", "requests_active", "heartbeat", "handshakes_left",
+	"pid", "core", "state", "started", "restarts", "generation", "connections_active", "requests_active", "heartbeat", "handshakes_left", "handshakes_gone",
 }
 
 func (g Gauge) String() string { return word(gaugeNames[:], int(g)) }

@@ -63,6 +63,15 @@ type DrivenHeartbeatState struct {
 	Verdicts uint64
 }
 
+type DrivenLaneRow struct {
+	_     structs.HostLayout
+	Entry [4]struct {
+		_    structs.HostLayout
+		Flow uint64
+		Tat  uint64
+	}
+}
+
 type DrivenMoment struct {
 	_     structs.HostLayout
 	Clock struct {
@@ -195,6 +204,11 @@ type DrivenQueueCounts struct {
 		Packets uint64
 		Bytes   uint64
 	}
+	PassFastLane struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
 	PassUnconfirmed struct {
 		_       structs.HostLayout
 		Packets uint64
@@ -256,6 +270,11 @@ type DrivenQueueCounts struct {
 		Bytes   uint64
 	}
 	DropVerdictAll struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	DropHandshakes struct {
 		_       structs.HostLayout
 		Packets uint64
 		Bytes   uint64
@@ -400,10 +419,12 @@ const (
 	DrivenMapHandshakes       = "handshakes"
 	DrivenMapHeartbeat        = "heartbeat"
 	DrivenMapIngressCounts    = "ingress_counts"
+	DrivenMapLanes            = "lanes"
 	DrivenMapLimitCounts      = "limit_counts"
 	DrivenMapOwnFlows         = "own_flows"
 	DrivenMapPinholes         = "pinholes"
 	DrivenMapPrefixSketch     = "prefix_sketch"
+	DrivenMapPressure         = "pressure"
 	DrivenMapQueueBuckets     = "queue_buckets"
 	DrivenMapSampleCursor     = "sample_cursor"
 	DrivenMapScratch          = "scratch"
@@ -501,10 +522,12 @@ type DrivenMapSpecs struct {
 	Handshakes     *ebpf.MapSpec `ebpf:"handshakes"`
 	Heartbeat      *ebpf.MapSpec `ebpf:"heartbeat"`
 	IngressCounts  *ebpf.MapSpec `ebpf:"ingress_counts"`
+	Lanes          *ebpf.MapSpec `ebpf:"lanes"`
 	LimitCounts    *ebpf.MapSpec `ebpf:"limit_counts"`
 	OwnFlows       *ebpf.MapSpec `ebpf:"own_flows"`
 	Pinholes       *ebpf.MapSpec `ebpf:"pinholes"`
 	PrefixSketch   *ebpf.MapSpec `ebpf:"prefix_sketch"`
+	Pressure       *ebpf.MapSpec `ebpf:"pressure"`
 	QueueBuckets   *ebpf.MapSpec `ebpf:"queue_buckets"`
 	SampleCursor   *ebpf.MapSpec `ebpf:"sample_cursor"`
 	Scratch        *ebpf.MapSpec `ebpf:"scratch"`
@@ -568,10 +591,12 @@ type DrivenMaps struct {
 	Handshakes     *ebpf.Map `ebpf:"handshakes"`
 	Heartbeat      *ebpf.Map `ebpf:"heartbeat"`
 	IngressCounts  *ebpf.Map `ebpf:"ingress_counts"`
+	Lanes          *ebpf.Map `ebpf:"lanes"`
 	LimitCounts    *ebpf.Map `ebpf:"limit_counts"`
 	OwnFlows       *ebpf.Map `ebpf:"own_flows"`
 	Pinholes       *ebpf.Map `ebpf:"pinholes"`
 	PrefixSketch   *ebpf.Map `ebpf:"prefix_sketch"`
+	Pressure       *ebpf.Map `ebpf:"pressure"`
 	QueueBuckets   *ebpf.Map `ebpf:"queue_buckets"`
 	SampleCursor   *ebpf.Map `ebpf:"sample_cursor"`
 	Scratch        *ebpf.Map `ebpf:"scratch"`
@@ -605,10 +630,12 @@ func (m *DrivenMaps) Close() error {
 		m.Handshakes,
 		m.Heartbeat,
 		m.IngressCounts,
+		m.Lanes,
 		m.LimitCounts,
 		m.OwnFlows,
 		m.Pinholes,
 		m.PrefixSketch,
+		m.Pressure,
 		m.QueueBuckets,
 		m.SampleCursor,
 		m.Scratch,
