@@ -143,7 +143,7 @@ func (s *Redis) List(ctx context.Context, from string, n int) (list []Record, ne
 	if from != "" {
 		low = "(" + from
 	}
-	ids, err := s.client.ZRangeByLex(ctx, s.prefix+"ids", &redis.ZRangeBy{Min: low, Max: "+", Count: int64(n)}).Result()
+	ids, err := s.client.ZRangeArgs(ctx, redis.ZRangeArgs{Key: s.prefix + "ids", Start: low, Stop: "+", ByLex: true, Count: int64(n)}).Result()
 	if err != nil || len(ids) == 0 {
 		return nil, "", err
 	}
