@@ -293,7 +293,7 @@ func TestReloadByHand(t *testing.T) {
 		status     int
 		says       string
 	}{
-		{"fault", strings.Replace(base(one), "routes:", "rotues:", 1), 2, "gateway.yaml:5:1: rotues: unknown key"},
+		{"fault", strings.Replace(base(one), "routes:", "rotues:", 1), 2, "gateway.yaml:6:1: rotues: unknown key"},
 		{"workers", strings.Replace(base(one), "workers: 1", "workers: 2", 1), 2, "workers"},
 		{"listener", strings.Replace(base(one), "listeners:\n", "listeners:\n  - {address: 192.0.2.1:1}\n", 1), 1, "192.0.2.1:1"},
 		{"certificate", strings.Replace(base(one), "    server_names", "    certificate: /nowhere.pem\n    key: /nowhere.key\n    server_names", 1), 1, "/nowhere.pem"},

@@ -129,7 +129,9 @@ func TestTop(t *testing.T) {
 		}
 		cancel()
 	}
+	least := statusOf(t, l, "top").drops("deny") // a client may go on trying meanwhile
 	f := top()
+	most := statusOf(t, l, "top").drops("deny")
 	if f.Gateway.Supervisor != "running" || f.Gateway.Ready != 1 || len(f.Trouble) > 0 {
 		t.Errorf("gateway %+v, trouble %v", f.Gateway, f.Trouble)
 	}
@@ -139,9 +141,16 @@ func TestTop(t *testing.T) {
 	if row := f.row("requests", "outcome", "upstream_refused"); row == nil || row["requests"] != 10.0 {
 		t.Errorf("outcome: %v", row)
 	}
-	want := statusOf(t, l, "top").drops("deny")
-	if row := f.row("drops", "reason", "deny"); want < 3 || row == nil || row["packets"] != float64(want) {
-		t.Errorf("drops: %v, %d counted", row, want)
+	var shown float64 // over all queues
+	for _, p := range f.Panes {
+		for _, row := range p.Rows {
+			if n, ok := row["packets"].(float64); ok && p.Name == "drops" && row["reason"] == "deny" {
+				shown += n
+			}
+		}
+	}
+	if least < 1 || shown < float64(least) || shown > float64(most) {
+		t.Errorf("%v packets dropped, %d to %d counted", shown, least, most)
 	}
 	if row := f.row("sources", "source", lab.AttackerAddr.String()); row == nil || row["outcome"] != "drop_deny" {
 		t.Errorf("source: %v in %+v", row, f.Panes)

@@ -34,6 +34,9 @@ const (
 	maxFailures  = 10 // of an address within failureTime: then it is not listened to
 	failureTime  = time.Minute
 	maxAddresses = 1024
+
+	// maxRefusalLines bounds what strangers can write into the audit log in a second.
+	maxRefusalLines = 200
 )
 
 // RemoteOptions are those of a Remote.
@@ -58,6 +61,9 @@ type Remote struct {
 	mu        sync.Mutex
 	sessions  map[string]session // by cookie
 	failures  map[netip.Addr]failures
+	second    time.Time // that refusals are counted in
+	refusals  int
+	leftOut   int // of the audit log
 }
 
 type session struct {
@@ -161,10 +167,29 @@ func (r *Remote) serve(w http.ResponseWriter, q *http.Request) {
 		r.mux.ServeHTTP(a, q)
 	}
 	reads := q.Method == http.MethodGet || q.Method == http.MethodHead
-	if !reads || a.status >= http.StatusBadRequest {
-		r.options.Log.Info("admin audit", "method", q.Method, "path", q.URL.Path, "status", a.status,
-			"from", q.RemoteAddr, "token", a.who.ID, "name", a.who.Name, "host", q.Host)
+	if reads && a.status < http.StatusBadRequest {
+		return
 	}
+	if write, kept := r.audits(a.who.ID != ""); write {
+		r.options.Log.Info("admin audit", "method", q.Method, "path", q.URL.Path, "status", a.status,
+			"from", q.RemoteAddr, "token", a.who.ID, "name", a.who.Name, "host", q.Host, "left_out_before", kept)
+	}
+}
+
+// audits tells whether a line is written, and how many were not since the last. Whoever has
+// a token is always noted.
+func (r *Remote) audits(known bool) (write bool, kept int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if now := time.Now(); now.Sub(r.second) >= time.Second {
+		r.second, r.refusals = now, 0
+	}
+	if r.refusals++; !known && r.refusals > maxRefusalLines {
+		r.leftOut++
+		return false, 0
+	}
+	kept, r.leftOut = r.leftOut, 0
+	return true, kept
 }
 
 // named tells whether the host of a request is this gateway: a name that it goes by, or an

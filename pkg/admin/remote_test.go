@@ -404,6 +404,23 @@ func TestWrongTokensAreLimited(t *testing.T) {
 	}
 }
 
+// Strangers cannot fill the disk by the audit log: what is left out is counted.
+func TestAuditLogIsBounded(t *testing.T) {
+	r := NewRemote(&gateway{}, RemoteOptions{Tokens: &Tokens{}, Log: slog.New(slog.DiscardHandler)})
+	written := 0
+	for range 10 * maxRefusalLines {
+		if write, _ := r.audits(false); write {
+			written++
+		}
+	}
+	if written < maxRefusalLines || written > 5*maxRefusalLines { // more than a second may have passed
+		t.Errorf("%d lines of strangers", written)
+	}
+	if write, kept := r.audits(true); !write || kept != 10*maxRefusalLines-written {
+		t.Errorf("somebody with a token: written %v, %d left out before", write, kept)
+	}
+}
+
 // A body that comes slowly and clients that say nothing keep nobody else out, and are let go of.
 func TestSlowAdminClients(t *testing.T) {
 	s := serveRemote(t)
