@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -93,6 +94,16 @@ func newZone(t *testing.T) (*zone.Zone, string) {
 	return z, path
 }
 
+// troubled tells whether something could not be read that this user may read: pins are root's.
+func troubled(f *Frame) bool {
+	for _, trouble := range f.Trouble {
+		if os.Getuid() == 0 || !strings.HasPrefix(trouble, "list pins: not permitted") {
+			return true
+		}
+	}
+	return false
+}
+
 func TestFramesOfAZone(t *testing.T) {
 	z, path := newZone(t)
 	route := z.RouteSlot("api")
@@ -123,7 +134,7 @@ func TestFramesOfAZone(t *testing.T) {
 	if p50, p99 := row["p50_seconds"], row["p99_seconds"]; p50 < 1e-3 || p50 > 1.1e-3 || p99 < 1e-3 || p99 > 1.1e-3 {
 		t.Errorf("p50 %v, p99 %v", p50, p99)
 	}
-	if f.Gateway.Supervisor != Hanging || len(f.Trouble) > 0 {
+	if f.Gateway.Supervisor != Hanging || troubled(f) {
 		t.Errorf("a supervisor that never beat: %+v, %v", f.Gateway, f.Trouble)
 	}
 	if len(f.Panes) != len(PaneNames) {
@@ -162,7 +173,7 @@ func TestAnotherZoneInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	next.Close()
-	if f := s.Read(); f.Gateway.Supervisor != Absent || len(f.Trouble) > 0 {
+	if f := s.Read(); f.Gateway.Supervisor != Absent || troubled(f) {
 		t.Errorf("no gateway is shown as %+v, %v", f.Gateway, f.Trouble)
 	}
 }
