@@ -122,7 +122,7 @@ install_packages() {
 	local package
 	local -a there=()
 	for package in "$@"; do
-		if [[ $(apt-cache policy "$package") == *'Candidate: '[!\(]* ]]; then
+		if [[ $(LC_ALL=C apt-cache policy "$package") == *'Candidate: '[!\(]* ]]; then
 			there+=("$package")
 		else
 			say "this distribution has no package $package: what needs it is skipped"
