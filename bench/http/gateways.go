@@ -124,6 +124,8 @@ listeners:
     key: %[1]s/key.pem
 telemetry:
   address: 127.0.0.1:9090
+admin_api:
+  address: off # a peer has its port
 workers: 1
 pin: true
 routes:
