@@ -4,7 +4,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -71,34 +70,26 @@ func startVariants(ctx context.Context, l *lab, p *place, _ options) (all []*gat
 	return all, stop, err
 }
 
-// cost is what a variant takes of a case, and how much more than the first that is, by
-// rounds: the median, and half of the range.
-type cost struct {
-	Figure float64 `json:"us_per_request"`
-	More   float64 `json:"more"`
-	Spread float64 `json:"spread"`
-}
-
-// reportLimits prints what each variant costs beside the first of its round, and writes it.
+// reportLimits prints what each variant costs beside the first of its round, by rounds: the
+// median, and half of the range. It writes the same with the first as the peer.
 func reportLimits(w io.Writer, path string, results []result) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	out := map[string]map[string]cost{}
+	var records []record
 	for _, r := range results {
-		out[r.name] = map[string]cost{}
 		for _, v := range variants {
 			var more []float64
 			for round, f := range r.figures[v.name] {
 				more = append(more, f/r.figures[ours][round]-1)
 			}
-			c := cost{hundredths(median(r.figures[v.name])), median(more), spread(more)}
-			out[r.name][v.name] = c
-			fmt.Fprintf(t, "%s\t%s\t%.1f us\t%+.1f %% ±%.1f\n", r.name, v.name, c.Figure, 100*c.More, 100*c.Spread)
+			figure, plain := hundredths(median(r.figures[v.name])), hundredths(median(r.figures[ours]))
+			fmt.Fprintf(t, "%s\t%s\t%.1f us\t%+.1f %% ±%.1f\n", r.name, v.name, figure, 100*median(more), 100*spread(more))
+			if v.name != ours {
+				records = append(records, record{
+					Name: r.name + ", " + v.name, Unit: "us/request", Ours: figure, Peers: map[string]float64{ours: plain}, Ratio: 1 + hundredths(median(more)),
+				})
+			}
 		}
 	}
 	t.Flush()
-	text, err := json.MarshalIndent(out, "", "  ")
-	if err == nil {
-		err = os.WriteFile(path, append(text, '\n'), 0o644)
-	}
-	return err
+	return writeRecords(path, records)
 }

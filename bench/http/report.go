@@ -198,6 +198,10 @@ func write(path string, results []result, merge bool) error {
 			records[at] = r
 		}
 	}
+	return writeRecords(path, records)
+}
+
+func writeRecords(path string, records []record) error {
 	text, err := json.MarshalIndent(records, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write results: %w", err)

@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -449,16 +448,7 @@ func (v *verdictLab) byHand(t *testing.T) {
 func (v *verdictLab) metrics(t *testing.T) string {
 	t.Helper()
 	c := &http.Client{Transport: &http.Transport{DialContext: v.DialFrom(lab.Gateway), DisableKeepAlives: true}, Timeout: 20 * time.Second}
-	r, err := c.Get(v.running.metrics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	text, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return bodyOf(t, c, v.running.metrics)
 }
 
 // output runs a command in a host.

@@ -85,7 +85,6 @@ func NewRemote(c Control, o RemoteOptions) *Remote {
 	for _, e := range append(r.api.endpoints(), r.endpoints()...) {
 		r.mux.Handle(e.pattern, r.allow(e.role, e.serve))
 	}
-	r.mux.HandleFunc("POST /v1/session", r.login)
 	r.mux.HandleFunc("GET /openapi.yaml", static("openapi.yaml", "application/yaml"))
 	for path, file := range pages {
 		r.mux.HandleFunc("GET "+path, static(file.name, file.kind))
@@ -118,6 +117,7 @@ func (r *Remote) Close() error { return r.http.Close() }
 func (r *Remote) endpoints() []endpoint {
 	return []endpoint{
 		{"GET /v1/whoami", Viewer, r.whoami},
+		{"POST /v1/session", Viewer, r.login},
 		{"DELETE /v1/session", Viewer, r.logout},
 		{"GET /v1/tokens", Admin, r.listTokens},
 		{"POST /v1/tokens", Admin, r.addToken},
@@ -300,24 +300,21 @@ func (r *Remote) session(cookie string) (session, bool) {
 
 // login opens a session, for browsers.
 func (r *Remote) login(w http.ResponseWriter, q *http.Request) {
-	r.allow(Viewer, func(w http.ResponseWriter, q *http.Request) {
-		who := q.Context().Value(whoKey{}).(Token)
-		cookie := random(20)
-		r.mu.Lock()
-		for name, s := range r.sessions {
-			if len(r.sessions) < maxSessions && time.Now().Before(s.until) {
-				continue
-			}
+	who := q.Context().Value(whoKey{}).(Token)
+	cookie := random(20)
+	r.mu.Lock()
+	for name, s := range r.sessions {
+		if len(r.sessions) >= maxSessions || time.Now().After(s.until) {
 			delete(r.sessions, name)
 		}
-		r.sessions[cookie] = session{who, time.Now().Add(sessionTime)}
-		r.mu.Unlock()
-		http.SetCookie(w, &http.Cookie{
-			Name: sessionCookie, Value: cookie, Path: "/", MaxAge: int(sessionTime.Seconds()),
-			Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode,
-		})
-		reply(w, r.options.Log, who, nil)
-	}).ServeHTTP(w, q)
+	}
+	r.sessions[cookie] = session{who, time.Now().Add(sessionTime)}
+	r.mu.Unlock()
+	http.SetCookie(w, &http.Cookie{
+		Name: sessionCookie, Value: cookie, Path: "/", MaxAge: int(sessionTime.Seconds()),
+		Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode,
+	})
+	reply(w, r.options.Log, who, nil)
 }
 
 func (r *Remote) logout(w http.ResponseWriter, q *http.Request) {

@@ -64,12 +64,8 @@ func kindOf(name []byte) Kind {
 		if equalFold(name, "content-length") {
 			return ContentLength
 		}
-	case 16:
-		if equalFold(name, "proxy-connection") {
-			return HopByHop
-		}
-	case 19:
-		if equalFold(name, "proxy-authorization") {
+	case 16, 19:
+		if equalFold(name, "proxy-connection") || equalFold(name, "proxy-authorization") {
 			return HopByHop
 		}
 	case 17:
