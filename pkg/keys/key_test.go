@@ -24,7 +24,7 @@ func TestNewKey(t *testing.T) {
 		t.Error("the secret is in the record")
 	}
 	k := NewKey(&r)
-	if !k.Opens(secret, now) || k.Opens(secret[1:], now) || k.Opens(append([]byte("x"), secret[1:]...), now) {
+	if !k.Opens(secret, now) || k.Opens(secret[1:], now) || k.Opens(append([]byte("!"), secret[1:]...), now) {
 		t.Error("other secrets open the key, or its own does not")
 	}
 	if !k.Has("read") || k.Has("write") || k.Has("") {

@@ -215,37 +215,8 @@ func TestRsyslogReceives(t *testing.T) {
 func exists(path string) bool { _, err := os.Stat(path); return err == nil }
 
 func receive(t *testing.T, program, transport string) {
-	dir := t.TempDir()
-	probe, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	port := probe.LocalAddr().(*net.UDPAddr).Port
-	probe.Close()
-	out := filepath.Join(dir, "received")
-	conf := fmt.Sprintf(`global(workDirectory=%q maxMessageSize="8k")
-module(load="im%[2]s")
-input(type="im%[2]s" port="%[3]d" address="127.0.0.1" ruleset="all")
-template(name="fields" type="string" string="%%syslogseverity%%|%%app-name%%|%%msgid%%|%%structured-data%%|%%msg%%\n")
-ruleset(name="all") { action(type="omfile" file=%[4]q template="fields") }
-`, dir, transport, port, out)
-	path := filepath.Join(dir, "rsyslog.conf")
-	if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	var said bytes.Buffer
-	cmd := exec.Command(program, "-n", "-f", path, "-i", filepath.Join(dir, "pid"))
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	stop := func() {
-		_ = cmd.Process.Signal(syscall.SIGTERM)
-		_ = cmd.Wait()
-	}
-	defer stop()
-	ready(t, transport, fmt.Sprintf("127.0.0.1:%d", port), out)
-	s := NewSyslog(SyslogOptions{Transport: transport, Address: fmt.Sprintf("127.0.0.1:%d", port), Facility: 16, Size: SyslogSize, Names: plainNames})
+	address, out, said := startRsyslog(t, program, transport)
+	s := NewSyslog(SyslogOptions{Transport: transport, Address: address, Facility: 16, Size: SyslogSize, Names: plainNames})
 	const messages = 10000
 	r := exampleRecord()
 	for i := range messages {
@@ -273,9 +244,64 @@ ruleset(name="all") { action(type="omfile" file=%[4]q template="fields") }
 	}
 }
 
+// startRsyslog gives the address of a receiver that receives, its file, and what it says. The
+// port may be taken between the look and the start: then another one is tried.
+func startRsyslog(t *testing.T, program, transport string) (address, out string, said *bytes.Buffer) {
+	t.Helper()
+	for range 3 {
+		dir := t.TempDir()
+		port := freePort(t, transport)
+		address, out, said = fmt.Sprintf("127.0.0.1:%d", port), filepath.Join(dir, "received"), new(bytes.Buffer)
+		conf := fmt.Sprintf(`global(workDirectory=%q maxMessageSize="8k")
+module(load="im%[2]s")
+input(type="im%[2]s" port="%[3]d" address="127.0.0.1" ruleset="all")
+template(name="fields" type="string" string="%%syslogseverity%%|%%app-name%%|%%msgid%%|%%structured-data%%|%%msg%%\n")
+ruleset(name="all") { action(type="omfile" file=%[4]q template="fields") }
+`, dir, transport, port, out)
+		path := filepath.Join(dir, "rsyslog.conf")
+		if err := os.WriteFile(path, []byte(conf), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		cmd := exec.Command(program, "-n", "-f", path, "-i", filepath.Join(dir, "pid"))
+		cmd.Stdout, cmd.Stderr = said, said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		stop := func() {
+			_ = cmd.Process.Signal(syscall.SIGTERM)
+			_ = cmd.Wait()
+		}
+		if receives(transport, address, out) {
+			t.Cleanup(stop)
+			return address, out, said
+		}
+		stop()
+	}
+	t.Fatalf("rsyslogd does not receive: %s", said)
+	return "", "", nil
+}
+
+func freePort(t *testing.T, transport string) int {
+	t.Helper()
+	if transport == "udp" {
+		probe, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer probe.Close()
+		return probe.LocalAddr().(*net.UDPAddr).Port
+	}
+	probe, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer probe.Close()
+	return probe.Addr().(*net.TCPAddr).Port
+}
+
 // arrived waits until there are so many lines of exchanges.
 func arrived(out string, n int) bool {
-	for range 1000 {
+	for range 6000 {
 		text, _ := os.ReadFile(out)
 		if bytes.Count(text, []byte("|access|")) >= n {
 			return true
@@ -285,18 +311,17 @@ func arrived(out string, n int) bool {
 	return false
 }
 
-// ready waits until the receiver writes what it gets.
-func ready(t *testing.T, transport, address, out string) {
-	t.Helper()
-	for range 200 {
+// receives waits until the receiver writes what it gets.
+func receives(transport, address, out string) bool {
+	for range 400 {
 		if c, err := (&net.Dialer{}).DialContext(context.Background(), transport, address); err == nil {
 			fmt.Fprint(c, "<13>1 - - - - - - ready\n")
 			c.Close()
 		}
 		time.Sleep(50 * time.Millisecond)
 		if text, err := os.ReadFile(out); err == nil && len(text) > 0 {
-			return
+			return true
 		}
 	}
-	t.Fatal("rsyslogd does not receive")
+	return false
 }
