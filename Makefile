@@ -83,24 +83,25 @@ format: ## lay out Go and C code
 	$(CLANG_FORMAT) -i $(C_FILES)
 
 .PHONY: generate
-generate: ## compile the BPF objects with the pinned clang
+generate: ## compile the BPF objects with the pinned clang, and telemetry.proto
 	@deploy/setup.sh generate
 	$(GENERATE)
 
 .PHONY: check-generate
-check-generate: ## compile the BPF objects elsewhere and compare with those in the tree
+check-generate: ## generate elsewhere and compare with what is in the tree
 	@deploy/setup.sh generate
 	@copy=$$(mktemp -d); trap 'rm -rf "$$copy"' EXIT; \
-	cp -r go.mod go.sum gen.go bpf "$$copy"; \
+	cp -r --parents go.mod go.sum tools.mod tools.sum gen.go bpf pkg/telemetry/telemetrypb "$$copy"; \
+	find "$$copy" -name '*.pb.go' -delete; \
 	mapfile -t dirs < <(grep -o -e '-output-dir [^ ]*' gen.go | cut -d ' ' -f 2 | sort -u); \
 	(( $${#dirs[@]} )) || { echo 'check-generate: gen.go names no -output-dir' >&2; exit 1; }; \
 	(cd "$$copy" && mkdir -p "$${dirs[@]}" && $(GENERATE)); \
 	same=0; differ=0; \
 	while read -r file; do \
 		if cmp "$$file" "$$copy/$$file"; then same=$$((same + 1)); else differ=$$((differ + 1)); fi; \
-	done < <({ find "$${dirs[@]}" -name '*_bpfe[lb].*'; cd "$$copy" && find "$${dirs[@]}" -type f; } | sort -u); \
-	(( differ == 0 )) || { echo "check-generate: $$differ files differ from what bpf/ gives: run make generate" >&2; exit 1; }; \
-	echo "check-generate: $$same files are what bpf/ gives"
+	done < <({ find pkg -name '*.pb.go'; find "$${dirs[@]}" -name '*_bpfe[lb].*'; cd "$$copy" && find pkg -name '*.pb.go' && find "$${dirs[@]}" -type f; } | sort -u); \
+	(( differ == 0 )) || { echo "check-generate: $$differ files differ from what their sources give: run make generate" >&2; exit 1; }; \
+	echo "check-generate: $$same files are what their sources give"
 
 .PHONY: test-vm
 test-vm: ## root tests on other kernels in virtual machines (KERNELS="5.10 7.2" picks some)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package xgw holds the generate lines of the BPF objects. Their output is
+// Package xgw holds the generate lines of the BPF objects and of gRPC. Their output is
 // committed, so that a build needs Go alone; `make check-generate` compares.
 // The compiler is told where asm/types.h lies by BPF2GO_CFLAGS: `make generate`.
 package xgw
@@ -9,3 +9,4 @@ package xgw
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type moment -output-dir pkg/datapath/driven -go-package driven Driven bpf/test/driven.c -- -O2 -g -mcpu=v2 -Wall -Werror
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -type flow -type progress -output-dir bench/packet/rotate -go-package rotate Rotate bpf/test/rotate.c -- -O2 -g -mcpu=v2 -Wall -Werror
 //go:generate go tool bpf2go -cc clang-14 -strip llvm-strip-14 -target bpfel -output-dir bench/synflood/flood -go-package flood Flood bpf/test/flood.c -- -O2 -g -mcpu=v2 -Wall -Werror
+//go:generate go run ./pkg/telemetry/telemetrypb/generate pkg/telemetry/telemetrypb/telemetry.proto

@@ -54,7 +54,7 @@ passes everything.`,
 			err = gateway.Run(cmd.Context(), gateway.Options{
 				Config: c, Log: log, Version: version(), Load: load, Confirm: confirm, Fault: e.fault,
 				Ready: func(a gateway.Addresses) {
-					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on http://%s/metrics\n", strings.Join(a.Listeners, ", "), a.Telemetry)
+					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on %s\n", strings.Join(a.Listeners, ", "), a.Telemetry)
 				},
 			})
 			var mistaken *gateway.ConfigError

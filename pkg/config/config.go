@@ -137,7 +137,10 @@ type ClientAddress struct {
 }
 
 // Telemetry is where metrics are served.
-type Telemetry struct{ Address string }
+type Telemetry struct {
+	Address     string
+	Certificate Certificate // none: in the clear
+}
 
 // AdminAPI is where an operator's tools and the dashboard are served, in TLS.
 type AdminAPI struct {

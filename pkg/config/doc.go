@@ -51,6 +51,8 @@
 //	client_address.proxy_protocol  false           true or false
 //	client_address.header          off             off or X-Forwarded-For or Forwarded
 //	telemetry.address              127.0.0.1:9090  HOST:PORT, or :PORT for every address
+//	telemetry.certificate          none            the path of a file
+//	telemetry.key                  none            the path of a file
 //	admin_api.address              127.0.0.1:8444  off or HOST:PORT, or :PORT for every address
 //	admin_api.server_names[]       none            a host name or an address
 //	admin_api.certificate          none            the path of a file

@@ -37,9 +37,7 @@ func gateway(c *Config) mapping {
 			{"per_second", "4000", whole(&c.Handshakes.PerSecond, 0, 1<<20)},
 		}}},
 		{"client_address", none, clientAddress(&c.Client)},
-		{"telemetry", none, mapping{rows: []row{
-			{"address", "127.0.0.1:9090", listenAddress(&c.Telemetry.Address)},
-		}}},
+		{"telemetry", none, telemetry(c)},
 		{"admin_api", none, adminAPI(c)},
 		{"workers", "auto", workers(c)},
 		{"pin", "true", boolean(&c.Pin)},
@@ -84,6 +82,18 @@ func across(c *Config) func(*found) {
 		for _, check := range f.d.later {
 			check()
 		}
+	}
+}
+
+func telemetry(c *Config) mapping {
+	t := &c.Telemetry
+	return mapping{
+		rows: []row{
+			{"address", "127.0.0.1:9090", listenAddress(&t.Address)},
+			{"certificate", none, file(&t.Certificate.Chain, c.Path)},
+			{"key", none, file(&t.Certificate.Key, c.Path)},
+		},
+		check: func(f *found) { checkPair(f, &t.Certificate) },
 	}
 }
 

@@ -69,7 +69,7 @@ func (s *supervisor) openRemote(o *config.AdminAPI) error {
 	return nil
 }
 
-// shownCertificate is that of the admin API; a changed file is taken at once, and one that
+// shownCertificate is that of the admin API or the metrics; a changed file is taken at once, and one that
 // cannot be used leaves the last good one.
 type shownCertificate struct {
 	files config.Certificate
@@ -90,7 +90,7 @@ func (c *shownCertificate) get() (*tls.Certificate, error) {
 	case err == nil:
 		c.last, c.read = &pair, time.Now()
 	case c.last == nil:
-		return nil, fmt.Errorf("admin API: certificate %s: %w", c.files.Chain, err)
+		return nil, fmt.Errorf("certificate %s: %w", c.files.Chain, err)
 	}
 	return c.last, nil
 }

@@ -8,6 +8,7 @@ package gateway
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -66,7 +68,7 @@ func (o *Options) fault(step string) error {
 // Addresses are those really listened on, with ports settled.
 type Addresses struct {
 	Listeners []string
-	Telemetry string
+	Telemetry string // the URL of the metrics
 }
 
 // ConfigError is a configuration that cannot be put in force, whatever the machine is like.
@@ -88,29 +90,30 @@ func ZonePath(instance string) string {
 
 // supervisor owns everything that outlives a worker.
 type supervisor struct {
-	options        Options
-	config         *config.Config
-	log            *slog.Logger
-	policy         *policy.Policy
-	cores          []int
-	zone           *zone.Zone
-	planes         []*plane
-	listeners      []*listener
-	telemetry      net.Listener
-	control        net.Listener  // nil where there is no right to make it
-	remote         *admin.Remote // nil where there is none, as its listener
-	remoteListener net.Listener
-	view           view
-	accessLog      *logging.File
-	crew           *crew
-	servers        *servers.Watcher
-	vault          *vault
-	watch          fileWatch
-	renewed        time.Time // when certificates were last looked at
-	tickets        *ticketRing
-	syslog         atomic.Pointer[logging.Syslog] // nil for none
-	escalator      *escalator
-	keys           *keyring
+	options              Options
+	config               *config.Config
+	log                  *slog.Logger
+	policy               *policy.Policy
+	cores                []int
+	zone                 *zone.Zone
+	planes               []*plane
+	listeners            []*listener
+	telemetry            net.Listener
+	telemetryCertificate func() (*tls.Certificate, error) // nil: in the clear
+	control              net.Listener                     // nil where there is no right to make it
+	remote               *admin.Remote                    // nil where there is none, as its listener
+	remoteListener       net.Listener
+	view                 view
+	accessLog            *logging.File
+	crew                 *crew
+	servers              *servers.Watcher
+	vault                *vault
+	watch                fileWatch
+	renewed              time.Time // when certificates were last looked at
+	tickets              *ticketRing
+	syslog               atomic.Pointer[logging.Syslog] // nil for none
+	escalator            *escalator
+	keys                 *keyring
 
 	mu      sync.Mutex // among reloads; policy, config, listeners and secrets are theirs
 	pending *pending
@@ -165,7 +168,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	side := telemetry.New(view, s.log)
+	side := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Log: s.log})
 	go func() {
 		if err := side.Serve(s.telemetry); err != nil {
 			s.log.Error("metrics listener ended", "error", err)
@@ -317,8 +320,8 @@ func (s *supervisor) prepare() error {
 	if s.accessLog, err = logging.Open(s.config.Log.Access, os.Stdout); err != nil {
 		return err
 	}
-	if s.telemetry, err = net.Listen("tcp", s.config.Telemetry.Address); err != nil {
-		return fmt.Errorf("listen for metrics: %w", bindError(err))
+	if err := s.makeTelemetry(); err != nil {
+		return err
 	}
 	if err := s.makeZone(); err != nil {
 		return err
@@ -341,6 +344,22 @@ func (s *supervisor) prepare() error {
 		if err := s.adopt(ic); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// makeTelemetry opens the listener of the metrics.
+func (s *supervisor) makeTelemetry() (err error) {
+	o := &s.config.Telemetry
+	if o.Certificate.Chain != "" {
+		shown := &shownCertificate{files: o.Certificate}
+		if _, err := shown.get(); err != nil {
+			return fmt.Errorf("telemetry: %w", err)
+		}
+		s.telemetryCertificate = shown.get
+	}
+	if s.telemetry, err = net.Listen("tcp", o.Address); err != nil {
+		return fmt.Errorf("listen for metrics: %w", bindError(err))
 	}
 	return nil
 }
@@ -471,7 +490,10 @@ func (s *supervisor) names() logging.Names {
 }
 
 func (s *supervisor) addresses() Addresses {
-	a := Addresses{Telemetry: s.telemetry.Addr().String()}
+	a := Addresses{Telemetry: "http://" + s.telemetry.Addr().String() + "/metrics"}
+	if s.telemetryCertificate != nil {
+		a.Telemetry = "https" + strings.TrimPrefix(a.Telemetry, "http")
+	}
 	for _, l := range s.listeners {
 		a.Listeners = append(a.Listeners, l.address)
 	}

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package telemetry serves what the ledger knows on 9090: Prometheus text,
-// OpenMetrics and protobuf with native histograms under /metrics, and under /healthz
-// whether any worker serves. It reads on demand and stores nothing; the number of
-// series depends on the configuration alone, never on traffic.
+// OpenMetrics and protobuf with native histograms under /metrics, the same by gRPC, and
+// under /healthz whether any worker serves. It reads on demand and stores nothing; the
+// number of series depends on the configuration alone, never on traffic.
 package telemetry
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"html"
@@ -37,8 +38,16 @@ const (
 
 // Server is the side listener. It is no part of the request path.
 type Server struct {
-	http *http.Server
-	gate *gate
+	http  *http.Server
+	gate  *gate
+	calls *service
+}
+
+// Options of a Server.
+type Options struct {
+	// Certificate is asked at each handshake; nil: HTTP/1.1 and HTTP/2 are in the clear.
+	Certificate func() (*tls.Certificate, error)
+	Log         *slog.Logger
 }
 
 // gate keeps readers from the ledger's sources once they may be unmapped: a scrape
@@ -69,7 +78,8 @@ func (g *gate) close() {
 
 // New makes a server over the ledger, which is the server's from now on: it is not
 // safe for concurrent use.
-func New(l *ledger.Ledger, log *slog.Logger) *Server {
+func New(l *ledger.Ledger, o Options) *Server {
+	log := o.Log
 	registry := prometheus.NewRegistry()
 	g := &gate{}
 	registry.MustRegister(
@@ -86,10 +96,14 @@ func New(l *ledger.Ledger, log *slog.Logger) *Server {
 		Timeout:             scrapeTimeout,
 		EnableOpenMetrics:   true,
 	}))
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { health(w, src.Zone, g) })
+	ready := func() bool { return ready(src.Zone, g) }
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
-	return &Server{gate: g, http: &http.Server{
-		Handler:           mux,
+	calls := newService(registry, ready)
+	s := &Server{gate: g, calls: calls, http: &http.Server{
+		Handler:           calls.beside(mux),
+		Protocols:         new(http.Protocols),
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       10 * time.Second,
 		WriteTimeout:      30 * time.Second,
@@ -97,6 +111,17 @@ func New(l *ledger.Ledger, log *slog.Logger) *Server {
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}}
+	s.http.Protocols.SetHTTP1(true)
+	s.http.Protocols.SetHTTP2(true)
+	s.http.Protocols.SetUnencryptedHTTP2(true)
+	s.http.RegisterOnShutdown(calls.stop)
+	if o.Certificate != nil {
+		s.http.TLSConfig = &tls.Config{
+			MinVersion:     tls.VersionTLS13,
+			GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return o.Certificate() },
+		}
+	}
+	return s
 }
 
 // revision is the commit that the program was built from.
@@ -111,19 +136,27 @@ func revision() string {
 	return "unknown"
 }
 
-// health is 200 while a worker takes requests. It reads the zone alone, so it
-// answers while scrapes wait for each other.
-func health(w http.ResponseWriter, z *zone.Zone, g *gate) {
-	if g.enter() {
-		defer g.leave()
-		for i := range z.Workers() {
-			if zone.State(z.Worker(i).LoadGauge(zone.GaugeState)) == zone.StateReady {
-				fmt.Fprintln(w, "ok")
-				return
-			}
+// ready tells whether a worker takes requests. It reads the zone alone, so it answers
+// while scrapes wait for each other.
+func ready(z *zone.Zone, g *gate) bool {
+	if !g.enter() {
+		return false
+	}
+	defer g.leave()
+	for i := range z.Workers() {
+		if zone.State(z.Worker(i).LoadGauge(zone.GaugeState)) == zone.StateReady {
+			return true
 		}
 	}
-	http.Error(w, "no worker is ready", http.StatusServiceUnavailable)
+	return false
+}
+
+func healthz(w http.ResponseWriter, ready bool) {
+	if !ready {
+		http.Error(w, "no worker is ready", http.StatusServiceUnavailable)
+		return
+	}
+	fmt.Fprintln(w, "ok")
 }
 
 func index(w http.ResponseWriter, version string) {
@@ -137,19 +170,27 @@ func index(w http.ResponseWriter, version string) {
 
 // Serve answers on the listener until Shutdown, and closes it.
 func (s *Server) Serve(l net.Listener) error {
-	if err := s.http.Serve(netutil.LimitListener(l, maxConnections)); !errors.Is(err, http.ErrServerClosed) {
+	l = netutil.LimitListener(l, maxConnections)
+	serve := s.http.Serve
+	if s.http.TLSConfig != nil {
+		serve = func(l net.Listener) error { return s.http.ServeTLS(l, "", "") }
+	}
+	if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve metrics: %w", err)
 	}
 	return nil
 }
 
-// Shutdown ends Serve; a scrape under way may finish until ctx ends. When it has
-// returned nothing reads the ledger's sources any more: they may be closed.
+// Shutdown ends Serve; a scrape under way may finish until ctx ends, and then is cut off.
+// When it has returned nothing reads the ledger's sources any more: they may be closed.
 func (s *Server) Shutdown(ctx context.Context) error {
 	err := s.http.Shutdown(ctx)
-	if err != nil {
-		err = fmt.Errorf("shut down metrics: %w", errors.Join(err, s.http.Close()))
+	if err != nil { // somebody takes too long, as over HTTP/2 the library itself does
+		err = s.http.Close()
 	}
 	s.gate.close()
-	return err
+	if err != nil {
+		return fmt.Errorf("shut down metrics: %w", err)
+	}
+	return nil
 }

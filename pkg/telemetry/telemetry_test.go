@@ -49,22 +49,33 @@ func mustZone(tb testing.TB, workers, routes int) *zone.Zone {
 // mustServe starts a server over the sources and returns its address.
 func mustServe(tb testing.TB, src ledger.Sources) string {
 	tb.Helper()
+	return mustServer(tb, src).address
+}
+
+// served is a server with its address.
+type served struct {
+	*Server
+	address string
+}
+
+func mustServer(tb testing.TB, src ledger.Sources) served {
+	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := New(ledger.New(src), slog.New(slog.DiscardHandler))
-	served := make(chan error, 1)
-	go func() { served <- s.Serve(l) }()
+	s := New(ledger.New(src), Options{Log: slog.New(slog.DiscardHandler)})
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(l) }()
 	tb.Cleanup(func() {
 		http.DefaultClient.CloseIdleConnections()
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
-		if err := errors.Join(s.Shutdown(ctx), <-served); err != nil {
+		if err := errors.Join(s.Shutdown(ctx), <-ended); err != nil {
 			tb.Error(err)
 		}
 	})
-	return "http://" + l.Addr().String()
+	return served{s, "http://" + l.Addr().String()}
 }
 
 const protobuf = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
