@@ -38,6 +38,7 @@ func (e usageError) Unwrap() error { return e.error }
 // env is what commands touch of the outside, so that tests can run them in process.
 type env struct {
 	out, err io.Writer
+	in       io.Reader // of answers; nil: the terminal
 	instance string
 	json     bool
 	fault    func(step string) error // of reloads, for tests
@@ -124,6 +125,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		explainCommand(e),
 		dropsCommand(e),
 		topCommand(e),
+		doctorCommand(e),
 		runCommand(e),
 		configCommand(e),
 		ctlCommand(e),

@@ -34,6 +34,8 @@ type Control interface {
 	Status() Status
 	// Live is what `xgw top --json` prints: rates of this moment. It is for encoding/json.
 	Live() any
+	// Doctor is what `xgw doctor --json` prints; it takes a second or so. It is for encoding/json.
+	Doctor() (any, error)
 	// History is the last hour, the oldest first.
 	History() []Moment
 	// Verdicts are those that are held in the kernel plane, by source.
@@ -76,6 +78,18 @@ type Status struct {
 	// ConfirmWithin is the time until what is in force is undone; 0: nothing waits.
 	ConfirmWithin time.Duration `json:"confirm_within_ns,omitempty"`
 	Servers       []Server      `json:"servers"` // of all upstreams, in the order of the configuration
+	// Configuration is the file that what is in force was read from, and Loaded when.
+	Configuration string    `json:"configuration,omitempty"`
+	Loaded        time.Time `json:"loaded,omitzero"`
+	Steering      []Steered `json:"steering,omitempty"`
+}
+
+// Steered is where a listener's connections were placed since it was made.
+type Steered struct {
+	Listener string `json:"listener"`
+	Local    uint64 `json:"local"`    // the worker of the CPU that received them
+	Fallback uint64 `json:"fallback"` // another one: that CPU has none, or it was away
+	Refused  uint64 `json:"refused"`  // no worker was there
 }
 
 // Moment is one step of the history: rates a second over the step, and quantiles of the

@@ -40,6 +40,7 @@ func (a *api) endpoints() []endpoint {
 	return []endpoint{
 		{"GET /v1/status", Viewer, a.status},
 		{"GET /v1/live", Viewer, a.live},
+		{"GET /v1/doctor", Viewer, a.doctor},
 		{"GET /v1/history", Viewer, a.history},
 		{"GET /v1/charts/{name}", Viewer, a.chart},
 		{"POST /v1/reload", Admin, a.reload},
@@ -59,6 +60,11 @@ func (a *api) status(w http.ResponseWriter, _ *http.Request) {
 
 func (a *api) live(w http.ResponseWriter, _ *http.Request) {
 	reply(w, a.log, a.control.Live(), nil)
+}
+
+func (a *api) doctor(w http.ResponseWriter, _ *http.Request) {
+	report, err := a.control.Doctor()
+	reply(w, a.log, report, err)
 }
 
 func (a *api) history(w http.ResponseWriter, _ *http.Request) {

@@ -97,6 +97,10 @@ func (g *gateway) Live() any {
 	}
 }
 
+func (g *gateway) Doctor() (any, error) {
+	return map[string]any{"findings": []any{map[string]any{"check": "link", "object": "eth0", "severity": "error", "title": "there is no link", "evidence": "carrier false"}}, "checks": 38}, nil
+}
+
 func (g *gateway) History() []Moment {
 	var all []Moment
 	for i := range 700 {
@@ -207,6 +211,7 @@ func TestRoles(t *testing.T) {
 	}{
 		{"GET", "/v1/status", 200, 200, 200},
 		{"GET", "/v1/live", 200, 200, 200},
+		{"GET", "/v1/doctor", 200, 200, 200},
 		{"GET", "/v1/history", 200, 200, 200},
 		{"GET", "/v1/charts/packets", 200, 200, 200},
 		{"GET", "/v1/charts/none", 404, 404, 404},

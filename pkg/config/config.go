@@ -344,3 +344,6 @@ func readBounded(path string) ([]byte, error) {
 	}
 	return io.ReadAll(io.LimitReader(f, maxReply+1))
 }
+
+// Files are those that a configuration is read from, besides what they name.
+func Files(path string) []string { return []string{path, buffersPath(path), limitsPath(path)} }

@@ -25,6 +25,7 @@ type pending struct {
 	by             time.Time
 	previous       *policy.Policy
 	previousConfig *config.Config
+	previousLoaded time.Time
 }
 
 // Reload reads the configuration anew and makes it the generation of both planes: every
@@ -52,6 +53,7 @@ func (s *supervisor) reload(confirm time.Duration) (r admin.Reloaded, err error)
 	if s.pending != nil {
 		return r, fmt.Errorf("%w: `gateway-ctl confirm`, or wait %s", admin.ErrUnconfirmed, time.Until(s.pending.by).Round(time.Second))
 	}
+	began := time.Now()
 	c, err := s.options.Load()
 	if err != nil {
 		return r, errors.Join(admin.ErrConfiguration, err)
@@ -65,12 +67,13 @@ func (s *supervisor) reload(confirm time.Duration) (r admin.Reloaded, err error)
 	if err != nil {
 		return r, errors.Join(admin.ErrConfiguration, err)
 	}
-	was, wasConfig := s.policy, s.config
+	was, wasConfig, wasLoaded := s.policy, s.config, s.loaded
 	if err := s.enact(c, p, confirm); err != nil {
 		return r, err
 	}
+	s.loaded = began
 	if confirm > 0 {
-		s.pending = &pending{by: time.Now().Add(confirm), previous: was, previousConfig: wasConfig}
+		s.pending = &pending{by: time.Now().Add(confirm), previous: was, previousConfig: wasConfig, previousLoaded: wasLoaded}
 		s.log.Warn("the new configuration is undone unless it is confirmed", "within", confirm, "with", "gateway-ctl confirm")
 	}
 	return admin.Reloaded{Generation: p.Generation, ConfirmWithin: confirm}, nil
@@ -218,7 +221,7 @@ func (s *supervisor) settle() {
 		s.log.Error("the configuration was not confirmed, and going back failed: it is tried again", "error", err)
 		return
 	}
-	s.pending = nil
+	s.loaded, s.pending = s.pending.previousLoaded, nil
 	s.log.Warn("the configuration was not confirmed in time: gone back to the one before", "generation", back.Generation)
 }
 

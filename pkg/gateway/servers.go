@@ -76,6 +76,15 @@ func (s *supervisor) Status() admin.Status {
 		}
 		out.Servers = append(out.Servers, a)
 	}
+	if s.mu.TryLock() { // a reload is not waited for
+		out.Configuration, out.Loaded = s.config.Path, s.loaded
+		s.mu.Unlock()
+	}
+	for _, l := range s.crew.listeners() {
+		if c, steered := l.counts(); steered {
+			out.Steering = append(out.Steering, admin.Steered{Listener: l.address, Local: c.Local, Fallback: c.Fallback, Refused: c.Refused})
+		}
+	}
 	return out
 }
 

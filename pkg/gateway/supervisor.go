@@ -104,6 +104,7 @@ type supervisor struct {
 	remote               *admin.Remote                    // nil where there is none, as its listener
 	remoteListener       net.Listener
 	view                 view
+	checkup              checkup
 	accessLog            *logging.File
 	crew                 *crew
 	servers              *servers.Watcher
@@ -115,14 +116,15 @@ type supervisor struct {
 	escalator            *escalator
 	keys                 *keyring
 
-	mu      sync.Mutex // among reloads; policy, config, listeners and secrets are theirs
+	mu      sync.Mutex // among reloads; policy, config, loaded, listeners and secrets are theirs
+	loaded  time.Time  // when the configuration was read
 	pending *pending
 }
 
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
 // when it could not start, and then it leaves nothing behind.
 func Run(ctx context.Context, o Options) (err error) {
-	s := &supervisor{options: o, config: o.Config, log: o.Log, servers: servers.New(o.Log)}
+	s := &supervisor{options: o, config: o.Config, loaded: time.Now(), log: o.Log, servers: servers.New(o.Log)}
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.prepare(); err != nil {
 		return fmt.Errorf("start gateway: %w", err)

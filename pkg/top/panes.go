@@ -169,7 +169,7 @@ func (r *rates) cores() Table {
 			core = strconv.Itoa(w.Core)
 		}
 		state := w.State.String()
-		if w.State == zone.StateReady && !running(w.PID) {
+		if w.State == zone.StateReady && !ledger.Runs(w.PID) {
 			state = "gone"
 		}
 		if b.PID == w.PID && i < len(r.before.cpu) && i < len(r.now.cpu) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/xgw-project/xgw/pkg/ledger"
 )
 
 // MarshalJSON gives rows as objects by the columns' keys. Numbers that are not known are null.
@@ -58,11 +60,11 @@ func (f *Frame) head() []string {
 	g, t := &f.Gateway, &f.Totals
 	var state string
 	switch g.Supervisor {
-	case Absent:
+	case ledger.Absent:
 		state = "no gateway runs; the kernel plane, where attached, counts on"
-	case Gone:
+	case ledger.Gone:
 		state = fmt.Sprintf("SUPERVISOR GONE; workers serve on for a while: %d of %d there", g.Ready, g.Workers)
-	case Hanging:
+	case ledger.Hanging:
 		state = fmt.Sprintf("SUPERVISOR HANGS for %s; workers serve on: %d of %d ready", g.Beat.Round(time.Second), g.Ready, g.Workers)
 	default:
 		state = fmt.Sprintf("up %s, generation %d, workers %d of %d ready", g.Uptime.Round(time.Second), g.Generation, g.Ready, g.Workers)

@@ -13,6 +13,8 @@ import (
 
 	tea "charm.land/bubbletea/v2"
 	"charm.land/lipgloss/v2"
+
+	"github.com/xgw-project/xgw/pkg/ledger"
 )
 
 // Options of a screen.
@@ -285,7 +287,7 @@ func (m *screen) View() tea.View {
 		if i == 0 {
 			style = strong
 		}
-		if strings.HasPrefix(line, "! ") || i == 0 && m.frame.Gateway.Supervisor != Running {
+		if strings.HasPrefix(line, "! ") || i == 0 && m.frame.Gateway.Supervisor != ledger.Running {
 			style = alarm
 		}
 		lines = append(lines, style.Render(m.cut(line)))

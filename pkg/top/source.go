@@ -4,22 +4,17 @@ package top
 
 import (
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
 	"time"
 
 	"github.com/prometheus/procfs"
-	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/ledger"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
-
-// silence is how long a supervisor that is well may say nothing; it beats each second.
-const silence = 3 * time.Second
 
 // Source reads a gateway again and again. It is not safe for concurrent use.
 type Source struct {
@@ -183,35 +178,18 @@ func (s *Source) take(f *Frame) error {
 
 // processes tells how the supervisor is, by its process and its beat.
 func (s *Source) processes(g *Gateway) {
+	g.Supervisor, g.Beat = ledger.Supervisor(s.zone)
 	if s.zone == nil {
-		g.Supervisor = Absent
 		return
-	}
-	var now unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) // never fails
-	g.Beat = time.Duration(now.Nano() - s.zone.Heartbeat())
-	switch {
-	case !s.zone.Alive():
-		g.Supervisor = Gone
-	case g.Beat > silence:
-		g.Supervisor = Hanging
-	default:
-		g.Supervisor = Running
 	}
 	g.Generation, g.Uptime = s.zone.Generation(), time.Since(s.zone.Created())
 	g.Workers = len(s.now.ledger.Workers)
 	for i := range s.now.ledger.Workers {
 		w := &s.now.ledger.Workers[i]
-		if w.State == zone.StateReady && running(w.PID) {
+		if w.State == zone.StateReady && ledger.Runs(w.PID) {
 			g.Ready++
 		}
 	}
-}
-
-// running tells whether a worker is there: when its supervisor is gone, nobody else notes its end.
-func running(pid int) bool {
-	_, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
-	return pid > 0 && err == nil
 }
 
 // cpuTime is what a process has used, in seconds; 0 for one that is gone.

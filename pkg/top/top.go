@@ -27,21 +27,13 @@ type Frame struct {
 
 // Gateway is how the processes are.
 type Gateway struct {
-	Supervisor string        `json:"supervisor"` // one of the constants below
+	Supervisor string        `json:"supervisor"` // ledger.Running and so on
 	Beat       time.Duration `json:"beat_ns"`    // since the supervisor's last sign of life
 	Generation uint64        `json:"generation"`
 	Uptime     time.Duration `json:"uptime_ns"` // since counting in the zone began
 	Ready      int           `json:"workers_ready"`
 	Workers    int           `json:"workers"`
 }
-
-// What a supervisor can be.
-const (
-	Running = "running"
-	Hanging = "hanging" // it is there, but gives no sign of life
-	Gone    = "gone"    // it died, and its zone is what it left
-	Absent  = "absent"  // there is no zone
-)
 
 // Totals are rates a second over the whole gateway, and present values.
 type Totals struct {

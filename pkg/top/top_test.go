@@ -134,7 +134,7 @@ func TestFramesOfAZone(t *testing.T) {
 	if p50, p99 := row["p50_seconds"], row["p99_seconds"]; p50 < 1e-3 || p50 > 1.1e-3 || p99 < 1e-3 || p99 > 1.1e-3 {
 		t.Errorf("p50 %v, p99 %v", p50, p99)
 	}
-	if f.Gateway.Supervisor != Hanging || troubled(f) {
+	if f.Gateway.Supervisor != ledger.Hanging || troubled(f) {
 		t.Errorf("a supervisor that never beat: %+v, %v", f.Gateway, f.Trouble)
 	}
 	if len(f.Panes) != len(PaneNames) {
@@ -173,7 +173,7 @@ func TestAnotherZoneInPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	next.Close()
-	if f := s.Read(); f.Gateway.Supervisor != Absent || troubled(f) {
+	if f := s.Read(); f.Gateway.Supervisor != ledger.Absent || troubled(f) {
 		t.Errorf("no gateway is shown as %+v, %v", f.Gateway, f.Trouble)
 	}
 }
