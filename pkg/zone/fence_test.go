@@ -95,3 +95,19 @@ func TestFenceID(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// A fence that was raised leaves the layout as it is.
+func TestFenceAndLayoutAreApart(t *testing.T) {
+	z := mustCreate(t, zonePath(t), small())
+	for i := range uint64(100) {
+		z.Fence().Raise(i)
+	}
+	w, err := OpenFile(dup(t, z))
+	if err != nil {
+		t.Fatal("a worker that comes later: ", err)
+	}
+	defer w.Close()
+	if w.Layout() != z.Layout() {
+		t.Errorf("layout %+v, want %+v", w.Layout(), z.Layout())
+	}
+}

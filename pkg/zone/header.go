@@ -39,10 +39,9 @@ const (
 	// Written while the gateway runs, on cache lines of their own.
 	headBeat       = 2 * lineWords // CLOCK_MONOTONIC, ns
 	headGeneration = headBeat + 1
-	headFence      = 3 * lineWords // see Fence
+	headHolds      = headBeat + 2 // of the layout, where the first lines are full
 
-	// More of the layout, where the first lines are full.
-	headHolds = 3 * lineWords
+	headFence = 3 * lineWords // see Fence
 
 	// The section table: kind, offset and length in bytes, for each.
 	headTable    = 8 * lineWords
