@@ -25,11 +25,16 @@
 --            turn. delay = 5: five do
 --   dry_run  true: told, not held
 --   status   of the refusal, 429 without it; it has Retry-After, RateLimit and RateLimit-Policy
+--   scope    "gateway", the default; or "cluster": one limit for all gateways that share the redis of
+--            gateway.yaml. Each passes what it would alone, tells the others ten times a second, and
+--            what passed elsewhere counts here: a burst of each gateway may pass at once, and is made
+--            up for. Without the redis each holds the limit for itself: `xgw config check` has the bound
 --limit_req{name = "clients", rate = "100r/s", burst = 200, nodelay = true}
 --limit_req{name = "logins", key = {"address", "route"}, match = {route = "login", method = "POST"}, rate = "30r/m", burst = 10, nodelay = true}
 --for tier, rate in pairs{gold = 1000, silver = 100} do limit_req{name = tier, key = "consumer", match = {tier = tier}, rate = rate .. "r/s", burst = rate, nodelay = true, dry_run = true} end
 
 --limit_req{name = "tenants", rate = "50r/s", burst = 50, nodelay = true, key = function(r) return r:header("X-Tenant") .. r.path:sub(1, 4) end}
+--limit_req{name = "everywhere", key = "consumer", rate = "500r/s", burst = 100, nodelay = true, scope = "cluster"}
 
 -- limit_conn limits what is open at once, all workers together:
 --   name, dry_run  as above

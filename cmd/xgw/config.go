@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/xgw-project/xgw/pkg/cluster"
 	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/policy"
@@ -86,8 +87,13 @@ func printLimits(w io.Writer, c *config.Config) error {
 		if l.Delay < l.Burst {
 			burst += fmt.Sprintf(", %d of it at once", l.Delay)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%dr/%s\t%s\tall workers together\tnothing, while no bucket is evicted\n",
-			dry(l.Name, l.DryRun), requestsOf(l.Methods, l.Routes, l.Tiers), bucketFor(l.Key), l.Requests, period(l.Period), burst)
+		scope, bound := "all workers together", "nothing, while no bucket is evicted"
+		if l.Cluster {
+			scope = "all gateways of redis " + c.Redis.Address
+			bound = fmt.Sprintf("%d for each further gateway, made up for afterwards", cluster.Bound(l.Requests, l.Period, l.Burst))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%dr/%s\t%s\t%s\t%s\n",
+			dry(l.Name, l.DryRun), requestsOf(l.Methods, l.Routes, l.Tiers), bucketFor(l.Key), l.Requests, period(l.Period), burst, scope, bound)
 	}
 	for _, l := range c.ConnectionLimits {
 		of := "connections"
@@ -107,7 +113,14 @@ func printLimits(w io.Writer, c *config.Config) error {
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d/s\t%d\teach interface\t%s\n", dry(l.Name, l.DryRun), l.Count, key, l.Rate, l.Burst, bound)
 	}
-	return t.Flush()
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(c.RequestLimits, func(l config.RequestLimit) bool { return l.Cluster }) {
+		fmt.Fprintf(w, "note: a limit of all gateways comes to its rate over all of them together while redis answers within 25 ms (a burst and %s of the rate\n"+
+			"are each further gateway's bound); while it does not answer, each gateway holds the whole rate and burst for itself, and refuses nobody for it\n", cluster.Window)
+	}
+	return nil
 }
 
 func requestsOf(methods, routes, tiers []string) string {

@@ -174,6 +174,18 @@ packet_limit{name = "syns", key = "source", count = "syns", rate = 50, dry_run =
 			t.Errorf("no %q in\n%s", want, out)
 		}
 	}
+	rewrite(t, filepath.Join(dir, "ratelimit.lua"), `limit_req{name = "everywhere", rate = "100r/s", burst = 20, scope = "cluster"}`)
+	status, out, errs = inProcess("config", "check", "-c", path)
+	if status != exitUsage || out != "" || !strings.Contains(errs, "ratelimit.lua:1:1: limit_req.scope: gateways tell each other through a redis: give redis.address") {
+		t.Errorf("a limit of the cluster without a redis: status %d: %s%s", status, out, errs)
+	}
+	rewrite(t, path, gatewayYAML(dir, "127.0.0.1:0", "127.0.0.1:8080", "redis: {address: \"127.0.0.1:6379\"}\n"))
+	status, out, errs = inProcess("config", "check", "-c", path)
+	for _, want := range []string{"everywhere ", "all gateways of redis 127.0.0.1:6379", "56 for each further gateway", "refuses nobody for it"} {
+		if status != 0 || !strings.Contains(out, want) {
+			t.Errorf("status %d, no %q in\n%s%s", status, want, out, errs)
+		}
+	}
 	rewrite(t, filepath.Join(dir, "ratelimit.lua"), "\nlimit_req{name = 'x', rat = 1}")
 	status, out, errs = inProcess("config", "check", "-c", path)
 	if status != exitUsage || out != "" || !strings.Contains(errs, "ratelimit.lua:2:1: limit_req.rat: unknown key") {

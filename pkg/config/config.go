@@ -96,6 +96,7 @@ type Budgets struct {
 type Verdicts struct {
 	StaleAfter time.Duration // of silence of the supervisor: they are ignored
 	Guard      int           // from so many other good identities at an address none goes beyond thin; 0: any
+	Share      bool          // with all gateways of the redis
 }
 
 // Listener is an address that workers serve. Its address is its name, too.

@@ -23,6 +23,7 @@
 //	budgets.unclassified           1000            off or a whole number from 1 to 100000000
 //	verdicts.stale_after           5s              a time with its unit from 1s to 1h
 //	verdicts.guard                 1               off or a whole number from 1 to 1000
+//	verdicts.share                 false           true or false
 //	spread                         off             auto or off
 //	packet_limits[].name           required        a name: 1 to 63 letters, digits and any of -_./@+
 //	packet_limits[].key            required        source or prefix or port or queue or interface
@@ -197,6 +198,7 @@
 //	limit_req.delay                none            a whole number from 1 to 1000000000: so many of the burst pass at once, the others wait for their turn; without it, 1
 //	limit_req.dry_run              false           true or false
 //	limit_req.status               429             a whole number from 400 to 599
+//	limit_req.scope                gateway         gateway or cluster
 //	limit_conn.name                required        a name: 1 to 63 letters, digits and any of -_./@+
 //	limit_conn.count               connections     connections or requests
 //	limit_conn.key[]               address         address, route, host, api_key, consumer, header:NAME, jwt:CLAIM or jwt:CLAIM:HEADER, or a list of those

@@ -37,6 +37,8 @@ type RequestLimit struct {
 	Delay  uint64
 	DryRun bool // told, not held
 	Status int  // of the refusal, 400 to 599
+	// Cluster: it holds over all gateways that share a redis, not in each of them.
+	Cluster bool `json:",omitempty"`
 }
 
 // Call is one that ratelimit.lua makes: of a function named here, with one table.
@@ -140,6 +142,7 @@ const maxBurst = 1_000_000_000
 func requestLimit(c *Config, keyed bool) mapping {
 	l := &RequestLimit{}
 	var nodelay bool
+	var scope string
 	var delay uint64
 	delayed := whole(&delay, 1, maxBurst)
 	delayed.want += ": so many of the burst pass at once, the others wait for their turn; without it, 1"
@@ -154,8 +157,12 @@ func requestLimit(c *Config, keyed bool) mapping {
 			{"delay", none, delayed},
 			{"dry_run", "false", boolean(&l.DryRun)},
 			{"status", "429", whole(&l.Status, 400, 599)},
+			{"scope", "gateway", oneOf(&scope, "gateway", "cluster")},
 		},
 		check: func(f *found) {
+			if l.Cluster = scope == "cluster"; l.Cluster && c.Redis.Address == "" {
+				f.fail("scope", "gateways tell each other through a redis: give redis.address in gateway.yaml, too")
+			}
 			if nodelay && delay > 0 {
 				f.fail("delay", "with nodelay none waits: take one of the two out")
 			}

@@ -21,10 +21,7 @@ func gateway(c *Config) mapping {
 			{"echo", "1000", budget(&c.Budgets.Echo)},
 			{"unclassified", "1000", budget(&c.Budgets.Unclassified)},
 		}}},
-		{"verdicts", none, mapping{rows: []row{
-			{"stale_after", "5s", duration(&c.Verdicts.StaleAfter, time.Second, time.Hour)},
-			{"guard", "1", offOr(&c.Verdicts.Guard, whole(&c.Verdicts.Guard, 1, 1000))},
-		}}},
+		{"verdicts", none, verdicts(c)},
 		{"spread", "off", spread(&c.Spread)},
 		{"packet_limits", none, list{example: "name: syns", item: func() reader { return packetLimit(c) }}},
 		{"listeners", none, list{example: "address: :443", least: 1, most: maxListeners, one: true, item: func() reader { return listener(c) }}},
@@ -137,6 +134,24 @@ func interfaceRow(c *Config) mapping {
 				}
 			}
 			c.Interfaces = append(c.Interfaces, *i)
+		},
+	}
+}
+
+func verdicts(c *Config) mapping {
+	v := &c.Verdicts
+	return mapping{
+		rows: []row{
+			{"stale_after", "5s", duration(&v.StaleAfter, time.Second, time.Hour)},
+			{"guard", "1", offOr(&v.Guard, whole(&v.Guard, 1, 1000))},
+			{"share", "false", boolean(&v.Share)},
+		},
+		check: func(f *found) {
+			f.d.later = append(f.d.later, func() {
+				if v.Share && c.Redis.Address == "" {
+					f.fail("share", "gateways tell each other through a redis: give redis.address, too")
+				}
+			})
 		},
 	}
 }

@@ -115,6 +115,7 @@ type supervisor struct {
 	syslog               atomic.Pointer[logging.Syslog] // nil for none
 	escalator            *escalator
 	keys                 *keyring
+	member               *member
 
 	mu      sync.Mutex // among reloads; policy, config, loaded, listeners and secrets are theirs
 	loaded  time.Time  // when the configuration was read
@@ -144,6 +145,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return fmt.Errorf("start gateway: %w", err)
 	}
 	s.escalator.follow(s.config, s.policy)
+	s.member.follow(s.policy)
 	s.crew = &crew{
 		log: s.log, zone: s.zone, signals: s.escalator.event, cores: s.cores, memory: s.workerMemory(),
 		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup,
@@ -331,6 +333,9 @@ func (s *supervisor) prepare() error {
 	if s.keys, err = newKeyring(s.config, s.zone.Fence(), s.log); err != nil {
 		return err
 	}
+	if s.member, err = newMember(s.config, s.zone, s.log); err != nil {
+		return err
+	}
 	s.makeControl()
 	s.makeRemote()
 	for _, lc := range s.config.Listeners {
@@ -469,7 +474,7 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 	}
 	src := ledger.Sources{
 		Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Syslog: s.syslogCounts, Servers: s.serverCounts,
-		Keys: s.keys.counts, Verdicts: s.escalator.verdictCounts,
+		Keys: s.keys.counts, Verdicts: s.escalator.verdictCounts, Cluster: s.member.counts(),
 	}
 	for _, pl := range s.planes {
 		name := pl.options.Interface
@@ -518,6 +523,7 @@ func (s *supervisor) close() error {
 	if s.keys != nil {
 		errs = append(errs, s.keys.close())
 	}
+	errs = append(errs, s.member.close())
 	if s.telemetry != nil {
 		s.telemetry.Close()
 	}

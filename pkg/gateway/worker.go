@@ -60,7 +60,7 @@ func RunWorker(slot int, log *slog.Logger) error {
 	known := keys.NewCache(z.Fence(), z.Worker(slot))
 	go known.Run(func(ids []string) error { return c.send(&message{Kind: kindAskKeys, IDs: ids}) }, nil)
 	w := proxy.New(proxy.Options{
-		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Keys: known, Holds: z.Holds(slot), Functions: keyFunctions, Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
+		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Shares: z.Shares(), Keys: known, Holds: z.Holds(slot), Functions: keyFunctions, Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
 	})
 	go tendMemory()
 	return serve(w, c, z.Worker(slot), log)

@@ -28,6 +28,16 @@ type Sources struct {
 	Verdicts func() ([]VerdictCount, [4]int)
 	// Keys tells of the store of API keys; nil: there is none.
 	Keys func() KeyStore
+	// Cluster tells of the other gateways; nil: there are none.
+	Cluster func() Cluster
+}
+
+// Cluster is what gateways that share a redis told each other.
+type Cluster struct {
+	Answers  bool // the redis did, the last time
+	Gateways int  // that have limits over several of them, this one among them
+	// Leases of keys under such limits and messages of verdicts, by what became of them.
+	Leases, Verdicts map[string]uint64
 }
 
 // KeyStore is how the store of API keys does, and what workers were told to forget.
@@ -64,6 +74,7 @@ type Snapshot struct {
 	Verdicts   []VerdictCount
 	Held       [4]int // verdicts by policy.Step, from ThinSYNs
 	Keys       KeyStore
+	Cluster    Cluster        // nil maps: there is none
 	Requests   []uint64       // by zone.RequestOutcome, all workers
 	Handshakes zone.Histogram // durations, all workers
 	ZoneBytes  int64

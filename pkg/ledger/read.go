@@ -42,6 +42,10 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 	if l.sources.Keys != nil {
 		dst.Keys = l.sources.Keys()
 	}
+	dst.Cluster = Cluster{}
+	if l.sources.Cluster != nil {
+		dst.Cluster = l.sources.Cluster()
+	}
 	dst.LostFull, dst.LostOther = 0, 0
 	if l.sources.LostLines != nil {
 		dst.LostFull, dst.LostOther = l.sources.LostLines()

@@ -29,7 +29,8 @@ type RequestLimit struct {
 	Delay    uint64        `json:"delay"` // of the burst, those that pass at once
 	DryRun   bool          `json:"dry_run,omitempty"`
 	Status   int           `json:"status"`
-	Slot     int           `json:"slot"` // in the zone; the supervisor fills it
+	Cluster  bool          `json:"cluster,omitempty"` // it holds over all gateways that share a redis
+	Slot     int           `json:"slot"`              // in the zone; the supervisor fills it
 }
 
 // ConnectionLimit bounds what is open at once, as workers take it.
@@ -67,6 +68,7 @@ func compileRequestLimits(c *config.Config) ([]RequestLimit, error) {
 		out = append(out, RequestLimit{
 			Name: l.Name, ID: limitID(l.Name, l.Key), Routes: routes, Methods: slices.Clone(l.Methods), Tiers: slices.Clone(l.Tiers), Key: compileKey(l.Key),
 			Requests: l.Requests, Period: l.Period, Burst: l.Burst, Delay: l.Delay, DryRun: l.DryRun, Status: l.Status,
+			Cluster: l.Cluster,
 		})
 	}
 	return out, nil

@@ -43,6 +43,9 @@ func newRequestLimit(p *policy.RequestLimit) (*requestLimit, error) {
 		quota: fmt.Appendf(nil, "%q;q=%d;w=%d", p.Name, p.Requests, int(p.Period/time.Second)),
 		names: fmt.Appendf(nil, "%q;r=0;t=", p.Name),
 	}
+	if p.Cluster {
+		l.rate, l.atOnce = l.rate.Shared(), l.atOnce.Shared()
+	}
 	return l, nil
 }
 
@@ -107,6 +110,9 @@ func limitRequests(ex *Exchange) *refusal {
 		switch {
 		case t.OK:
 			ex.limiting.charges = append(ex.limiting.charges, charge{l, key})
+			if l.policy.Cluster && !w.shares.Charge(key, l.policy.ID, ex.limiting.key) {
+				w.slab.Add(zone.SharesUntold, 1)
+			}
 			if !l.policy.DryRun {
 				wait = max(wait, t.Excess-time.Duration(l.atOnce.Tolerance))
 			}
@@ -116,6 +122,9 @@ func limitRequests(ex *Exchange) *refusal {
 			w.slab.Limit(l.policy.Slot, zone.LimitRejected)
 			for _, c := range ex.limiting.charges {
 				w.limits.Return(c.key, now, c.limit.rate)
+				if c.limit.policy.Cluster {
+					w.shares.Return(c.key)
+				}
 			}
 			return ex.overLimit(l, t.Wait)
 		}

@@ -41,6 +41,7 @@ import (
 type Options struct {
 	Slab   *zone.Slab
 	Limits *zone.LimitBuckets
+	Shares *zone.Shares // of limits over several gateways
 	Holds  *zone.Holds
 	Keys   *keys.Cache // nil: nobody answers for API keys
 	// Functions runs a script with key functions, for each generation that has one.
@@ -60,6 +61,7 @@ type Options struct {
 type Worker struct {
 	slab         *zone.Slab
 	limits       *zone.LimitBuckets
+	shares       *zone.Shares
 	holds        *zone.Holds
 	functions    func(*policy.KeyScript) (KeyFunctions, error)
 	streaks      streaks
@@ -112,7 +114,7 @@ type Worker struct {
 // New makes a worker, which refuses connections until the first Commit.
 func New(o Options) *Worker {
 	w := &Worker{
-		slab: o.Slab, limits: o.Limits, keys: o.Keys, holds: o.Holds, functions: o.Functions, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
+		slab: o.Slab, limits: o.Limits, shares: o.Shares, keys: o.Keys, holds: o.Holds, functions: o.Functions, id: o.Worker, core: o.Core, log: o.Log, ticketKeys: o.TicketKeys,
 		idPrefix: rand.Uint64(), http2: http2.NewPool(), filters: filterList(),
 		conns: map[*conn]struct{}{}, upConns: map[*upConn]struct{}{}, shared: map[*sharedConn]struct{}{}, mirrored: map[*nobody]*upConn{}, known: map[uint64]policy.Servers{}, listeners: map[net.Listener]struct{}{},
 		inputs: bufferPool{size: inputSize}, buffers: bufferPool{size: bufferSize}, outputs: bufferPool{size: outputSize}, records: bufferPool{size: recordsSize},

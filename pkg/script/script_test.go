@@ -35,6 +35,7 @@ routes:
   - {name: api, path: /, upstream: app}
   - {name: login, path: /login, upstream: app}
 upstreams: [{name: app, servers: ["127.0.0.1:8080"]}]
+redis: {address: "127.0.0.1:6379"}
 `
 
 // limits is what a text means, or what is wrong with it.

@@ -34,6 +34,8 @@ type metrics struct {
 	verdicts, verdictsHeld, offencesUnkeyed, signalsLost     *prometheus.Desc
 	keyLookups, keysEvicted                                  *prometheus.Desc
 	keyStoreUp, keyStoreFailed, cachePurges                  *prometheus.Desc
+	clusterUp, clusterGateways, clusterLeases                *prometheus.Desc
+	clusterVerdicts, sharesUntold                            *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                     *prometheus.Desc
 	recordsDropped, linesLost, syslog, unexplained           *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo             *prometheus.Desc
@@ -91,6 +93,11 @@ func newMetrics() *metrics {
 		keysEvicted:         desc("keys_evicted_total", "API keys that a worker forgot since it met too many others.", "worker"),
 		keyStoreUp:          desc("key_store_up", "1 while the store of API keys answers."),
 		keyStoreFailed:      desc("key_store_failed_lookups_total", "Look-ups of API keys that the store did not answer."),
+		clusterUp:           desc("cluster_up", "1 while the redis answers by which gateways hear of each other."),
+		clusterGateways:     desc("cluster_gateways", "Gateways that have limits of the cluster and told of it lately, this one among them."),
+		clusterLeases:       desc("cluster_leases_total", "Keys under limits of the cluster that were charged within a tenth of a second, by whether the others were told: failed ones got no answer, stale ones were not sent since none came lately. Of both this gateway held the limit by itself.", "outcome"),
+		clusterVerdicts:     desc("cluster_verdicts_total", "Messages of verdicts by what became of them: sent and unsent are this gateway's, the rest the others': given, capped by the guard here, exempt here, known, lifted by an operator here, expired, invalid.", "outcome"),
+		sharesUntold:        desc("cluster_untold_requests_total", "Requests under limits of the cluster of which other gateways do not hear: the table has room for no more keys.", "worker"),
 		cachePurges:         desc("cache_purges_total", "Times workers were told to forget what they keep of a kind.", "kind"),
 		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),
 		workerUp:            desc("worker_up", "1 while the worker serves.", "worker"),
@@ -296,6 +303,7 @@ func (c *collector) worker(e emitter, id string, w *ledger.WorkerCounts) {
 	e.counter(m.keyLookups, w.Counter(zone.KeysStale), id, "stale")
 	e.counter(m.keyLookups, w.Counter(zone.KeysUnanswered), id, "unanswered")
 	e.counter(m.keysEvicted, w.Counter(zone.KeysEvicted), id)
+	e.counter(m.sharesUntold, w.Counter(zone.SharesUntold), id)
 	e.counter(m.recordsDropped, w.Counter(zone.AccessRecordsDropped), id, "ring_full")
 }
 
@@ -350,10 +358,30 @@ func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 			e.counter(m.cachePurges, n, kind)
 		}
 	}
+	c.cluster(e, &s.Cluster)
 	for i := range s.Limits {
 		l := &s.Limits[i]
 		for o, n := range l.Outcomes {
 			e.counter(m.limited, n, l.Name, zone.LimitOutcome(o).String())
 		}
+	}
+}
+
+func (c *collector) cluster(e emitter, s *ledger.Cluster) {
+	m := c.metrics
+	if s.Leases == nil {
+		return
+	}
+	up := 0.0
+	if s.Answers {
+		up = 1
+	}
+	e.gauge(m.clusterUp, up)
+	e.gauge(m.clusterGateways, float64(s.Gateways))
+	for outcome, n := range s.Leases {
+		e.counter(m.clusterLeases, n, outcome)
+	}
+	for outcome, n := range s.Verdicts {
+		e.counter(m.clusterVerdicts, n, outcome)
 	}
 }

@@ -49,6 +49,8 @@ func (z *Zone) keyBuckets(k0, k1 uint64) {
 type Rate struct {
 	Interval  int64 // ns between two requests that just conform, from 1
 	Tolerance int64 // ns by which requests may come before that: the burst
+	// Debt is by how many ns a bucket may be ahead beyond that, for what others have charged.
+	Debt int64
 }
 
 // NewRate makes the rate of so many requests in each period, of which burst may come at
@@ -58,6 +60,19 @@ func NewRate(requests uint64, period time.Duration, burst uint64) Rate {
 	r.Tolerance = math.MaxInt64 / 4
 	if before := burst - 1; before < uint64(r.Tolerance/r.Interval) {
 		r.Tolerance = int64(before) * r.Interval
+	}
+	return r
+}
+
+// sharers are so many gateways whose bursts at one moment a shared bucket still owes for.
+const sharers = 16
+
+// Shared is the rate of a limit that holds over several gateways: all of them may pass a burst
+// before they hear of each other, and it is made up for.
+func (r Rate) Shared() Rate {
+	r.Debt = math.MaxInt64 / 4
+	if one := r.Tolerance + r.Interval + int64(time.Second); one < r.Debt/sharers {
+		r.Debt = (sharers - 1) * one
 	}
 	return r
 }
@@ -90,7 +105,7 @@ func (b *LimitBuckets) Take(key uint64, now int64, r Rate) Taken {
 		t.Evicted = t.Evicted || evicted
 		arrival := b.mem.load(at + 1)
 		excess := max(int64(arrival)-now, 0)
-		if most := r.Tolerance + r.Interval; excess > most {
+		if most := r.Tolerance + r.Interval + r.Debt; excess > most {
 			// The limit was lowered in burst or raised in rate since: what it never
 			// could have reached must not be waited for.
 			b.mem.swap(at+1, arrival, uint64(now+most))
@@ -119,6 +134,17 @@ func (b *LimitBuckets) Return(key uint64, now int64, r Rate) {
 			if int64(arrival) <= now || b.mem.swap(i+1, arrival, arrival-uint64(r.Interval)) {
 				return
 			}
+		}
+	}
+}
+
+// Raise has the key's bucket drain no sooner than at to: so much was charged elsewhere.
+func (b *LimitBuckets) Raise(key uint64, now, to int64) {
+	for to > now {
+		at, _ := b.find(key, now)
+		arrival := b.mem.load(at + 1)
+		if int64(arrival) >= to || b.mem.swap(at+1, arrival, uint64(to)) && b.mem.load(at) == key {
+			return
 		}
 	}
 }

@@ -21,14 +21,14 @@ func TestNewRate(t *testing.T) {
 		burst    uint64
 		want     Rate
 	}{
-		{1, time.Second, 1, Rate{1e9, 0}},
-		{1, time.Second, 3, Rate{1e9, 2e9}},
-		{3, time.Second, 2, Rate{333333334, 333333334}}, // no more than three in a second
-		{1e9, time.Second, 1, Rate{1, 0}},
-		{5e9, time.Second, 1, Rate{1, 0}},
-		{1, time.Hour, 2, Rate{36e11, 36e11}},
-		{1, time.Second, math.MaxUint64, Rate{1e9, math.MaxInt64 / 4}},
-		{math.MaxUint64, time.Second, 1, Rate{1, 0}},
+		{1, time.Second, 1, Rate{1e9, 0, 0}},
+		{1, time.Second, 3, Rate{1e9, 2e9, 0}},
+		{3, time.Second, 2, Rate{333333334, 333333334, 0}}, // no more than three in a second
+		{1e9, time.Second, 1, Rate{1, 0, 0}},
+		{5e9, time.Second, 1, Rate{1, 0, 0}},
+		{1, time.Hour, 2, Rate{36e11, 36e11, 0}},
+		{1, time.Second, math.MaxUint64, Rate{1e9, math.MaxInt64 / 4, 0}},
+		{math.MaxUint64, time.Second, 1, Rate{1, 0, 0}},
 	} {
 		if got := NewRate(tt.requests, tt.period, tt.burst); got != tt.want {
 			t.Errorf("%d in %v, burst %d: %+v, want %+v", tt.requests, tt.period, tt.burst, got, tt.want)

@@ -56,6 +56,7 @@ const (
 	KeysEvicted        // API keys that others pushed out of the worker's memory
 	KeyBudgets         // key functions that took too many steps: the address was the key
 	KeyFaults          // key functions that failed in another way; likewise
+	SharesUntold       // requests under a limit over several gateways of which these do not hear: no room
 	PlainCounters      // how many there are
 )
 
@@ -69,6 +70,7 @@ var counterNames = [PlainCounters]string{
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
 	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped", "connections_limited",
 	"keys_cached", "keys_asked", "keys_stale", "keys_unanswered", "keys_evicted", "key_budgets", "key_faults",
+	"shares_untold",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }

@@ -39,7 +39,9 @@ const (
 	// Written while the gateway runs, on cache lines of their own.
 	headBeat       = 2 * lineWords // CLOCK_MONOTONIC, ns
 	headGeneration = headBeat + 1
-	headHolds      = headBeat + 2 // of the layout, where the first lines are full
+	// More of the layout, where the first lines are full.
+	headHolds  = headBeat + 2
+	headShares = headBeat + 3
 
 	headFence = 3 * lineWords // see Fence
 
@@ -59,6 +61,7 @@ const (
 	sectionSessions
 	sectionHistory
 	sectionHolds
+	sectionShares
 )
 
 type section struct{ kind, offset, length uint64 }
@@ -73,7 +76,8 @@ func (o offsets) sections() []section {
 		{sectionSessions, uint64(o.sessions), uint64(o.history - o.sessions)},
 		{sectionHistory, uint64(o.history), uint64(o.buckets - o.history)},
 		{sectionBuckets, uint64(o.buckets), uint64(o.holds - o.buckets)},
-		{sectionHolds, uint64(o.holds), uint64(o.end - o.holds)},
+		{sectionHolds, uint64(o.holds), uint64(o.shares - o.holds)},
+		{sectionShares, uint64(o.shares), uint64(o.end - o.shares)},
 	}
 }
 
@@ -90,6 +94,7 @@ func writeHeader(h words, l Layout) {
 	h.store(headBuckets, uint64(l.Buckets))
 	h.store(headSessions, uint64(l.Sessions))
 	h.store(headHolds, uint64(l.Holds))
+	h.store(headShares, uint64(l.Shares))
 	all := l.offsets().sections()
 	h.store(headSections, uint64(len(all)))
 	for i, s := range all {
@@ -114,6 +119,7 @@ func readLayout(h words, size int64) (Layout, error) {
 		Size: int64(bounded(headSize)), Workers: bounded(headWorkers), Routes: bounded(headRoutes),
 		Upstreams: bounded(headUpstreams), Limits: bounded(headLimits), AccessRing: bounded(headAccessRing),
 		Buckets: bounded(headBuckets), Sessions: bounded(headSessions), Holds: bounded(headHolds),
+		Shares: bounded(headShares),
 	}
 	if err := l.check(); err != nil {
 		return l, fmt.Errorf("%w: %w: restart the gateway", ErrDamaged, err)

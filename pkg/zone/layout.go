@@ -21,7 +21,7 @@ const (
 	magic = 0x0031656e6f7a7778 // "xwzone1\0", little-endian
 	// layoutVersion changes with anything that moves a byte. New counters go to the
 	// end of their range, new sections behind the last: neither needs a new version.
-	layoutVersion = 6
+	layoutVersion = 7
 
 	pageSize  = 4096
 	cacheLine = 64
@@ -40,6 +40,7 @@ type Layout struct {
 	Buckets    int   // of request limits, a power of two; 0: as many as fit
 	Sessions   int   // of each worker, a power of two; 0: what fits, at most DefaultSessions
 	Holds      int   // places of each worker, a power of two; 0: what fits, at most DefaultHolds
+	Shares     int   // keys of limits over several gateways, a power of two; 0: what fits, at most DefaultShares
 }
 
 // Defaults and bounds of a layout.
@@ -51,6 +52,7 @@ const (
 	DefaultAccessRing = 1 << 20
 	DefaultSessions   = 1 << 14
 	DefaultHolds      = 1 << 16
+	DefaultShares     = 1 << 16
 	MaxWorkers        = 256
 	minAccessRing     = 64 << 10
 	maxAccessRing     = 1 << 30
@@ -60,6 +62,8 @@ const (
 	maxBuckets        = 1 << 26
 	minHolds          = pageSize / bucketBytes
 	maxHolds          = 1 << 24
+	minShares         = 1 << 9
+	maxShares         = 1 << 22
 	leastFitted       = 16      // slots that are given up last
 	maxSlots          = 1 << 15 // access records carry slots in 16 bits with sign
 )
@@ -76,6 +80,7 @@ type offsets struct {
 	history  int64
 	buckets  int64
 	holds    int64
+	shares   int64
 	end      int64
 
 	// words within a slab
@@ -125,7 +130,8 @@ func (l Layout) offsets() offsets {
 	o.history = o.sessions + int64(l.Workers)*l.sessionSize()
 	o.buckets = o.history + historyBytes
 	o.holds = o.buckets + int64(l.Buckets)*bucketBytes
-	o.end = o.holds + int64(l.Workers)*int64(l.Holds)*bucketBytes
+	o.shares = o.holds + int64(l.Workers)*int64(l.Holds)*bucketBytes
+	o.end = o.shares + int64(l.Shares)*shareBytes
 	return o
 }
 
@@ -157,6 +163,9 @@ func (l Layout) Need() int64 {
 	if l.Holds == 0 {
 		l.Holds = minHolds
 	}
+	if l.Shares == 0 {
+		l.Shares = minShares
+	}
 	return l.offsets().end
 }
 
@@ -172,6 +181,7 @@ func (l Layout) Complete() (Layout, error) {
 	}
 	l.AccessRing = floorPowerOfTwo(l.AccessRing)
 	fitRoutes, fitUpstreams, fitLimits, fitSessions, fitHolds := l.Routes == 0, l.Upstreams == 0, l.Limits == 0, l.Sessions == 0, l.Holds == 0
+	fitShares := l.Shares == 0
 	if fitRoutes {
 		l.Routes = DefaultRoutes
 	}
@@ -192,6 +202,12 @@ func (l Layout) Complete() (Layout, error) {
 	}
 	for fitHolds && l.Holds > minHolds && l.Need() > l.Size {
 		l.Holds /= 2
+	}
+	if fitShares {
+		l.Shares = DefaultShares
+	}
+	for fitShares && l.Shares > minShares && l.Need() > l.Size {
+		l.Shares /= 2
 	}
 	for fitRoutes && l.Routes > leastFitted && l.Need() > l.Size {
 		l.Routes /= 2
@@ -230,6 +246,8 @@ func (l Layout) check() error {
 		return fmt.Errorf("%d sessions: a power of two from %d to %d is possible", l.Sessions, minSessions, maxSessions)
 	case l.Holds < minHolds || l.Holds > maxHolds || l.Holds != floorPowerOfTwo(l.Holds):
 		return fmt.Errorf("%d places for what is open: a power of two from %d to %d is possible", l.Holds, minHolds, maxHolds)
+	case l.Shares < minShares || l.Shares > maxShares || l.Shares != floorPowerOfTwo(l.Shares):
+		return fmt.Errorf("%d keys of limits over several gateways: a power of two from %d to %d is possible", l.Shares, minShares, maxShares)
 	case l.AccessRing < minAccessRing || l.AccessRing > maxAccessRing || l.AccessRing != floorPowerOfTwo(l.AccessRing):
 		return fmt.Errorf("access ring of %d bytes: %d to %d are possible", l.AccessRing, minAccessRing, maxAccessRing)
 	}

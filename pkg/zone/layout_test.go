@@ -12,13 +12,13 @@ func TestLayoutComplete(t *testing.T) {
 		says string // of the error
 	}{
 		{"defaults", Layout{Workers: 2},
-			Layout{Size: DefaultSize, Workers: 2, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, Limits: DefaultLimits, AccessRing: DefaultAccessRing, Buckets: 1 << 22, Sessions: DefaultSessions, Holds: DefaultHolds}, ""},
+			Layout{Size: DefaultSize, Workers: 2, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, Limits: DefaultLimits, AccessRing: DefaultAccessRing, Buckets: 1 << 22, Sessions: DefaultSessions, Holds: DefaultHolds, Shares: DefaultShares}, ""},
 		{"ring is cut to a power of two", Layout{Workers: 1, AccessRing: 100_000},
-			Layout{Size: DefaultSize, Workers: 1, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, Limits: DefaultLimits, AccessRing: 65536, Buckets: 1 << 22, Sessions: DefaultSessions, Holds: DefaultHolds}, ""},
+			Layout{Size: DefaultSize, Workers: 1, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, Limits: DefaultLimits, AccessRing: 65536, Buckets: 1 << 22, Sessions: DefaultSessions, Holds: DefaultHolds, Shares: DefaultShares}, ""},
 		{"many workers get fewer slots", Layout{Workers: 100},
 			Layout{Size: DefaultSize, Workers: 100, Routes: 64, Upstreams: 64, AccessRing: DefaultAccessRing}, ""},
 		{"what is asked for stays", Layout{Workers: 1, Routes: 2, Upstreams: 2},
-			Layout{Size: DefaultSize, Workers: 1, Routes: 2, Upstreams: 2, Limits: DefaultLimits, AccessRing: DefaultAccessRing, Buckets: 1 << 22, Sessions: DefaultSessions, Holds: DefaultHolds}, ""},
+			Layout{Size: DefaultSize, Workers: 1, Routes: 2, Upstreams: 2, Limits: DefaultLimits, AccessRing: DefaultAccessRing, Buckets: 1 << 22, Sessions: DefaultSessions, Holds: DefaultHolds, Shares: DefaultShares}, ""},
 		{"no workers", Layout{}, Layout{}, "0 workers: 1 to 256"},
 		{"too many workers", Layout{Workers: 257}, Layout{}, "257 workers"},
 		{"one slot", Layout{Workers: 1, Routes: 1}, Layout{}, "2 to 32768"},
@@ -72,7 +72,7 @@ func TestLayoutLeastSize(t *testing.T) {
 }
 
 func TestLayoutOffsets(t *testing.T) {
-	for _, l := range []Layout{small(), {Workers: 256, Routes: maxSlots, Upstreams: maxSlots, Limits: maxSlots, AccessRing: maxAccessRing, Buckets: maxBuckets, Sessions: maxSessions, Holds: maxHolds}} {
+	for _, l := range []Layout{small(), {Workers: 256, Routes: maxSlots, Upstreams: maxSlots, Limits: maxSlots, AccessRing: maxAccessRing, Buckets: maxBuckets, Sessions: maxSessions, Holds: maxHolds, Shares: maxShares}} {
 		o := l.offsets()
 		end := int64(pageSize)
 		for _, s := range o.sections() {

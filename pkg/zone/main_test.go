@@ -78,7 +78,7 @@ func mustSupervisor(tb testing.TB, path string) *exec.Cmd {
 
 // small is a layout that costs little to make.
 func small() Layout {
-	l := Layout{Workers: 2, Routes: 4, Upstreams: 3, Limits: 3, AccessRing: minAccessRing, Buckets: minBuckets, Sessions: minSessions, Holds: minHolds}
+	l := Layout{Workers: 2, Routes: 4, Upstreams: 3, Limits: 3, AccessRing: minAccessRing, Buckets: minBuckets, Sessions: minSessions, Holds: minHolds, Shares: minShares}
 	l.Size = l.Need()
 	return l
 }

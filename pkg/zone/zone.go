@@ -23,6 +23,7 @@ type Zone struct {
 	header   words
 	slabs    []*Slab
 	buckets  *LimitBuckets
+	shares   *Shares
 	history  words
 	replaced int
 }
@@ -102,8 +103,12 @@ func mapFile(f *os.File, l Layout, protection int) (*Zone, error) {
 	}
 	z.history = wordsOf(mem[o.history:o.buckets])
 	z.buckets = newLimitBuckets(mem[o.buckets:o.holds], z.header.load(headSecret), z.header.load(headSecret+1))
+	z.shares = newShares(mem[o.shares:o.end])
 	return z, nil
 }
+
+// Shares are those of limits that hold over several gateways.
+func (z *Zone) Shares() *Shares { return z.shares }
 
 // LimitBuckets are those of request limits.
 func (z *Zone) LimitBuckets() *LimitBuckets { return z.buckets }
@@ -186,7 +191,7 @@ func (z *Zone) Close() error {
 		err = z.file.Close()
 	}
 	err = errors.Join(err, unix.Munmap(z.mem))
-	z.mem, z.header, z.slabs, z.buckets, z.history, z.file = nil, nil, nil, nil, nil, nil
+	z.mem, z.header, z.slabs, z.buckets, z.shares, z.history, z.file = nil, nil, nil, nil, nil, nil, nil
 	if err != nil {
 		return fmt.Errorf("close zone: %w", err)
 	}
