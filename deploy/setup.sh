@@ -18,6 +18,7 @@ needs() {
 		test      h2load               nghttp2-client  HTTP/2 load in the tests
 		test      wrk                  wrk             HTTP/1.1 load in the tests
 		test      promtool             prometheus      checks the exposition on 9090
+		test      prometheus           prometheus      scrapes the gateway in the tests
 		test      bpftool              bpftool         shows that maps print with names
 		test      ip                   iproute2        namespaces and links in the tests
 		test      ethtool              ethtool         queues and offloads of test links

@@ -172,7 +172,9 @@ func (s *supervisor) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	side := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Log: s.log})
+	exemplars := telemetry.NewExemplars(s.zone.Layout().Routes)
+	drainer.Observe = exemplars.Note
+	side := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Log: s.log})
 	go func() {
 		if err := side.Serve(s.telemetry); err != nil {
 			s.log.Error("metrics listener ended", "error", err)

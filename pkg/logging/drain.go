@@ -35,6 +35,8 @@ type Drainer struct {
 	syslog   *Syslog // nil for none
 	off      bool
 	lastWait time.Duration
+	// Observe, when not nil, sees each record; it is set before Run.
+	Observe func(*zone.AccessRecord)
 
 	batch   *batch
 	full    chan *batch
@@ -166,6 +168,9 @@ func (d *Drainer) turn(hand func() bool) (more bool) {
 }
 
 func (d *Drainer) add(r *zone.AccessRecord) {
+	if d.Observe != nil {
+		d.Observe(r)
+	}
 	if d.syslog != nil {
 		d.syslog.Record(r)
 	}

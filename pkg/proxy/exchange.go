@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"encoding/hex"
 	"errors"
 	"io"
 	"net/netip"
@@ -161,6 +162,10 @@ func (ex *Exchange) record() {
 		Status: ex.status, Retries: ex.retries, Major: ex.major, Minor: ex.minor, TLSVersion: ex.tlsVersion,
 		Resumed: ex.resumed, Outcome: ex.outcome, Method: ex.method, Host: ex.host, Target: ex.target,
 		UserAgent: ex.userAgent, Referer: ex.referer, ID: ex.id[:], Trace: ex.trace.id[:], UpstreamAddr: ex.server, Key: ex.keyID,
+	}
+	if ex.trace.sampled() {
+		rec.Sampled, rec.Span = true, ex.span()
+		_, _ = hex.Decode(rec.Parent[:], ex.trace.parent[:])
 	}
 	if ex.snap != nil {
 		rec.Generation = ex.snap.policy.Generation

@@ -12,7 +12,14 @@ import (
 type trace struct {
 	id        [32]byte // of the whole trace
 	flags     [2]byte  // 01: the client records it
+	parent    [16]byte // the client's span
 	continued bool     // the client began it: its tracestate goes on, too
+}
+
+// sampled tells whether the client records the trace.
+func (t *trace) sampled() bool {
+	c := t.flags[1]
+	return t.continued && (c&1 != 0) == (c <= '9') // hexadecimal: 1 3 5 7 9 b d f
 }
 
 // parentLength is that of a traceparent of version 00; later versions may be longer.
@@ -33,6 +40,7 @@ func traceContext(ex *Exchange) *refusal {
 			return nil
 		}
 		copy(ex.trace.id[:], f.Value[3:])
+		copy(ex.trace.parent[:], f.Value[36:])
 		copy(ex.trace.flags[:], f.Value[53:])
 		ex.trace.continued = true
 	}
@@ -69,19 +77,25 @@ func isZero(b []byte) bool {
 	return true
 }
 
-// appendTrace writes the fields for the upstream, whose parent is this exchange. Its span is
-// the last half of its id, with the worker's own half mixed in.
+// span is the exchange's: the last half of its id, with the worker's own half mixed in.
+func (ex *Exchange) span() (s [8]byte) {
+	var raw [16]byte
+	_, _ = hex.Decode(raw[:], ex.id[:])
+	copy(s[:], raw[8:])
+	for i := range 7 {
+		s[i] ^= raw[i]
+	}
+	s[0] |= 1 // not zero
+	return s
+}
+
+// appendTrace writes the fields for the upstream, whose parent is this exchange.
 func (ex *Exchange) appendTrace(b []byte) []byte {
 	b = append(b, "\r\nTraceparent: 00-"...)
 	b = append(b, ex.trace.id[:]...)
 	b = append(b, '-')
-	var raw [16]byte
-	_, _ = hex.Decode(raw[:], ex.id[:])
-	for i := range 7 {
-		raw[8+i] ^= raw[i]
-	}
-	raw[8] |= 1 // not zero
-	b = hex.AppendEncode(b, raw[8:])
+	span := ex.span()
+	b = hex.AppendEncode(b, span[:])
 	b = append(b, '-')
 	b = append(b, ex.trace.flags[:]...)
 	if ex.trace.continued {

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"encoding/hex"
 	"net/http"
 	"strings"
 	"testing"
@@ -61,8 +62,12 @@ func TestTraceContext(t *testing.T) {
 				if n := len(h.Values("Tracestate")); n != row.states {
 					t.Errorf("upstream got %d fields of tracestate, want %d", n, row.states)
 				}
-				if rec := g.records(1)[0]; string(rec.Trace) != want {
+				rec := g.records(1)[0]
+				if string(rec.Trace) != want {
 					t.Errorf("recorded trace %s, want %s", rec.Trace, want)
+				}
+				if rec.Sampled != (row.flags == "01") || rec.Sampled && (hex.EncodeToString(rec.Span[:]) != p[2] || hex.EncodeToString(rec.Parent[:]) != parent) {
+					t.Errorf("recorded as sampled: %t, span %x of %x, want %s of %s", rec.Sampled, rec.Span, rec.Parent, p[2], parent)
 				}
 			})
 		})

@@ -121,6 +121,8 @@ type collector struct {
 	log      *slog.Logger
 	revision string
 	gate     *gate
+	// exemplars may be nil.
+	exemplars *Exemplars
 
 	mu       sync.Mutex // scrapes take turns with the snapshot's buffers
 	ledger   *ledger.Ledger
@@ -317,7 +319,11 @@ func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 		for class, n := range r.Classes {
 			e.counter(m.requests, n, r.Name, classes[class])
 		}
-		e.histogram(m.duration, &r.Duration, r.Name)
+		slot := i
+		if i == len(s.Routes)-1 {
+			slot = overflowSlot
+		}
+		e.withExemplars(m.duration, &r.Duration, c.exemplars.of(slot), r.Name)
 	}
 	for o, n := range s.Requests {
 		e.counter(m.outcomes, n, zone.RequestOutcome(o).String())

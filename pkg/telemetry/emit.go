@@ -3,6 +3,8 @@
 package telemetry
 
 import (
+	"math"
+
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
@@ -29,7 +31,22 @@ func (e emitter) value(d *prometheus.Desc, t prometheus.ValueType, v float64, la
 }
 
 func (e emitter) histogram(d *prometheus.Desc, h *zone.Histogram, labels ...string) {
-	e.ch <- histogram{desc: d, labels: prometheus.MakeLabelPairs(d, labels), value: encode(h)}
+	e.withExemplars(d, h, nil, labels...)
+}
+
+// withExemplars is a histogram that tells of some traces, by its classic buckets.
+func (e emitter) withExemplars(d *prometheus.Desc, h *zone.Histogram, traces *[classicBuckets]*dto.Exemplar, labels ...string) {
+	value := encode(h)
+	if traces != nil {
+		if traces[classicBuckets-1] != nil { // the last bucket is not written unless it has more to say
+			all, upper := h.Count, math.Inf(1)
+			value.Bucket = append(value.Bucket, &dto.Bucket{CumulativeCount: &all, UpperBound: &upper})
+		}
+		for i, b := range value.Bucket {
+			b.Exemplar = traces[i]
+		}
+	}
+	e.ch <- histogram{desc: d, labels: prometheus.MakeLabelPairs(d, labels), value: value}
 }
 
 // histogram is one metric in two forms: native buckets for who asks for protobuf, a
@@ -96,15 +113,21 @@ func spans(h *zone.Histogram) (runs []*dto.BucketSpan, deltas []int64) {
 
 // Classic bounds are the powers of two from about 1 ms to 16 s.
 const (
-	firstClassic = -10
-	lastClassic  = 4
+	firstClassic   = -10
+	lastClassic    = 4
+	classicBuckets = lastClassic - firstClassic + 2 // with that above all bounds
 )
 
+// lastWithin is the last bucket of the zone within a classic one.
+func lastWithin(i int) int { return (firstClassic+i)<<zone.Schema - zone.FirstIndex }
+
+func classicBound(i int) float64 { return zone.Bound(lastWithin(i)) }
+
 func classic(h *zone.Histogram) []*dto.Bucket {
-	out := make([]*dto.Bucket, 0, lastClassic-firstClassic+1)
+	out := make([]*dto.Bucket, 0, classicBuckets)
 	sum, next := uint64(0), 0
-	for exponent := firstClassic; exponent <= lastClassic; exponent++ {
-		last := exponent<<zone.Schema - zone.FirstIndex
+	for i := range classicBuckets - 1 {
+		last := lastWithin(i)
 		for ; next <= last; next++ {
 			sum += h.Buckets[next]
 		}

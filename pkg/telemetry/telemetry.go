@@ -47,7 +47,9 @@ type Server struct {
 type Options struct {
 	// Certificate is asked at each handshake; nil: HTTP/1.1 and HTTP/2 are in the clear.
 	Certificate func() (*tls.Certificate, error)
-	Log         *slog.Logger
+	// Exemplars go with the durations of routes; nil: none.
+	Exemplars *Exemplars
+	Log       *slog.Logger
 }
 
 // gate keeps readers from the ledger's sources once they may be unmapped: a scrape
@@ -83,7 +85,7 @@ func New(l *ledger.Ledger, o Options) *Server {
 	registry := prometheus.NewRegistry()
 	g := &gate{}
 	registry.MustRegister(
-		&collector{metrics: newMetrics(), ledger: l, log: log, revision: revision(), gate: g},
+		&collector{metrics: newMetrics(), ledger: l, log: log, revision: revision(), gate: g, exemplars: o.Exemplars},
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)

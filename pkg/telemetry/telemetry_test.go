@@ -187,6 +187,12 @@ func fill(z *zone.Zone) ledger.Sources {
 			}
 		},
 		LostLines: func() (uint64, uint64) { return 6, 0 },
+		Servers: func(dst []ledger.Server) []ledger.Server {
+			return append(dst, ledger.Server{Upstream: "app", Address: "192.0.2.1:80", Checked: true, Up: true, Good: 2})
+		},
+		Verdicts: func() ([]ledger.VerdictCount, [4]int) {
+			return []ledger.VerdictCount{{Fate: "given", Step: "thin", Reason: "429", Count: 1}}, [4]int{1}
+		},
 		Keys: func() ledger.KeyStore {
 			return ledger.KeyStore{Answers: true, Failed: 14, Purges: map[string]uint64{"keys": 15, "unknown_keys": 0}}
 		},

@@ -14,8 +14,9 @@ import (
 // Whatever the bytes are, decode ends, and what it accepts is what would be
 // encoded: the same record comes back.
 func FuzzRecord(f *testing.F) {
-	full, empty := fullRecord(), AccessRecord{}
-	for _, rec := range []*AccessRecord{&full, &empty} {
+	full, empty, sampled := fullRecord(), AccessRecord{}, fullRecord()
+	sampled.Sampled = true
+	for _, rec := range []*AccessRecord{&full, &empty, &sampled} {
 		b := rec.appendTo(nil)
 		f.Add(b)
 		f.Add(b[:len(b)-1])

@@ -29,7 +29,10 @@ type AccessRecord struct {
 	TLSVersion       uint16 // 0x0304 is TLS 1.3
 	NAPI             uint32 // the kernel's number of what polled the connection's receive queue; 0: it does not say
 	Resumed          bool
+	Sampled          bool // whoever began the trace records it
 	Outcome          RequestOutcome
+	// The exchange's span of a sampled trace, and the client's that it belongs to.
+	Span, Parent [8]byte
 
 	Method, Host, Target, UserAgent, Referer, ID, UpstreamAddr, Trace, Key []byte
 }
@@ -41,7 +44,8 @@ const (
 
 	recordTexts = 9
 	recordFixed = 9*8 + 16 + 2 + 6*2 + 2 + 2 + 4 + 1 + 1
-	maxRecord   = recordFixed + 2*recordTexts + maxTarget + (recordTexts-1)*maxText
+	recordSpans = 2 * 8 // of those that are sampled
+	maxRecord   = recordFixed + recordSpans + 2*recordTexts + maxTarget + (recordTexts-1)*maxText
 )
 
 // Flags of an encoded record.
@@ -49,6 +53,7 @@ const (
 	flagResumed = 1 << iota
 	flagIPv4
 	flagClient // there is an address
+	flagSampled
 )
 
 func clip(b []byte, n int) []byte {
@@ -86,7 +91,13 @@ func (r *AccessRecord) appendTo(b []byte) []byte {
 	if r.Client.Addr().Is4() || r.Client.Addr().Is4In6() {
 		flags |= flagIPv4
 	}
+	if r.Sampled {
+		flags |= flagSampled
+	}
 	b = append(b, flags, 0)
+	if r.Sampled {
+		b = append(append(b, r.Span[:]...), r.Parent[:]...)
+	}
 	for i, s := range [...][]byte{r.Target, r.Method, r.Host, r.UserAgent, r.Referer, r.ID, r.UpstreamAddr, r.Trace, r.Key} {
 		limit := maxText
 		if i == 0 {
@@ -130,7 +141,14 @@ func (r *AccessRecord) decode(b []byte) error {
 	r.NAPI, b = le.Uint32(b), b[4:]
 	flags := b[0]
 	b = b[2:]
-	r.Resumed = flags&flagResumed != 0
+	r.Resumed, r.Sampled = flags&flagResumed != 0, flags&flagSampled != 0
+	r.Span, r.Parent = [8]byte{}, [8]byte{}
+	if r.Sampled {
+		if len(b) < recordSpans {
+			return errRecord
+		}
+		r.Span, r.Parent, b = [8]byte(b), [8]byte(b[8:]), b[recordSpans:]
+	}
 	if flags&flagIPv4 != 0 {
 		addr = addr.Unmap()
 	}

@@ -57,6 +57,10 @@ func TestRingRoundTrip(t *testing.T) {
 			want.Client = netip.MustParseAddrPort("192.0.2.7:1")
 		},
 		"no client": func(in, want *AccessRecord) { in.Client = netip.AddrPort{}; want.Client = in.Client },
+		"sampled": func(in, want *AccessRecord) {
+			in.Sampled, in.Span, in.Parent = true, [8]byte{1, 2}, [8]byte{3}
+			want.Sampled, want.Span, want.Parent = true, in.Span, in.Parent
+		},
 		"highest":   func(in, want *AccessRecord) { in.Route = maxSlots - 1; want.Route = in.Route },
 		"any bytes": func(in, want *AccessRecord) { in.UserAgent = []byte("\x00\xff\"\r\n"); want.UserAgent = in.UserAgent },
 		"long ones are cut": func(in, want *AccessRecord) {
@@ -85,6 +89,7 @@ func TestRingRoundTrip(t *testing.T) {
 // A record has one encoding: nothing before, between or after its parts.
 func TestRecordOfAnyOtherLength(t *testing.T) {
 	in, out := fullRecord(), AccessRecord{}
+	in.Sampled = true
 	b := in.appendTo(nil)
 	if err := out.decode(b); err != nil {
 		t.Fatal(err)
