@@ -187,6 +187,9 @@ func fill(z *zone.Zone) ledger.Sources {
 			}
 		},
 		LostLines: func() (uint64, uint64) { return 6, 0 },
+		Cluster: func() ledger.Cluster {
+			return ledger.Cluster{Answers: true, Gateways: 2, Leases: map[string]uint64{"told": 3}, Verdicts: map[string]uint64{"sent": 4}}
+		},
 		Servers: func(dst []ledger.Server) []ledger.Server {
 			return append(dst, ledger.Server{Upstream: "app", Address: "192.0.2.1:80", Checked: true, Up: true, Good: 2})
 		},
