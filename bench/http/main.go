@@ -54,9 +54,6 @@ func main() {
 	flag.BoolVar(&o.merge, "merge", false, "with -only: put the results into the file, where others stay")
 	flag.BoolVar(&o.limits, "limits", false, "what request limits cost, by xgw beside itself; writes bench/results/limits.json")
 	flag.Parse()
-	if o.limits {
-		o.only = limitsCases
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	err := run(ctx, o, os.Stdout)
 	stop()
@@ -92,25 +89,19 @@ func run(ctx context.Context, o options, w io.Writer) (err error) {
 		return err
 	}
 	defer up.stop()
-	start := startGateways
 	if o.limits {
-		start = startVariants
+		return runLimits(ctx, o, l, p, up, w)
 	}
-	gateways, stop, err := start(ctx, l, p, o)
+	gateways, stop, err := startGateways(ctx, l, p, o)
 	defer func() { err = errors.Join(err, stop()) }()
 	if err != nil {
 		return err
 	}
 	b := &bench{options: o, lab: l, place: p, upstream: up, gateways: gateways, core: cores[0], progress: os.Stderr}
-	if !o.limits {
-		heading(w, b, cores)
-	}
+	heading(w, b, cores)
 	results, err := b.run(ctx)
 	if err != nil {
 		return err
-	}
-	if o.limits {
-		return reportLimits(w, "bench/results/limits.json", results)
 	}
 	table(w, gateways, results)
 	if err := remarks(w, b); err != nil {

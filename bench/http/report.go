@@ -201,7 +201,9 @@ func write(path string, results []result, merge bool) error {
 	return writeRecords(path, records)
 }
 
-func writeRecords(path string, records []record) error {
+func writeRecords(path string, records []record) error { return writeJSON(path, records) }
+
+func writeJSON(path string, records any) error {
 	text, err := json.MarshalIndent(records, "", "  ")
 	if err != nil {
 		return fmt.Errorf("write results: %w", err)
