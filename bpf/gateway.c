@@ -5,6 +5,7 @@
  *   xdp_ingress    each received frame, at the NIC queue: the order of steps is ingress.h
  *   tc_ingress     the same steps where XDP cannot attach
  *   tc_egress      each frame sent: counted, and what it says of connections noted
+ *   tc_trial       the same steps by other tables, which only tell: trial.h
  *   xdp_explain    the same steps on one packet that was never on a wire
  *   select_worker  each new connection, to the worker of its CPU: steer.h
  *
@@ -15,6 +16,7 @@
  */
 #include "ingress.h"
 #include "steer.h"
+#include "trial.h"
 #include <linux/pkt_cls.h>
 
 /*
@@ -62,25 +64,49 @@ int xdp_explain(struct xdp_md *ctx)
 	return e->outcome < OUTCOME_FIRST_DROP ? XDP_PASS : XDP_DROP;
 }
 
+/* As skb_record_rx_queue() has it: one more than the queue, 0 for unknown. */
+static __always_inline __u32 queue_of(const struct __sk_buff *skb)
+{
+	return skb->queue_mapping ? skb->queue_mapping - 1 : 0;
+}
+
+/* Headers may lie in pages; those of a frame that has them all, in 512 bytes. */
+static __always_inline void read_frame(struct __sk_buff *skb, struct frame *f)
+{
+	if (skb->data_end - skb->data < skb->len)
+		bpf_skb_pull_data(skb, skb->len < 512 ? skb->len : 512);
+	f->data = (void *)(long)skb->data;
+	f->end = (void *)(long)skb->data_end;
+}
+
 SEC("tc")
 int tc_ingress(struct __sk_buff *skb)
 {
 	struct clock clock = {};
 	struct frame f = { .length = skb->len, .tags = !!skb->vlan_present };
-	/* As skb_record_rx_queue() has it: one more than the queue, 0 for unknown. */
-	__u32 zero = 0, queue = skb->queue_mapping ? skb->queue_mapping - 1 : 0;
+	__u32 zero = 0, queue = queue_of(skb);
 	struct work *w = bpf_map_lookup_elem(&scratch, &zero);
 
 	if (!w)
 		return TC_ACT_UNSPEC; /* cannot be: an array of one */
-	/* Headers may lie in pages; those of a frame that has them all, in 512 bytes. */
-	if (skb->data_end - skb->data < skb->len)
-		bpf_skb_pull_data(skb, skb->len < 512 ? skb->len : 512);
-	f.data = (void *)(long)skb->data;
-	f.end = (void *)(long)skb->data_end;
+	read_frame(skb, &f);
 	if (receive(&f, queue, skb->gso_segs ? skb->gso_segs : 1, &clock, w) >= OUTCOME_FIRST_DROP)
 		return TC_ACT_SHOT;
 	return TC_ACT_UNSPEC; /* later filters have their say */
+}
+
+SEC("tc")
+int tc_trial(struct __sk_buff *skb)
+{
+	struct frame f = { .length = skb->len, .tags = !!skb->vlan_present };
+	__u32 zero = 0, queue = queue_of(skb);
+	struct work *w = bpf_map_lookup_elem(&scratch, &zero);
+
+	if (!w)
+		return TC_ACT_UNSPEC; /* cannot be: an array of one */
+	read_frame(skb, &f);
+	consider(&f, queue, skb->gso_segs ? skb->gso_segs : 1, w);
+	return TC_ACT_UNSPEC; /* whatever it would have been */
 }
 
 SEC("tc")

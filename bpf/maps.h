@@ -326,6 +326,17 @@ struct {
 	__type(value, struct pinhole_list);
 } pinholes SEC(".maps");
 
+/*
+ * source_key() -> what it would have lost. tc_trial writes, until it is full; datapath reads.
+ * Nothing is pushed out: what is left over is the difference to ingress_counts.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, TRIED_SOURCES);
+	__type(key, __u64);
+	__type(value, struct tried_source);
+} tried_sources SEC(".maps");
+
 /* place -> a dropped frame. xdp_ingress writes round and round; datapath reads. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

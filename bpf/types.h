@@ -280,6 +280,13 @@ struct drop_sample {
 	__u32 head[SAMPLE_HEAD / 4];
 };
 
+/* What rules and limits that are tried would have dropped of a source. */
+struct tried_source {
+	__u64 packets;
+	__u64 bytes;
+	__u64 denied; /* of the packets, by a rule: there is no rate below which they pass */
+};
+
 /* What xdp_explain says of the packet it was run on. */
 struct explanation {
 	__u64 over; /* slots of limits that the packet is over, as bits */

@@ -282,6 +282,13 @@ type GatewayTables struct {
 	}
 }
 
+type GatewayTriedSource struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+	Denied  uint64
+}
+
 type GatewayVerdict struct {
 	_          structs.HostLayout
 	Source     uint64
@@ -385,6 +392,7 @@ const (
 	GatewayMapSourceSketch     = "source_sketch"
 	GatewayMapSteered          = "steered"
 	GatewayMapTableCounts      = "table_counts"
+	GatewayMapTriedSources     = "tried_sources"
 	GatewayMapVerdicts         = "verdicts"
 	GatewayMapVerified         = "verified"
 	GatewayMapVerifiedLocks    = "verified_locks"
@@ -393,6 +401,7 @@ const (
 	GatewayProgSelectWorker    = "select_worker"
 	GatewayProgTcEgress        = "tc_egress"
 	GatewayProgTcIngress       = "tc_ingress"
+	GatewayProgTcTrial         = "tc_trial"
 	GatewayProgXdpExplain      = "xdp_explain"
 	GatewayProgXdpIngress      = "xdp_ingress"
 	GatewayVarFrags            = "frags"
@@ -448,6 +457,7 @@ type GatewayProgramSpecs struct {
 	SelectWorker *ebpf.ProgramSpec `ebpf:"select_worker"`
 	TcEgress     *ebpf.ProgramSpec `ebpf:"tc_egress"`
 	TcIngress    *ebpf.ProgramSpec `ebpf:"tc_ingress"`
+	TcTrial      *ebpf.ProgramSpec `ebpf:"tc_trial"`
 	XdpExplain   *ebpf.ProgramSpec `ebpf:"xdp_explain"`
 	XdpIngress   *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
 }
@@ -485,6 +495,7 @@ type GatewayMapSpecs struct {
 	SourceSketch   *ebpf.MapSpec `ebpf:"source_sketch"`
 	Steered        *ebpf.MapSpec `ebpf:"steered"`
 	TableCounts    *ebpf.MapSpec `ebpf:"table_counts"`
+	TriedSources   *ebpf.MapSpec `ebpf:"tried_sources"`
 	Verdicts       *ebpf.MapSpec `ebpf:"verdicts"`
 	Verified       *ebpf.MapSpec `ebpf:"verified"`
 	VerifiedLocks  *ebpf.MapSpec `ebpf:"verified_locks"`
@@ -553,6 +564,7 @@ type GatewayMaps struct {
 	SourceSketch   *ebpf.Map `ebpf:"source_sketch"`
 	Steered        *ebpf.Map `ebpf:"steered"`
 	TableCounts    *ebpf.Map `ebpf:"table_counts"`
+	TriedSources   *ebpf.Map `ebpf:"tried_sources"`
 	Verdicts       *ebpf.Map `ebpf:"verdicts"`
 	Verified       *ebpf.Map `ebpf:"verified"`
 	VerifiedLocks  *ebpf.Map `ebpf:"verified_locks"`
@@ -591,6 +603,7 @@ func (m *GatewayMaps) Close() error {
 		m.SourceSketch,
 		m.Steered,
 		m.TableCounts,
+		m.TriedSources,
 		m.Verdicts,
 		m.Verified,
 		m.VerifiedLocks,
@@ -618,6 +631,7 @@ type GatewayPrograms struct {
 	SelectWorker *ebpf.Program `ebpf:"select_worker"`
 	TcEgress     *ebpf.Program `ebpf:"tc_egress"`
 	TcIngress    *ebpf.Program `ebpf:"tc_ingress"`
+	TcTrial      *ebpf.Program `ebpf:"tc_trial"`
 	XdpExplain   *ebpf.Program `ebpf:"xdp_explain"`
 	XdpIngress   *ebpf.Program `ebpf:"xdp_ingress"`
 }
@@ -627,6 +641,7 @@ func (p *GatewayPrograms) Close() error {
 		p.SelectWorker,
 		p.TcEgress,
 		p.TcIngress,
+		p.TcTrial,
 		p.XdpExplain,
 		p.XdpIngress,
 	)

@@ -141,14 +141,18 @@ func (w *wire) state(t *testing.T) string {
 	for _, q := range qdiscs {
 		fmt.Fprintf(&b, "qdisc %s %x\n", q.Type(), q.Attrs().Parent)
 		if q.Type() == "clsact" {
-			filters, _ := netlink.FilterList(w.near, netlink.HANDLE_MIN_EGRESS)
-			for _, f := range filters {
-				fmt.Fprintf(&b, "filter %s %d\n", f.Type(), f.Attrs().Priority)
+			for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
+				filters, _ := netlink.FilterList(w.near, parent)
+				for _, f := range filters {
+					fmt.Fprintf(&b, "filter %x %s %d\n", parent, f.Type(), f.Attrs().Priority)
+				}
 			}
 		}
 	}
-	if r, err := link.QueryPrograms(link.QueryOptions{Target: w.near.Attrs().Index, Attach: ebpf.AttachTCXEgress}); err == nil {
-		fmt.Fprintf(&b, "tcx egress %d\n", len(r.Programs))
+	for _, at := range []ebpf.AttachType{ebpf.AttachTCXEgress, ebpf.AttachTCXIngress} {
+		if r, err := link.QueryPrograms(link.QueryOptions{Target: w.near.Attrs().Index, Attach: at}); err == nil {
+			fmt.Fprintf(&b, "tcx %v %d\n", at, len(r.Programs))
+		}
 	}
 	return b.String()
 }

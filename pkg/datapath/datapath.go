@@ -83,7 +83,11 @@ type objects struct {
 type loaded struct {
 	XdpIngress *ebpf.Program `ebpf:"xdp_ingress"`
 	TcEgress   *ebpf.Program `ebpf:"tc_egress"`
+	loadedMaps
+}
 
+// loadedMaps are its maps.
+type loadedMaps struct {
 	Seed          *ebpf.Map `ebpf:"seed"`
 	IngressCounts *ebpf.Map `ebpf:"ingress_counts"`
 	EgressCounts  *ebpf.Map `ebpf:"egress_counts"`

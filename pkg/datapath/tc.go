@@ -107,6 +107,9 @@ func (d *Datapath) attachFilter(h *tcHook) error {
 
 // removeClsact removes the qdisc if this product made it and nobody else uses it.
 func (d *Datapath) removeClsact() error {
+	if err := d.EndTrials(); err != nil {
+		return err
+	}
 	mark := filepath.Join(d.dir, markClsact)
 	if _, err := os.Stat(mark); err != nil {
 		return nil

@@ -32,6 +32,7 @@ type Snapshot struct {
 	KeyScript        *KeyScript          `json:"key_script,omitempty"` // nil: no limit has a key function
 	ConnectionLimits []ConnectionLimit   `json:"connection_limits,omitempty"`
 	Escalations      []Escalation        `json:"escalations,omitempty"`
+	Trial            *Trial              `json:"trial,omitempty"` // nil: none is under way
 	Timeouts         config.Timeouts     `json:"timeouts"`
 	Sizes            config.RequestSizes `json:"sizes"`
 	Connections      int                 `json:"connections"` // per worker

@@ -63,6 +63,7 @@ type Exchange struct {
 	route       *route
 	routing     routing
 	limiting    limiting
+	refusedBy   int       // place of the limit in the trial that would refuse it; below 0: none
 	keyID       []byte    // of the API key that the client holds, good or not
 	apiKey      *keys.Key // that it came in by; nil: none
 	reply       http1.Response
@@ -134,6 +135,7 @@ type client interface {
 // run takes the exchange from its parsed request to its record.
 func (ex *Exchange) run() {
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
+	ex.refusedBy = -1
 	ex.outcome, ex.status = zone.RequestPanic, 500 // what is recorded unless it ends otherwise
 	defer ex.worker.overload.leave()
 	defer ex.record()
@@ -169,6 +171,9 @@ func (ex *Exchange) record() {
 	}
 	if ex.snap != nil {
 		rec.Generation = ex.snap.policy.Generation
+		if ex.snap.trial != nil {
+			ex.snap.trial.note(ex)
+		}
 	}
 	if ex.route != nil {
 		slot = ex.route.slot

@@ -30,6 +30,7 @@ func filterList() []filter {
 		{"API key", apiKey},
 		{"connection limit", limitConcurrency},
 		{"request limit", limitRequests},
+		{"trial", tryLimits},
 		{"rewrite", rewriteTarget},
 		{"body size", limitBody},
 	}

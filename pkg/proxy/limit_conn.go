@@ -92,7 +92,7 @@ func limitConcurrency(ex *Exchange) *refusal {
 // A trusted proxy speaks for many; whom it names by a PROXY header counts when that has come.
 func (w *Worker) countAccepted(snap *snapshot, nc net.Conn) (counted []uint64, ok bool) {
 	tcp, isTCP := nc.(*net.TCPConn)
-	if len(snap.connectionLimits) == 0 || !isTCP {
+	if len(snap.connectionLimits) == 0 && snap.trial == nil || !isTCP {
 		return nil, true
 	}
 	a, isTCP := nc.RemoteAddr().(*net.TCPAddr)
@@ -124,6 +124,9 @@ func (w *Worker) countConnection(snap *snapshot, client netip.Addr) (counted []u
 		if one {
 			counted = append(counted, key)
 		}
+	}
+	if snap.trial != nil {
+		counted = snap.trial.connect(w, client, counted)
 	}
 	return counted, true
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -28,37 +29,50 @@ type KeyRequest interface {
 	Header(name string) string
 }
 
-// addKeys gives a snapshot the functions that its limits ask for.
-func (w *Worker) addKeys(s *snapshot) (err error) {
-	if s.policy.KeyScript != nil {
+// addKeys gives a snapshot the functions that its limits ask for, and its trial those of its own.
+func (w *Worker) addKeys(s *snapshot) error {
+	err := w.addKeysOf(s.policy.KeyScript, s.requestLimits, s.connectionLimits)
+	if err == nil && s.trial != nil {
+		err = w.addKeysOf(s.policy.Trial.KeyScript, s.trial.requests, s.trial.connections)
+	}
+	return err
+}
+
+func (w *Worker) addKeysOf(script *policy.KeyScript, requests []*requestLimit, connections []*connectionLimit) (err error) {
+	var functions KeyFunctions
+	if script != nil {
 		if w.functions == nil {
 			return errors.New("apply key functions: nobody runs them")
 		}
-		if s.functions, err = w.functions(s.policy.KeyScript); err != nil {
+		if functions, err = w.functions(script); err != nil {
 			return fmt.Errorf("apply key functions: %w", err)
 		}
 	}
-	check := func(l *limitMatch) error {
+	give := func(l *limitMatch) error {
 		for _, k := range l.key {
-			if k.Kind == "function" && (s.functions == nil || !s.functions.Has(l.name)) {
+			if k.Kind != "function" {
+				continue
+			}
+			if functions == nil || !functions.Has(l.name) {
 				return fmt.Errorf("apply limit %s: there is no key function of that name", l.name)
 			}
+			l.functions = functions
 		}
 		return nil
 	}
-	for _, l := range s.requestLimits {
-		err = errors.Join(err, check(&l.limitMatch))
+	for _, l := range requests {
+		err = errors.Join(err, give(&l.limitMatch))
 	}
-	for _, l := range s.connectionLimits {
-		err = errors.Join(err, check(&l.limitMatch))
+	for _, l := range connections {
+		err = errors.Join(err, give(&l.limitMatch))
 	}
 	return err
 }
 
 // appendFunctionKey appends the key that the limit's function makes; the address, where it
 // fails.
-func (ex *Exchange) appendFunctionKey(b []byte, limit string) []byte {
-	key, overBudget, err := ex.snap.functions.Key(limit, (*keyRequest)(ex), b)
+func (ex *Exchange) appendFunctionKey(b []byte, l *limitMatch) []byte {
+	key, overBudget, err := l.functions.Key(l.name, (*keyRequest)(ex), b)
 	if err == nil {
 		return key
 	}
@@ -70,7 +84,7 @@ func (ex *Exchange) appendFunctionKey(b []byte, limit string) []byte {
 	}
 	now := w.clock.Load()
 	if last := w.lastKeySaid.Load(); now-last >= int64(time.Second) && w.lastKeySaid.CompareAndSwap(last, now) {
-		w.log.Error("key function failed: the address is the key", "limit", limit, "error", err)
+		w.log.Error("key function failed: the address is the key", "limit", l.name, "error", err)
 	}
 	return appendAddress(b, ex.peer.Addr())
 }

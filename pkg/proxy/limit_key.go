@@ -22,6 +22,8 @@ type limitMatch struct {
 	headers [][]byte // by part of the key; nil where that is no header
 	claims  [][]byte // likewise, of tokens
 	name    string   // of the limit, by which its key function is found
+	// Whose functions: those of the snapshot, or of the trial. nil: its key is no function.
+	functions KeyFunctions
 }
 
 func newLimitMatch(name string, routes []int, methods, tiers []string, key []policy.KeyPart) (limitMatch, error) {
@@ -68,7 +70,7 @@ func (l *limitMatch) isFor(ex *Exchange) bool {
 		case "host":
 			b = append(b, ex.routing.host...)
 		case "function":
-			b = ex.appendFunctionKey(b, l.name)
+			b = ex.appendFunctionKey(b, l)
 		case "api_key":
 			if ex.apiKey != nil {
 				b = append(b, ex.apiKey.ID...)

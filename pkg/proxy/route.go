@@ -21,9 +21,9 @@ type snapshot struct {
 
 	requestLimits    []*requestLimit
 	connectionLimits []*connectionLimit
-	functions        KeyFunctions // nil: no limit has a key function
 	streakRules      []streakRule
 	own              ownLimits
+	trial            *trial // nil: none is under way
 }
 
 // compile builds the route table. An upstream that did not change keeps its
@@ -62,6 +62,9 @@ func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
 			return nil, fmt.Errorf("apply %w", err)
 		}
 		s.connectionLimits = append(s.connectionLimits, l)
+	}
+	if s.trial, err = newTrial(p.Trial); err != nil {
+		return nil, err
 	}
 	for i := range p.Routes {
 		r, err := s.newRoute(i, &p.Routes[i])

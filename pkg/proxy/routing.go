@@ -18,6 +18,7 @@ import (
 // route is a compiled policy.Route. It does not change.
 type route struct {
 	name    string
+	index   int // in Snapshot.Routes
 	slot    int
 	methods []string // none: any
 	headers []headerCondition
@@ -45,7 +46,7 @@ type route struct {
 // newRoute compiles the one at the index. Upstreams and limits are those of the snapshot.
 func (s *snapshot) newRoute(at int, p *policy.Route) (*route, error) {
 	r := &route{
-		name: p.Name, slot: p.Slot, limits: s.limitsOf(at), atOnce: s.concurrencyOf(at), methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
+		name: p.Name, index: at, slot: p.Slot, limits: s.limitsOf(at), atOnce: s.concurrencyOf(at), methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
 		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1, webSocket: p.WebSocket, keys: newRouteKeys(p.Keys, p.Name),
 	}
 	for _, h := range p.Headers {

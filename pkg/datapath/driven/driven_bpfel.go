@@ -342,6 +342,13 @@ type DrivenTableEvents struct {
 	HandshakeLost uint64
 }
 
+type DrivenTriedSource struct {
+	_       structs.HostLayout
+	Packets uint64
+	Bytes   uint64
+	Denied  uint64
+}
+
 type DrivenVerdictRow struct {
 	_     structs.HostLayout
 	Entry [4]struct {
@@ -434,6 +441,7 @@ const (
 	DrivenMapSourceSketch     = "source_sketch"
 	DrivenMapSteered          = "steered"
 	DrivenMapTableCounts      = "table_counts"
+	DrivenMapTriedSources     = "tried_sources"
 	DrivenMapVerdicts         = "verdicts"
 	DrivenMapVerified         = "verified"
 	DrivenMapVerifiedLocks    = "verified_locks"
@@ -442,6 +450,7 @@ const (
 	DrivenProgSelectWorker    = "select_worker"
 	DrivenProgTcEgress        = "tc_egress"
 	DrivenProgTcIngress       = "tc_ingress"
+	DrivenProgTcTrial         = "tc_trial"
 	DrivenProgXdpDriven       = "xdp_driven"
 	DrivenProgXdpExplain      = "xdp_explain"
 	DrivenProgXdpIngress      = "xdp_ingress"
@@ -498,6 +507,7 @@ type DrivenProgramSpecs struct {
 	SelectWorker *ebpf.ProgramSpec `ebpf:"select_worker"`
 	TcEgress     *ebpf.ProgramSpec `ebpf:"tc_egress"`
 	TcIngress    *ebpf.ProgramSpec `ebpf:"tc_ingress"`
+	TcTrial      *ebpf.ProgramSpec `ebpf:"tc_trial"`
 	XdpDriven    *ebpf.ProgramSpec `ebpf:"xdp_driven"`
 	XdpExplain   *ebpf.ProgramSpec `ebpf:"xdp_explain"`
 	XdpIngress   *ebpf.ProgramSpec `ebpf:"xdp_ingress"`
@@ -537,6 +547,7 @@ type DrivenMapSpecs struct {
 	SourceSketch   *ebpf.MapSpec `ebpf:"source_sketch"`
 	Steered        *ebpf.MapSpec `ebpf:"steered"`
 	TableCounts    *ebpf.MapSpec `ebpf:"table_counts"`
+	TriedSources   *ebpf.MapSpec `ebpf:"tried_sources"`
 	Verdicts       *ebpf.MapSpec `ebpf:"verdicts"`
 	Verified       *ebpf.MapSpec `ebpf:"verified"`
 	VerifiedLocks  *ebpf.MapSpec `ebpf:"verified_locks"`
@@ -606,6 +617,7 @@ type DrivenMaps struct {
 	SourceSketch   *ebpf.Map `ebpf:"source_sketch"`
 	Steered        *ebpf.Map `ebpf:"steered"`
 	TableCounts    *ebpf.Map `ebpf:"table_counts"`
+	TriedSources   *ebpf.Map `ebpf:"tried_sources"`
 	Verdicts       *ebpf.Map `ebpf:"verdicts"`
 	Verified       *ebpf.Map `ebpf:"verified"`
 	VerifiedLocks  *ebpf.Map `ebpf:"verified_locks"`
@@ -645,6 +657,7 @@ func (m *DrivenMaps) Close() error {
 		m.SourceSketch,
 		m.Steered,
 		m.TableCounts,
+		m.TriedSources,
 		m.Verdicts,
 		m.Verified,
 		m.VerifiedLocks,
@@ -672,6 +685,7 @@ type DrivenPrograms struct {
 	SelectWorker *ebpf.Program `ebpf:"select_worker"`
 	TcEgress     *ebpf.Program `ebpf:"tc_egress"`
 	TcIngress    *ebpf.Program `ebpf:"tc_ingress"`
+	TcTrial      *ebpf.Program `ebpf:"tc_trial"`
 	XdpDriven    *ebpf.Program `ebpf:"xdp_driven"`
 	XdpExplain   *ebpf.Program `ebpf:"xdp_explain"`
 	XdpIngress   *ebpf.Program `ebpf:"xdp_ingress"`
@@ -682,6 +696,7 @@ func (p *DrivenPrograms) Close() error {
 		p.SelectWorker,
 		p.TcEgress,
 		p.TcIngress,
+		p.TcTrial,
 		p.XdpDriven,
 		p.XdpExplain,
 		p.XdpIngress,
