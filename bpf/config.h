@@ -31,7 +31,7 @@ const volatile __u32 frags = 0;
 #define VERDICT_ROWS 16384		 /* rows of VERDICT_WAYS verdicts each */
 #define VERDICT_WAYS 4
 #define TRIED_SOURCES 16384 /* of which tc_trial knows how they would have fared */
-#define LANE_ROWS 1024 /* rows of LANE_WAYS connections each */
+#define LANE_ROWS 1024	    /* rows of LANE_WAYS connections each */
 #define LANE_WAYS 4
 #define PREFIX_ROWS 65536     /* rows of prefix_rows for each family */
 #define MAX_PREFIX_LENGTHS 24 /* IPv6, of one generation; IPv4 has 16 above /16 */

@@ -23,7 +23,7 @@ static __always_inline void note_tried(__u64 source, enum outcome o, __u64 packe
 		return; /* full */
 	__sync_fetch_and_add(&s->packets, packets);
 	__sync_fetch_and_add(&s->bytes, bytes);
-	if (o == OUTCOME_drop_deny || o == OUTCOME_drop_port_guard)
+	if (o == OUTCOME_drop_deny)
 		__sync_fetch_and_add(&s->denied, packets);
 }
 

@@ -284,7 +284,7 @@ struct drop_sample {
 struct tried_source {
 	__u64 packets;
 	__u64 bytes;
-	__u64 denied; /* of the packets, by a rule: there is no rate below which they pass */
+	__u64 denied; /* of the packets, by a rule on the source: there is no rate that they pass at */
 };
 
 /* What xdp_explain says of the packet it was run on. */

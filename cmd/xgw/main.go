@@ -130,6 +130,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		configCommand(e),
 		ctlCommand(e),
 		keysCommand(e),
+		policyCommand(e),
 		demoCommand(e),
 		versionCommand(e),
 		workerCommand(e),

@@ -52,7 +52,7 @@ passes everything.`,
 			log := slog.New(logging.NewHandler(e.err, slog.LevelInfo))
 			offerPinholes(c, log)
 			err = gateway.Run(cmd.Context(), gateway.Options{
-				Config: c, Log: log, Version: version(), Load: load, Confirm: confirm, Fault: e.fault,
+				Config: c, Log: log, Version: version(), Load: load, LoadOther: loadOther(path), Confirm: confirm, Fault: e.fault,
 				Ready: func(a gateway.Addresses) {
 					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on %s\n", strings.Join(a.Listeners, ", "), a.Telemetry)
 				},
@@ -67,6 +67,16 @@ passes everything.`,
 	cmd.Flags().StringVarP(&path, "config", "c", "/etc/gateway/gateway.yaml", "configuration file")
 	cmd.Flags().DurationVar(&confirm, "confirm", 0, "undo rules and limits unless xgw confirm comes within this time")
 	return cmd
+}
+
+// loadOther reads what is to be tried beside the configuration at the path.
+func loadOther(path string) func(string) (*config.Config, error) {
+	return func(other string) (*config.Config, error) {
+		if strings.HasSuffix(other, ".lua") {
+			return config.LoadWith(path, other, script.Run)
+		}
+		return config.Load(other, script.Run)
+	}
 }
 
 // offerPinholes names the session that the gateway is started from, when packets may be

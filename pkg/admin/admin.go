@@ -224,8 +224,14 @@ const (
 // NewServer serves the Control on a listener of Listen: who can open that socket may do all.
 func NewServer(c Control, log *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
-	for _, e := range (&api{c, log}).endpoints() {
+	a := &api{c, log}
+	for _, e := range a.endpoints() {
 		mux.HandleFunc(e.pattern, e.serve)
+	}
+	// Not for the admin API: they name a file of this machine.
+	if t, ok := c.(Trials); ok {
+		mux.HandleFunc("POST /v1/policy/try", a.tryPolicy(t))
+		mux.HandleFunc("POST /v1/policy/try/end", a.endTrial(t))
 	}
 	return &http.Server{Handler: mux, ReadHeaderTimeout: headerTime, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 }

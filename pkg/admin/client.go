@@ -81,6 +81,10 @@ func (e *remote) Error() string { return e.detail }
 func (e *remote) Unwrap() error { return e.kind }
 
 func (c *Client) post(path string, ask, into any) error {
+	return c.postUntil(context.Background(), path, ask, into)
+}
+
+func (c *Client) postUntil(ctx context.Context, path string, ask, into any) error {
 	body, err := json.Marshal(ask)
 	if err != nil {
 		return err
@@ -88,7 +92,12 @@ func (c *Client) post(path string, ask, into any) error {
 	if ask == nil {
 		body = nil
 	}
-	r, err := c.http.Post("http://gateway"+path, "application/json", bytes.NewReader(body))
+	q, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://gateway"+path, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	q.Header.Set("Content-Type", "application/json")
+	r, err := c.http.Do(q)
 	if err != nil {
 		return c.unreachable(err)
 	}

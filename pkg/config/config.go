@@ -276,6 +276,15 @@ func (e *Error) Error() string {
 // there; run runs the latter, and nil leaves it out. A file that cannot be read is an
 // fs.PathError, one with faults as of Parse.
 func Load(path string, run Script) (*Config, error) {
+	limits := limitsPath(path)
+	if _, err := os.Stat(limits); errors.Is(err, os.ErrNotExist) {
+		limits = ""
+	}
+	return LoadWith(path, limits, run)
+}
+
+// LoadWith is Load with another file in the place of ratelimit.lua; "": none.
+func LoadWith(path, limits string, run Script) (*Config, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -285,14 +294,10 @@ func Load(path string, run Script) (*Config, error) {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	c, err := parse(path, text, buffers, readBounded)
-	if err != nil || run == nil {
+	if err != nil || run == nil || limits == "" {
 		return c, err
 	}
-	limits := limitsPath(path)
 	source, err := os.ReadFile(limits)
-	if errors.Is(err, os.ErrNotExist) {
-		return c, nil
-	}
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}

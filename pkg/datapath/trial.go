@@ -165,7 +165,7 @@ type TriedSource struct {
 	Source  netip.Addr // an IPv4 address, or the first one of an IPv6 /64
 	Packets uint64
 	Bytes   uint64
-	Denied  uint64 // of the packets, by rules, not by limits
+	Denied  uint64 // of the packets, by a rule that denies the source
 }
 
 // Counts reads what there is so far.

@@ -18,6 +18,7 @@ import (
 
 	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/policy"
+	"github.com/xgw-project/xgw/pkg/proxy"
 )
 
 // message goes over the control socket between supervisor and worker, as JSON
@@ -46,7 +47,10 @@ type message struct {
 	IDs  []string      `json:"ids,omitempty"`
 	Keys []keys.Answer `json:"keys,omitempty"`
 
-	// applied, prepared, commit
+	// tried: what the worker knows of the trial; nil: it knows of none
+	Tried *proxy.TriedAll `json:"tried,omitempty"`
+
+	// applied, prepared, commit, tried
 	Generation uint64 `json:"generation,omitempty"`
 	// refused
 	Error string `json:"error,omitempty"`
@@ -88,6 +92,7 @@ const (
 	kindPrepared kind = "prepared" // worker: it could serve the generation
 	kindAskKeys  kind = "ask_keys" // worker: who these API keys are; the answers come at any time
 	kindKeys     kind = "keys"     // supervisor: these
+	kindTried    kind = "tried"    // supervisor: what comes of the trial; worker: this
 	kindRefused  kind = "refused"  // worker: it goes on with the generation before
 )
 

@@ -268,6 +268,13 @@ func (pl *plane) press(cpu int, wait time.Duration) error {
 	return pl.d.Press(cpu, wait)
 }
 
+// try begins a trial of the tables; its Close may come before or after that of the plane.
+func (pl *plane) try(t *policy.Tables) (*datapath.Trial, error) {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.Try(t)
+}
+
 func (pl *plane) verdicts() ([]datapath.Verdict, error) {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()

@@ -69,8 +69,14 @@ func start(slot, core int, memory int64, files []*os.File, credential *syscall.C
 // errGone: the worker ended before it answered.
 var errGone = errors.New("the worker is gone")
 
-// ask sends a message to a worker that serves and waits for the answer.
+// ask sends a message to a worker that serves and waits until it has done so.
 func (p *process) ask(m *message, patience time.Duration) error {
+	_, err := p.answer(m, patience)
+	return err
+}
+
+// answer is ask, with what the worker says.
+func (p *process) answer(m *message, patience time.Duration) (*message, error) {
 	p.asking.Lock()
 	defer p.asking.Unlock()
 	select {
@@ -78,7 +84,7 @@ func (p *process) ask(m *message, patience time.Duration) error {
 	default:
 	}
 	if err := p.control.send(m); err != nil {
-		return errors.Join(errGone, err)
+		return nil, errors.Join(errGone, err)
 	}
 	late := time.NewTimer(patience)
 	defer late.Stop()
@@ -89,13 +95,13 @@ func (p *process) ask(m *message, patience time.Duration) error {
 				continue
 			}
 			if a.Kind == kindRefused {
-				return errors.New(a.Error)
+				return nil, errors.New(a.Error)
 			}
-			return nil
+			return a, nil
 		case <-p.gone:
-			return errGone
+			return nil, errGone
 		case <-late.C:
-			return fmt.Errorf("no answer within %s", patience)
+			return nil, fmt.Errorf("no answer within %s", patience)
 		}
 	}
 }

@@ -36,6 +36,7 @@ func (s *supervisor) Reload(confirm time.Duration) (admin.Reloaded, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	began := time.Now()
+	s.endTrial("reload")
 	s.notify(reloading())
 	defer s.notify(daemon.SdNotifyReady)
 	r, err := s.reload(confirm)

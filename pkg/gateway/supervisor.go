@@ -44,6 +44,9 @@ type Options struct {
 	Log    *slog.Logger
 	// Load reads the configuration anew, for a reload.
 	Load func() (*config.Config, error)
+	// LoadOther reads another one, to try it: a gateway.yaml, or a ratelimit.lua beside the
+	// present one.
+	LoadOther func(path string) (*config.Config, error)
 	// Confirm, when not 0, is the time within which what the configuration says of the
 	// kernel plane must be confirmed; else it is undone.
 	Confirm time.Duration
@@ -120,6 +123,8 @@ type supervisor struct {
 	mu      sync.Mutex // among reloads; policy, config, loaded, listeners and secrets are theirs
 	loaded  time.Time  // when the configuration was read
 	pending *pending
+	trial   *trial // nil: none is under way
+	stopped bool   // no more trials
 }
 
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
@@ -209,6 +214,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 	escalating := make(chan struct{})
 	go func() { defer close(escalating); s.escalator.run(ctx) }()
 	s.idle(ctx, drainer, ledger.NewHistorian(past))
+	s.stopTrials()
 	<-escalating
 	s.notify(daemon.SdNotifyStopping)
 	s.log.Info("stopping: workers finish what is under way")

@@ -135,6 +135,11 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 				break
 			}
 			readyFor = m.Snapshot.Generation
+		case kindTried:
+			if err := c.send(&message{Kind: kindTried, Generation: m.Generation, Tried: w.Tried()}); err != nil {
+				return err
+			}
+			continue
 		case kindCommit:
 			if ready == nil || m.Generation != readyFor {
 				answer = message{Kind: kindRefused, Error: "it is not prepared"}
