@@ -126,6 +126,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		dropsCommand(e),
 		topCommand(e),
 		doctorCommand(e),
+		tuneCommand(e),
 		runCommand(e),
 		configCommand(e),
 		ctlCommand(e),

@@ -20,7 +20,7 @@ type Setting struct {
 // kernel's documentation (Documentation/networking/ip-sysctl.rst).
 var Settings = []Setting{
 	{Name: "net.core.somaxconn", Want: "4096", Least: true, Bad: "511",
-		Reason: "bounds the queue of connections that wait for each worker: of 200 that come at once, 17 get in with 16, all with 4096"},
+		Reason: "bounds the queue of connections that wait for each worker: of 200 that come at once, 17 get in with 16, all with 4096; sockets take it when they begin to listen, so restart the gateway"},
 	{Name: "net.ipv4.tcp_max_syn_backlog", Want: "4096", Least: true, Bad: "127",
 		Reason: "bounds the handshakes under way: above it SYNs are dropped, or answered by cookies, which know fewer options"},
 	{Name: "net.ipv4.tcp_syncookies", Want: "1", Least: true, Bad: "0",
