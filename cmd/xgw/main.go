@@ -127,6 +127,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		topCommand(e),
 		doctorCommand(e),
 		tuneCommand(e),
+		queuesCommand(e),
 		runCommand(e),
 		configCommand(e),
 		ctlCommand(e),

@@ -126,7 +126,7 @@ func (x *examination) irqbalance() {
 	for _, n := range x.now.NICs {
 		var free []string
 		for _, irq := range n.IRQs {
-			if !banned(line, irq) {
+			if !slices.Contains(mend.Banned(line), irq) {
 				free = append(free, fmt.Sprint(irq))
 			}
 		}
@@ -140,18 +140,6 @@ func (x *examination) irqbalance() {
 		}
 		x.add(f)
 	}
-}
-
-// banned tells whether irqbalance's command line leaves the interrupt alone.
-func banned(line string, irq int) bool {
-	w := strings.Fields(line)
-	n := fmt.Sprint(irq)
-	for i := range w {
-		if w[i] == "--banirq="+n || (w[i] == "-i" || w[i] == "--banirq") && i+1 < len(w) && w[i+1] == n {
-			return true
-		}
-	}
-	return false
 }
 
 // moved counts the interrupts whose cores changed between the readings.

@@ -4,10 +4,10 @@ package doctor
 
 import (
 	"io/fs"
-	"strings"
 	"time"
 
 	"github.com/xgw-project/xgw/pkg/host"
+	"github.com/xgw-project/xgw/pkg/mend"
 )
 
 // Reading is a machine at one moment.
@@ -153,20 +153,11 @@ func Files(root fs.FS, nics []NIC) map[string]string {
 			read(irqFile(n, "effective_affinity_list"))
 		}
 	}
-	readBalancer(root, out)
+	if pid, line := mend.Balancer(root); pid != "" {
+		out[balancer] = line
+	}
 	return out
 }
 
 // balancer is the pseudo-file of irqbalance's command line, where it runs.
 const balancer = "irqbalance"
-
-func readBalancer(root fs.FS, out map[string]string) {
-	names, _ := fs.Glob(root, "proc/[0-9]*/comm")
-	for _, name := range names {
-		if text, err := fs.ReadFile(root, name); err != nil || strings.TrimSpace(string(text)) != balancer {
-			continue
-		}
-		line, _ := fs.ReadFile(root, strings.TrimSuffix(name, "comm")+"cmdline")
-		out[balancer] = strings.ReplaceAll(string(line), "\x00", " ")
-	}
-}

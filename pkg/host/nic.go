@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/safchain/ethtool"
 	"github.com/vishvananda/netlink"
@@ -95,4 +96,20 @@ func Interrupts(root, name string) []int {
 	}
 	slices.Sort(all)
 	return all
+}
+
+// CheckSysfs tells whether the /sys below root is of this network namespace, by what it shows
+// of the interface: one of the same name in another namespace would be changed otherwise.
+func CheckSysfs(root, name string) error {
+	l, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("%s: %w: `ip link` lists them", name, ErrNoInterface)
+	}
+	dir := filepath.Join(root, "sys/class/net", name)
+	index, err := readNumber(filepath.Join(dir, "ifindex"))
+	address, _ := os.ReadFile(filepath.Join(dir, "address"))
+	if err != nil || index != l.Attrs().Index || strings.TrimSpace(string(address)) != l.Attrs().HardwareAddr.String() {
+		return fmt.Errorf("%s: /sys is of another network namespace: `ip netns exec NAMESPACE xgw …` has its own", name)
+	}
+	return nil
 }

@@ -179,7 +179,7 @@ func (m *Machine) apply(journal *[]Change, by string, c Change) (Change, error) 
 	before := slices.Clone(*journal)
 	c.Was, c.By, c.At, c.Namespace = was, by, time.Now(), namespace()
 	if i := slices.IndexFunc(*journal, c.Same); i >= 0 {
-		if o := (*journal)[i]; Equal(o.Value, was) {
+		if o := (*journal)[i]; o.By == by || Equal(o.Value, was) {
 			c.Was = o.Was // undone to what it was before the first change
 		}
 		*journal = slices.Delete(*journal, i, i+1)

@@ -56,7 +56,7 @@ func (m *Machine) is(t *testing.T, c Change, want string) {
 var (
 	backlog = Change{Kind: Sysctl, Object: "net.core.somaxconn", Value: "4096"}
 	ports   = Change{Kind: Sysctl, Object: "net.ipv4.ip_local_port_range", Value: "32768 60999"}
-	mask    = Change{Kind: File, Object: "/sys/class/net/eth0/queues/tx-0/xps_cpus", Value: "3"}
+	xps     = Change{Kind: File, Object: "/sys/class/net/eth0/queues/tx-0/xps_cpus", Value: "3"}
 	ring    = Change{Kind: Ring, Object: "eth0", Value: "4096"}
 	lro     = Change{Kind: Feature, Object: "eth0", Name: "lro", Value: "off"}
 )
@@ -69,7 +69,7 @@ func tree() map[string]string {
 
 func TestApplyAndUndo(t *testing.T) {
 	m := machine(t, tree())
-	all := []Change{backlog, ports, mask, ring, lro}
+	all := []Change{backlog, ports, xps, ring, lro}
 	done, err := m.Apply("doctor", all)
 	if err != nil || len(done) != len(all) {
 		t.Fatalf("%v, %v", done, err)
@@ -84,7 +84,7 @@ func TestApplyAndUndo(t *testing.T) {
 	if err != nil || len(undone) != len(all) || undone[0].Object != lro.Object || undone[len(all)-1].Was != "16" {
 		t.Errorf("%+v, %v", undone, err)
 	}
-	for c, want := range map[*Change]string{&backlog: "16", &ports: "60000 60999", &mask: "0000,00000000", &ring: "512", &lro: "on"} {
+	for c, want := range map[*Change]string{&backlog: "16", &ports: "60000 60999", &xps: "0000,00000000", &ring: "512", &lro: "on"} {
 		m.is(t, *c, want)
 	}
 	if _, err := os.Stat(m.Journal); !errors.Is(err, os.ErrNotExist) {
@@ -115,7 +115,7 @@ func TestChangesOfTwoCommands(t *testing.T) {
 // What somebody else has set since is theirs.
 func TestUndoLeavesWhatOthersSet(t *testing.T) {
 	m := machine(t, tree())
-	mustApply(t, m, "tune", backlog, mask)
+	mustApply(t, m, "tune", backlog, xps)
 	if err := os.WriteFile(m.path(backlog), []byte("8192\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}

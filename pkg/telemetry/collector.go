@@ -20,7 +20,7 @@ type metrics struct {
 	all []*prometheus.Desc
 
 	packets, packetBytes, interfaceInfo, interfaceAttached   *prometheus.Desc
-	steered                                                  *prometheus.Desc
+	steered, steeredLocal                                    *prometheus.Desc
 	connections, active, rejected, drained, panics           *prometheus.Desc
 	handshakes, handshakeDuration, handshakesLeft            *prometheus.Desc
 	tlsOffered, tlsAgreed                                    *prometheus.Desc
@@ -54,6 +54,7 @@ func newMetrics() *metrics {
 		interfaceInfo:       desc("interface_info", "How the kernel plane is attached; always 1.", "interface", "mode", "driver", "program_id", "hook"),
 		interfaceAttached:   desc("interface_attached", "1 while the interface runs the kernel plane, 0 when somebody took it off.", "interface"),
 		steered:             desc("steered_connections_total", "New connections by where they were placed: local is the worker of the CPU that received it.", "listener", "path"),
+		steeredLocal:        desc("steered_connections_local_ratio", "Share of a listener's connections, since it was made, that went to the worker of the CPU that received them; absent before the first one.", "listener"),
 		connections:         desc("connections_total", "Client connections accepted.", "worker"),
 		active:              desc("connections_active", "Client connections open.", "worker"),
 		rejected:            desc("connections_rejected_total", "Client connections closed at once: worker_connections are not enough.", "worker"),
@@ -203,6 +204,9 @@ func (c *collector) kernelPlane(e emitter, s *ledger.Snapshot) {
 		e.counter(m.steered, l.Local, l.Address, "local")
 		e.counter(m.steered, l.Fallback, l.Address, "fallback")
 		e.counter(m.steered, l.Refused, l.Address, "refused")
+		if all := l.Local + l.Fallback + l.Refused; all > 0 {
+			e.gauge(m.steeredLocal, float64(l.Local)/float64(all), l.Address)
+		}
 	}
 }
 

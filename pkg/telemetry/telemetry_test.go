@@ -215,6 +215,7 @@ func TestExactValues(t *testing.T) {
 		`xgw_steered_connections_total{listener="[::]:443",path="local"} 9`,
 		`xgw_steered_connections_total{listener="[::]:443",path="fallback"} 1`,
 		`xgw_steered_connections_total{listener="[::]:443",path="refused"} 0`,
+		`xgw_steered_connections_local_ratio{listener="[::]:443"} 0.9`,
 		`xgw_connections_total{worker="0"} 10`,
 		`xgw_connections_active{worker="0"} 3`,
 		`xgw_connections_rejected_total{worker="0"} 1`,
