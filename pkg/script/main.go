@@ -58,8 +58,14 @@ func Main(name string, in io.Reader, out io.Writer) int {
 	return 0
 }
 
-// confine bounds the memory of this process from now on. The limit is on data, not on
-// address space: the runtime reserves much more of that than it uses.
+// arena is what the Go runtime reserves of address space at a time for its heap.
+const arena = 64 << 20
+
+// confine bounds the memory of this process from now on. The limit that counts is on data: of
+// address space the runtime reserves much more than it uses. But to map over a reservation
+// counts as data only afterwards, and the runtime maps all of its heap so: a single string of a
+// gigabyte would be there, and written, before anything is refused. It needs a reservation of
+// its own, which is refused beforehand.
 func confine() error {
 	startThreads()
 	debug.SetGCPercent(50)
@@ -68,17 +74,26 @@ func confine() error {
 	if err != nil {
 		return err
 	}
-	_, data, ok := strings.Cut(string(status), "VmData:")
-	fields := strings.Fields(data)
-	if !ok || len(fields) == 0 {
-		return errors.New("/proc/self/status has no VmData")
+	for _, bound := range []struct {
+		resource int
+		name     string
+		more     uint64
+	}{{unix.RLIMIT_DATA, "VmData:", memory}, {unix.RLIMIT_AS, "VmSize:", arena + memory}} {
+		_, after, ok := strings.Cut(string(status), bound.name)
+		fields := strings.Fields(after)
+		if !ok || len(fields) == 0 {
+			return fmt.Errorf("/proc/self/status has no %s", bound.name)
+		}
+		kib, err := strconv.ParseUint(fields[0], 10, 50)
+		if err != nil {
+			return err
+		}
+		limit := kib<<10 + bound.more
+		if err := unix.Setrlimit(bound.resource, &unix.Rlimit{Cur: limit, Max: limit}); err != nil {
+			return err
+		}
 	}
-	kib, err := strconv.ParseUint(fields[0], 10, 40)
-	if err != nil {
-		return err
-	}
-	limit := kib<<10 + memory
-	return unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit})
+	return nil
 }
 
 // spareThreads is how many the Go runtime may come to want.

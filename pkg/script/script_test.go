@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
+	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/config"
 )
@@ -158,6 +159,14 @@ func TestHostileScripts(t *testing.T) {
 				t.Errorf("it took %v", took)
 			}
 		})
+	}
+	// The largest of their processes, which began as large as this one.
+	var children unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &children); err != nil {
+		t.Fatal(err)
+	}
+	if mib := children.Maxrss >> 10; mib > 400 {
+		t.Errorf("a script's process had %d MiB of memory", mib)
 	}
 }
 
