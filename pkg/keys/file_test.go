@@ -196,7 +196,7 @@ func TestFileStoreIsWatched(t *testing.T) {
 		select {
 		case ids := <-news:
 			return ids
-		case <-time.After(10 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Fatal("nothing is told")
 			return nil
 		}
@@ -205,14 +205,20 @@ func TestFileStoreIsWatched(t *testing.T) {
 	if ids := next(); ids != nil { // there was no file
 		t.Errorf("told of %v", ids)
 	}
-	if one(t, s, first.ID) == nil {
-		t.Error("what was told of is not there")
+	// Who looks between the file's making and the line in it is told of that, too.
+	mine := func(ids []string) bool { return len(ids) == 1 && ids[0] == first.ID }
+	for one(t, s, first.ID) == nil {
+		if ids := next(); !mine(ids) {
+			t.Fatalf("told of %v", ids)
+		}
 	}
 	if _, err := Revoke(ctx, other, first.ID, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	if ids := next(); len(ids) != 1 || ids[0] != first.ID || one(t, s, first.ID).Revoked.IsZero() {
-		t.Errorf("told of %v", ids)
+	for told := false; !told || one(t, s, first.ID).Revoked.IsZero(); told = true {
+		if ids := next(); !mine(ids) {
+			t.Fatalf("told of %v", ids)
+		}
 	}
 	// An editor puts another file in its place.
 	text, _ := os.ReadFile(path)
@@ -220,7 +226,11 @@ func TestFileStoreIsWatched(t *testing.T) {
 	if err := errors.Join(os.WriteFile(path+"~", []byte(lines[0]), 0o600), os.Rename(path+"~", path)); err != nil {
 		t.Fatal(err)
 	}
-	if ids := next(); ids != nil || !one(t, s, first.ID).Revoked.IsZero() {
+	ids := next()
+	for mine(ids) { // of what was there twice
+		ids = next()
+	}
+	if ids != nil || !one(t, s, first.ID).Revoked.IsZero() {
 		t.Errorf("told of %v", ids)
 	}
 }

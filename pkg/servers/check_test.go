@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -64,6 +66,25 @@ func rawServer(t *testing.T, says func(net.Conn)) string {
 	return l.Addr().String()
 }
 
+// refusing is an address that refuses connections. It is held, so that nothing else of
+// the machine comes to listen there.
+func refusing(t *testing.T) string {
+	t.Helper()
+	fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { syscall.Close(fd) })
+	if err := syscall.Bind(fd, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	sa, err := syscall.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("127.0.0.1:%d", sa.(*syscall.SockaddrInet4).Port)
+}
+
 func replies(t *testing.T, text string) string {
 	return rawServer(t, func(c net.Conn) {
 		_, _ = c.Read(make([]byte, 4096))
@@ -85,11 +106,6 @@ func TestHTTPCheck(t *testing.T) {
 	}))
 	defer good.Close()
 	at := good.Listener.Addr().String()
-	refused, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	refused.Close()
 	for _, row := range []struct {
 		name, address, path, host string
 		least, most               int
@@ -112,12 +128,15 @@ func TestHTTPCheck(t *testing.T) {
 		}), "/", "", 200, 200, "read reply"},
 		{"garbage", replies(t, "220 mail.test ESMTP\r\n\r\n"), "/", "", 200, 599, "read reply"},
 		{"silence", silent(t), "/", "", 200, 599, "timeout"},
-		{"refused", refused.Addr().String(), "/", "", 200, 599, "refused"},
+		{"refused", refusing(t), "/", "", 200, 599, "refused"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			u := &policy.Upstream{Health: &policy.HealthCheck{
-				Protocol: "http", Path: row.path, Host: row.host, StatusMin: row.least, StatusMax: row.most, Timeout: 500 * time.Millisecond,
+				Protocol: "http", Path: row.path, Host: row.host, StatusMin: row.least, StatusMax: row.most, Timeout: 20 * time.Second,
 			}}
+			if row.name == "silence" {
+				u.Health.Timeout = 500 * time.Millisecond
+			}
 			err := checkOnce(t, u, policy.Server{Address: row.address})
 			if row.want == "" && err != nil || row.want != "" && (err == nil || !strings.Contains(err.Error(), row.want)) {
 				t.Errorf("%v, want %q", err, row.want)
@@ -134,16 +153,11 @@ type endless struct{}
 func (endless) Read(p []byte) (int, error) { return copy(p, bytes.Repeat([]byte("x"), len(p))), nil }
 
 func TestTCPCheck(t *testing.T) {
-	u := &policy.Upstream{Health: &policy.HealthCheck{Protocol: "tcp", Timeout: 500 * time.Millisecond}}
+	u := &policy.Upstream{Health: &policy.HealthCheck{Protocol: "tcp", Timeout: 20 * time.Second}}
 	if err := checkOnce(t, u, policy.Server{Address: silent(t)}); err != nil {
 		t.Error(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	if err := checkOnce(t, u, policy.Server{Address: l.Addr().String()}); err == nil {
+	if err := checkOnce(t, u, policy.Server{Address: refusing(t)}); err == nil {
 		t.Error("nobody listens, and it is well")
 	}
 }
@@ -179,7 +193,7 @@ func TestTLSChecks(t *testing.T) {
 			{"unknown authority", policy.UpstreamTLS{Verify: true}, "", false},
 			{"not verified", policy.UpstreamTLS{}, "example.org", true},
 		} {
-			u := &policy.Upstream{TLS: &row.tls, Health: &policy.HealthCheck{Protocol: protocol, Path: "/", StatusMin: 200, StatusMax: 200, Timeout: 2 * time.Second}}
+			u := &policy.Upstream{TLS: &row.tls, Health: &policy.HealthCheck{Protocol: protocol, Path: "/", StatusMin: 200, StatusMax: 200, Timeout: 20 * time.Second}}
 			if err := checkOnce(t, u, policy.Server{Address: address, Host: row.host}); (err == nil) != row.well {
 				t.Errorf("%s, %s: %v", protocol, row.name, err)
 			}
@@ -219,7 +233,10 @@ func TestGRPCCheck(t *testing.T) {
 		{"no gRPC", replies(t, "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"), "", ""},
 		{"silence", silent(t), "", ""},
 	} {
-		u := &policy.Upstream{Health: &policy.HealthCheck{Protocol: "grpc", Service: row.service, Timeout: time.Second}}
+		u := &policy.Upstream{Health: &policy.HealthCheck{Protocol: "grpc", Service: row.service, Timeout: 20 * time.Second}}
+		if row.name == "silence" || row.name == "no gRPC" {
+			u.Health.Timeout = time.Second
+		}
 		err := checkOnce(t, u, policy.Server{Address: row.address, Host: "orders.test"})
 		if well := row.name == "the server" || row.name == "a service"; (err == nil) != well {
 			t.Errorf("%s: %v", row.name, err)
@@ -266,7 +283,7 @@ func TestRiseAndFall(t *testing.T) {
 	defer s.Close()
 	address, dead := s.Listener.Addr().String(), silent(t)
 	u := policy.Upstream{Name: "up", Servers: policy.ServersAt(address, dead), Health: &policy.HealthCheck{
-		Protocol: "http", Path: "/", StatusMin: 200, StatusMax: 200, Interval: 100 * time.Millisecond, Timeout: 100 * time.Millisecond, Rise: 3, Fall: 3,
+		Protocol: "http", Path: "/", StatusMin: 200, StatusMax: 200, Interval: 300 * time.Millisecond, Timeout: time.Second, Rise: 3, Fall: 3,
 	}}
 	w, l := watched(t, u, nil)
 	become(t, w, address, dead+"*")
@@ -298,9 +315,7 @@ func TestRiseAndFall(t *testing.T) {
 	}
 	turn(false, address, dead+"*")
 	for _, want := range []string{"status 503", "is down", "up again"} {
-		if !strings.Contains(l.String(), want) {
-			t.Errorf("the log does not say %q: %s", want, l)
-		}
+		eventually(t, "the log says "+want, func() bool { return strings.Contains(l.String(), want) })
 	}
 	// One bad answer between good ones is none too many.
 	x := w.watches[list[0].Watch]
@@ -334,8 +349,11 @@ func TestHTTP2Check(t *testing.T) {
 		well           bool
 	}{{"http2", "/health?deep=1", true}, {"http2", "/", false}, {"http1", "/health?deep=1", false}} {
 		u := &policy.Upstream{Protocol: row.protocol, Health: &policy.HealthCheck{
-			Protocol: "http", Path: row.path, Host: "app.internal", StatusMin: 200, StatusMax: 200, Timeout: time.Second,
+			Protocol: "http", Path: row.path, Host: "app.internal", StatusMin: 200, StatusMax: 200, Timeout: 20 * time.Second,
 		}}
+		if row.protocol == "http1" { // the server waits for more
+			u.Health.Timeout = time.Second
+		}
 		if err := checkOnce(t, u, policy.Server{Address: l.Addr().String()}); (err == nil) != row.well {
 			t.Errorf("%s %s: %v", row.protocol, row.path, err)
 		}
