@@ -225,12 +225,7 @@ func TestOneOfTwoFails(t *testing.T) {
 					}
 				})
 				if fault == "refuses" {
-					l, err := net.Listen("tcp", "127.0.0.1:0")
-					if err != nil {
-						t.Fatal(err)
-					}
-					failing = l.Addr().String()
-					l.Close()
+					failing = refusing(t)
 				}
 				working := httpUpstream(t, func(w http.ResponseWriter, r *http.Request) {
 					b, _ := io.ReadAll(r.Body)
@@ -307,19 +302,23 @@ func TestRetryBudget(t *testing.T) {
 // Requests that find all connections in use wait for one, so many and for so long.
 func TestPending(t *testing.T) {
 	for _, row := range []struct {
-		name       string
-		pending    int
-		timeout    time.Duration
-		wait       time.Duration // of each reply
-		least, max int           // of ten that are answered
+		name     string
+		pending  int
+		timeout  time.Duration
+		answered int // of ten
 	}{
-		{"room for all", 10, 10 * time.Second, 20 * time.Millisecond, 10, 10},
-		{"room for two", 2, 10 * time.Second, 200 * time.Millisecond, 3, 3},
-		{"no time", 10, time.Millisecond, 300 * time.Millisecond, 1, 1},
-		{"no queue", 0, time.Second, 200 * time.Millisecond, 1, 1},
+		{"room for all", 10, time.Minute, 10},
+		{"room for two", 2, time.Minute, 3},
+		{"no time", 10, time.Millisecond, 1},
+		{"no queue", 0, time.Minute, 1},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			g := newGateway(t, []string{httpUpstream(t, func(http.ResponseWriter, *http.Request) { time.Sleep(row.wait) })}, func(s *policy.Snapshot) {
+			hold := make(chan struct{}) // no reply before all that are refused were
+			g := newGateway(t, []string{httpUpstream(t, func(_ http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/held" {
+					<-hold
+				}
+			})}, func(s *policy.Snapshot) {
 				u := &s.Upstreams[0]
 				u.MaxConnections, u.MaxPending, u.PendingTimeout = 1, row.pending, row.timeout
 			})
@@ -334,7 +333,7 @@ func TestPending(t *testing.T) {
 			var all sync.WaitGroup
 			for range 10 {
 				all.Go(func() {
-					resp, err := client.Get(g.url("/"))
+					resp, err := client.Get(g.url("/held"))
 					if err != nil {
 						t.Error(err)
 						return
@@ -350,9 +349,16 @@ func TestPending(t *testing.T) {
 					}
 				})
 			}
+			release := sync.OnceFunc(func() { close(hold) })
+			defer release()
+			eventually(t, "the rest are told to come again", func() bool {
+				return int(full.Load()) >= 10-row.answered && g.slab.LoadGauge(zone.GaugeRequests) <= uint64(row.answered)
+			})
+			eventually(t, "all have come", func() bool { return int(full.Load())+int(g.slab.LoadGauge(zone.GaugeRequests)) == 10 })
+			release()
 			all.Wait()
-			if n := int(ok.Load()); n < row.least || n > row.max || n+int(full.Load()) != 10 {
-				t.Errorf("%d answered, %d told to come again; want %d to %d answered", n, full.Load(), row.least, row.max)
+			if n := int(ok.Load()); n != row.answered || n+int(full.Load()) != 10 {
+				t.Errorf("%d answered, %d told to come again; want %d answered", n, full.Load(), row.answered)
 			}
 		})
 	}

@@ -204,13 +204,7 @@ func TestProxyProtocol(t *testing.T) {
 				if err == nil {
 					t.Error("the handshake went well")
 				}
-				for range 100 {
-					if g.slab.LoadHandshake(row.outcome) == 1 {
-						return
-					}
-					time.Sleep(10 * time.Millisecond)
-				}
-				t.Errorf("not counted as %s", row.outcome)
+				eventually(t, "counted as "+row.outcome.String(), func() bool { return g.slab.LoadHandshake(row.outcome) == 1 })
 				return
 			}
 			if err != nil {

@@ -149,7 +149,7 @@ func grpcGateways(t *testing.T, run func(t *testing.T, g *gateway, s *grpcServer
 func TestGRPC(t *testing.T) {
 	grpcGateways(t, func(t *testing.T, g *gateway, s *grpcServer) {
 		c := g.grpc()
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		t.Run("unary", func(t *testing.T) { unaryCalls(t, ctx, c) })
 		t.Run("client stream", func(t *testing.T) {
@@ -238,7 +238,10 @@ func unaryCalls(t *testing.T, ctx context.Context, c pb.TestServiceClient) {
 func TestGRPCCancel(t *testing.T) {
 	grpcGateways(t, func(t *testing.T, g *gateway, s *grpcServer) {
 		c := g.grpc()
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		if _, err := c.UnaryCall(t.Context(), &pb.SimpleRequest{}); err != nil { // the connections are there
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		if _, err := c.UnaryCall(ctx, &pb.SimpleRequest{ResponseSize: waitSize}); status.Code(err) != codes.DeadlineExceeded {
 			t.Error(err)
@@ -347,7 +350,7 @@ func TestGRPCRefusals(t *testing.T) {
 	g := newGateway(t, []string{address}, func(s *policy.Snapshot) {
 		http2Upstream(s)
 		s.Routes[0].PathPrefix = "/grpc.testing.TestService/UnaryCall"
-		s.Upstreams[0].HeaderTimeout = 200 * time.Millisecond
+		s.Upstreams[0].HeaderTimeout = time.Second
 		s.Upstreams[0].Retries = 0
 	})
 	c := g.grpc()

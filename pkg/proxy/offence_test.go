@@ -67,7 +67,7 @@ func TestOffences(t *testing.T) {
 		"over a limit":       {zone.OffenceLimited, func() { get("", "one") }},
 		"401":                {zone.OffenceUnauthorized, func() { get("401", "") }},
 		"malformed head":     {zone.OffenceMalformed, func() { c := g.raw(); c.send("GET / HTTP/1.1\r\nHost: a b\r\n\r\n"); _, _ = io.Copy(io.Discard, c) }},
-		"dot segments":       {zone.OffenceMalformed, func() { c := g.raw(); c.send("GET /a/../b HTTP/1.1\r\nHost: a\r\n\r\n"); c.Close() }},
+		"dot segments":       {zone.OffenceMalformed, func() { c := g.raw(); c.send("GET /a/../b HTTP/1.1\r\nHost: a\r\n\r\n"); c.reply("GET"); c.Close() }},
 		"misuse of HTTP/2": {zone.OffenceHTTP2, func() {
 			c, err := tls.Dial("tcp", g.address, g.tlsConfig("h2"))
 			if err != nil {

@@ -156,7 +156,7 @@ func TestSlowStart(t *testing.T) {
 		} {
 			u := balanced(t, 3, b)
 			all := u.policy.Servers
-			if got := chosen(u, 3000, 1, false); !near(got[2], 1000) {
+			if got := chosen(u, 30_000, 1, false); !near(got[2], 10_000) {
 				t.Fatalf("%s: %v before anything happened", b, got)
 			}
 			u.policy.SlowStart = 10 * time.Second
@@ -166,7 +166,7 @@ func TestSlowStart(t *testing.T) {
 				t.Fatalf("%s, %s: it does not rise", b, what)
 			}
 			third := func(after time.Duration) float64 {
-				return float64(chosen(u, 6000, at+int64(after), false)[2]) / 2000
+				return float64(chosen(u, 30_000, at+int64(after), false)[2]) / 10_000
 			}
 			first, half, last := third(0), third(5*time.Second), third(10*time.Second)
 			if first > 0.25 || first < 0.05 || half < first*1.5 || half > 0.8 || math.Abs(last-1) > 0.1 || u.rising != 0 {

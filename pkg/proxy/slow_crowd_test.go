@@ -95,7 +95,7 @@ func TestSlowClients(t *testing.T) {
 	} {
 		t.Run(row.state, func(t *testing.T) {
 			g := newGateway(t, []string{up}, func(s *policy.Snapshot) {
-				s.Timeouts.Header, s.Timeouts.MinRate, s.Upstreams[0].MaxConnections = 500*time.Millisecond, 5000, 512
+				s.Timeouts.Header, s.Timeouts.MinRate, s.Upstreams[0].MaxConnections = time.Second, 5000, 512
 			})
 			client := g.client(true)
 			if _, err := good(client, g.url("/"), 50); err != nil { // warm
@@ -174,9 +174,8 @@ func TestThousandsOfSlowClients(t *testing.T) {
 		before := inUse()
 		leave := g.crowd(crowdTrickle1, n)
 		beside = measure()
-		if open := g.slab.LoadGauge(zone.GaugeConnections); open != uint64(n+1) {
-			t.Errorf("%d connections are open", open)
-		}
+		// Those of the round before may be counted for a moment yet.
+		eventually(t, "all are open, and no others", func() bool { return g.slab.LoadGauge(zone.GaugeConnections) == uint64(n+1) })
 		each := (inUse() - before) / int64(n)
 		t.Logf("%.1f KiB a connection", float64(each)/1024)
 		if each > most {

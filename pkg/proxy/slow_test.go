@@ -35,7 +35,7 @@ func (d *dribble) Read(p []byte) (int, error) {
 // A client that is waited for and moves fewer bytes than the least rate is cut, in both
 // directions and protocols; one that is faster is not, and neither is one that waits itself.
 func TestLeastRate(t *testing.T) {
-	testWindow = 600 * time.Millisecond
+	testWindow = 900 * time.Millisecond
 	defer func() { testWindow = 0 }()
 	const rate = 5000
 	long := strings.Repeat("x", 20<<20)
@@ -45,7 +45,7 @@ func TestLeastRate(t *testing.T) {
 			case "/long":
 				_, _ = io.WriteString(w, long)
 			case "/late":
-				time.Sleep(2 * time.Second)
+				time.Sleep(3 * time.Second)
 			default:
 				_, _ = io.Copy(io.Discard, r.Body)
 			}
@@ -68,7 +68,7 @@ func TestLeastRate(t *testing.T) {
 			t.Run(row.name, func(t *testing.T) {
 				g := start(t, row.least)
 				// Of unknown length, so that it is sent on as it comes.
-				r, _ := http.NewRequest("POST", g.url("/"), &dribble{n: 25, piece: row.piece, interval: 100 * time.Millisecond})
+				r, _ := http.NewRequest("POST", g.url("/"), &dribble{n: 30, piece: row.piece, interval: 100 * time.Millisecond})
 				resp, err := g.client(h2).Do(r)
 				if err == nil {
 					resp.Body.Close()

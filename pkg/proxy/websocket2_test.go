@@ -309,9 +309,9 @@ func TestWebSocketInHTTP2Ends(t *testing.T) {
 		return g
 	}
 	t.Run("silence", func(t *testing.T) {
-		g := start(t, time.Second, hold)
+		g := start(t, 2*time.Second, hold)
 		f := g.open()
-		for range 8 { // twice the time, one side's talk being enough
+		for range 12 { // more than the time, one side's talk being enough
 			time.Sleep(250 * time.Millisecond)
 			if err := f.WriteData(1, false, []byte("still here")); err != nil {
 				t.Fatal(err)
@@ -329,7 +329,7 @@ func TestWebSocketInHTTP2Ends(t *testing.T) {
 		_ = f.WriteRSTStream(1, h2.ErrCodeCancel)
 		select {
 		case <-gone:
-		case <-time.After(10 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Error("the server's side lives on")
 		}
 		check(t, g, f, zone.RequestClientReset)
@@ -351,7 +351,7 @@ func TestWebSocketInHTTP2Ends(t *testing.T) {
 		f.nc.NetConn().Close()
 		select {
 		case <-gone:
-		case <-time.After(10 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Error("the server's side lives on")
 		}
 		if r := g.records(1)[0]; r.Outcome != zone.RequestClientReset {

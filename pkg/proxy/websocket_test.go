@@ -209,13 +209,13 @@ func TestWebSocketEnds(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	t.Run("silence", func(t *testing.T) {
-		g := newGateway(t, []string{echoUpstream(t)}, withWebSocket(time.Second))
+		g := newGateway(t, []string{echoUpstream(t)}, withWebSocket(2*time.Second))
 		c, _, err := g.dialWebSocket(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer c.CloseNow()
-		for range 8 { // twice the time, in small talk
+		for range 12 { // more than the time, in small talk
 			time.Sleep(250 * time.Millisecond)
 			if err := c.Write(ctx, websocket.MessageText, []byte("still here")); err != nil {
 				t.Fatal(err)
@@ -286,7 +286,7 @@ func TestWebSocketEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer c.CloseNow()
-		bound, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		bound, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
 		down := make(chan error, 1)
 		go func() { down <- g.worker.Shutdown(bound) }()
