@@ -51,6 +51,7 @@ type conn struct {
 	slow               [2]slowness
 	idle               atomic.Bool // between requests
 	asked              bool        // a request has come; its reader's
+	makesRoom          int64       // the sweeper's: when it was told to, by the worker's clock
 	closing            atomic.Bool // no more requests
 	http2              atomic.Pointer[http2.Conn]
 

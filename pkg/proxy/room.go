@@ -32,14 +32,20 @@ func (w *Worker) makeRoom() {
 		since int64
 	}
 	var idle []candidate
+	now := w.clock.Load()
 	for c := range w.conns {
+		if c.makesRoom != 0 && now-c.makesRoom < int64(time.Second) {
+			lack-- // it is as good as gone, which may take more than a sweep
+			continue
+		}
 		if since := c.idleSince(); since != 0 && !c.closing.Load() {
 			idle = append(idle, candidate{c, since})
 		}
 	}
 	slices.SortFunc(idle, func(a, b candidate) int { return cmp.Compare(a.since, b.since) })
-	idle = idle[:min(len(idle), lack)]
+	idle = idle[:max(0, min(len(idle), lack))]
 	for _, i := range idle {
+		i.c.makesRoom = now
 		i.c.drain()
 	}
 	if len(idle) > 0 {
