@@ -223,9 +223,10 @@ func TestClientCancels(t *testing.T) {
 
 func TestConnectionLossCancels(t *testing.T) {
 	over := make(chan error, 1)
-	hooked := make(chan struct{})
+	begun, hooked := make(chan struct{}), make(chan struct{})
 	s := startServer(t, "127.0.0.1:0", Config{}, handlerFunc(func(s *Stream) {
 		s.SetCancel(func() { close(hooked) })
+		close(begun)
 		_, err := drainBody(s)
 		if !s.Cancelled() {
 			t.Error("not cancelled")
@@ -235,7 +236,7 @@ func TestConnectionLossCancels(t *testing.T) {
 	rc := dialRaw(t, s.addr())
 	rc.request(1, false, post("/")...)
 	rc.fr.WriteData(1, false, []byte("some"))
-	time.Sleep(50 * time.Millisecond)
+	<-begun
 	rc.nc.Close()
 	if err := <-over; !errors.Is(err, ErrGone) {
 		t.Errorf("handler saw %v", err)
@@ -283,14 +284,15 @@ func TestWindowOfDiscardedData(t *testing.T) {
 }
 
 func TestShutdownFinishesStreams(t *testing.T) {
-	release := make(chan struct{})
+	begun, release := make(chan struct{}), make(chan struct{})
 	s := startServer(t, "127.0.0.1:0", Config{}, handlerFunc(func(s *Stream) {
+		close(begun)
 		<-release
 		answer(s, 200, "late")
 	}), nil)
 	rc := dialRaw(t, s.addr())
 	rc.request(1, true, get("/")...)
-	time.Sleep(50 * time.Millisecond)
+	<-begun
 	s.each(func(c *Conn) { c.Shutdown() })
 
 	var last []uint32
@@ -381,14 +383,14 @@ func TestTools(t *testing.T) {
 		{[]string{"h2load", "-n", "100", "-c", "2", "-m", "10", "-w", "16", "https://" + s.addr() + "/bytes/1000000"}, "100 succeeded, 0 failed"},
 		// The path is one whose handler reads the body first. An answer before it would end streams on which h2spec
 		// wants to see the error of its next frame.
-		{[]string{"h2spec", "-t", "-k", "-S", "-h", "127.0.0.1", "-p", port, "-P", "/"}, "146 passed, 0 skipped, 0 failed"},
+		{[]string{"h2spec", "-o", "10", "-t", "-k", "-S", "-h", "127.0.0.1", "-p", port, "-P", "/"}, "146 passed, 0 skipped, 0 failed"},
 		{[]string{"curl", "-sk", "--http2", "https://" + s.addr() + "/fields"}, "user-agent: curl"},
 	} {
 		if _, err := exec.LookPath(row.args[0]); err != nil {
 			t.Logf("skipping %s: it is not installed", row.args[0])
 			continue
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		out, err := exec.CommandContext(ctx, row.args[0], row.args[1:]...).CombinedOutput()
 		cancel()
 		if err != nil || !strings.Contains(string(out), row.want) {

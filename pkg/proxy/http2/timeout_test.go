@@ -11,7 +11,7 @@ import (
 )
 
 func TestTimeouts(t *testing.T) {
-	const short = 60 * time.Millisecond
+	const short = 300 * time.Millisecond
 	rows := []struct {
 		name string
 		cfg  Config
@@ -50,7 +50,7 @@ func TestTimeouts(t *testing.T) {
 		}
 	})
 	t.Run("SETTINGS not acknowledged", func(t *testing.T) {
-		s := startServer(t, "127.0.0.1:0", Config{Header: short}, handlerFunc(testHandler), nil)
+		s := startServer(t, "127.0.0.1:0", Config{Header: time.Second}, handlerFunc(testHandler), nil)
 		rc := dialBare(t, s.addr())
 		rc.send([]byte(h2.ClientPreface))
 		rc.fr.WriteSettings()
@@ -62,7 +62,7 @@ func TestTimeouts(t *testing.T) {
 
 func TestStreamTimeouts(t *testing.T) {
 	seen := make(chan error, 1)
-	s := startServer(t, "127.0.0.1:0", Config{Body: 60 * time.Millisecond, Write: 60 * time.Millisecond}, handlerFunc(func(s *Stream) {
+	s := startServer(t, "127.0.0.1:0", Config{Body: 500 * time.Millisecond, Write: 500 * time.Millisecond}, handlerFunc(func(s *Stream) {
 		if string(s.Method()) == "POST" {
 			_, err := drainBody(s)
 			seen <- err

@@ -42,9 +42,9 @@ func mad(tb testing.TB, data []byte, wait time.Duration) (body []byte, conn, str
 	go func() { served <- c.Serve() }()
 	drained := make(chan struct{})
 	go func() { defer close(drained); _, _ = io.Copy(io.Discard, far) }()
-	_ = far.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	_ = far.SetWriteDeadline(time.Now().Add(20 * time.Second))
 	_ = h2.NewFramer(far, nil).WriteSettings()
-	if err := c.Ready(time.Now().Add(5 * time.Second)); err != nil {
+	if err := c.Ready(time.Now().Add(20 * time.Second)); err != nil {
 		tb.Fatal(err)
 	}
 	var streams []*ClientStream
@@ -136,7 +136,7 @@ func FuzzClientConn(f *testing.F) {
 
 // untilOver is for mad: the first stream is over long before. A server that closes at once may
 // be gone before the client has looked at what it sent.
-const untilOver = -10 * time.Second
+const untilOver = -20 * time.Second
 
 func TestClientReplies(t *testing.T) {
 	all := seeds(t)
@@ -183,7 +183,7 @@ func TestClientMalformed(t *testing.T) {
 		_ = f.WriteHeaders(h2.HeadersFrameParam{StreamID: 1, BlockFragment: block(":status", "200"), EndHeaders: true})
 		_ = f.WriteData(1, false, []byte("ab"))
 	})
-	if body, _, err := mad(t, cut, 300*time.Millisecond); !errors.Is(err, ErrGone) || string(body) != "ab" {
+	if body, _, err := mad(t, cut, 1500*time.Millisecond); !errors.Is(err, ErrGone) || string(body) != "ab" {
 		t.Errorf("cut: %v %q", err, body)
 	}
 }
@@ -266,7 +266,7 @@ func TestClientFrames(t *testing.T) {
 				row.send(f)
 			})
 			isConn := strings.HasPrefix(row.want, "conn")
-			wait := 10 * time.Second
+			wait := 20 * time.Second
 			if !isConn {
 				wait = -wait
 			}
@@ -309,7 +309,7 @@ func TestClientFloods(t *testing.T) {
 			}
 		})
 		var misuse *Misuse
-		if _, err, _ := mad(t, data, 5*time.Second); !errors.As(err, &misuse) {
+		if _, err, _ := mad(t, data, 20*time.Second); !errors.As(err, &misuse) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
