@@ -64,6 +64,16 @@ func accepted(t *testing.T, sockets []*os.File) (which []int) {
 	return which
 }
 
+// awaited is accepted when there are n of them: what completes a connection may come a moment
+// after its client knows.
+func awaited(t *testing.T, sockets []*os.File, n int) (which []int) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); len(which) < n && time.Now().Before(end); time.Sleep(time.Millisecond) {
+		which = append(which, accepted(t, sockets)...)
+	}
+	return append(which, accepted(t, sockets)...)
+}
+
 // On loopback the SYN is received on the CPU that sent it, so the client's
 // affinity decides which CPU "received" it.
 func TestSteering(t *testing.T) {
@@ -126,8 +136,7 @@ func TestSteering(t *testing.T) {
 			if err := connect(cpu); err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(time.Millisecond)
-			if got := accepted(t, sockets); len(got) != 1 || got[0] != slot {
+			if got := awaited(t, sockets, 1); len(got) != 1 || got[0] != slot {
 				t.Fatalf("a connection from CPU %d went to %v, want worker %d", cpu, got, slot)
 			}
 		}
@@ -143,8 +152,11 @@ func TestSteering(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	time.Sleep(10 * time.Millisecond)
-	for _, which := range accepted(t, sockets) {
+	got := awaited(t, sockets, rounds)
+	if len(got) != rounds {
+		t.Errorf("%d connections of %d", len(got), rounds)
+	}
+	for _, which := range got {
 		if which != 1 {
 			t.Error("a connection went to the worker that was taken out")
 		}
