@@ -101,12 +101,16 @@ type Book struct {
 	Log   *slog.Logger
 	// Good is how many good identities other than the one share the source's address.
 	Good func(source netip.Addr, except uint64) int
+	// Tell, when not nil, hears of each verdict that is given here, of the step that was asked
+	// for and how long that holds. It must not wait.
+	Tell func(v Verdict, ttl time.Duration)
 
 	rules  map[uint64]*policy.Escalation
 	guard  int // 0: none
 	exempt func(netip.Addr) bool
 	held   map[netip.Addr]*entry
 	tried  map[netip.Addr]*entry // of rules that are tried only
+	lifts  map[netip.Addr]lift   // of what other gateways told
 	counts map[Count]uint64
 }
 
@@ -114,13 +118,17 @@ type entry struct {
 	Verdict
 	rule *policy.Escalation // nil: of no rule, or of one that is no more
 	age  time.Duration      // of the streak that led to it
+	mark uint64             // of the last message of another gateway about the source; 0: none
+	// What other gateways have been told of it.
+	told      policy.Step
+	toldUntil time.Time
 }
 
 // NewBook makes one without rules.
 func NewBook(p Plane, log *slog.Logger, good func(netip.Addr, uint64) int) *Book {
 	return &Book{
 		Plane: p, Log: log, Good: good, exempt: func(netip.Addr) bool { return false },
-		held: map[netip.Addr]*entry{}, tried: map[netip.Addr]*entry{}, counts: map[Count]uint64{},
+		held: map[netip.Addr]*entry{}, tried: map[netip.Addr]*entry{}, lifts: map[netip.Addr]lift{}, counts: map[Count]uint64{},
 	}
 }
 
@@ -191,7 +199,10 @@ func (b *Book) Streak(s Streak, now time.Time) {
 		b.try(&entry{Verdict: v, rule: r}, same)
 		return
 	}
-	if err := b.hold(&entry{Verdict: v, rule: r, age: s.Age}, r.TTL); err != nil && !errors.Is(err, ErrExempt) {
+	given := &entry{Verdict: v, rule: r, age: s.Age}
+	if err := b.hold(given, r.TTL); err == nil {
+		b.tell(given, e, step, r.TTL)
+	} else if !errors.Is(err, ErrExempt) {
 		b.Log.Error("no verdict could be given", "source", source, "step", v.Step, "error", err)
 	}
 }
@@ -277,7 +288,7 @@ func (b *Book) Tick(now time.Time) (next time.Time) {
 			continue
 		}
 		b.counts[Count{Expired, e.Step, e.Reason}]++
-		milder := &entry{Verdict: e.Verdict, rule: e.rule}
+		milder := &entry{Verdict: e.Verdict, rule: e.rule, mark: e.mark}
 		milder.Step--
 		milder.Until = now.Add(e.rule.TTL)
 		if err := b.hold(milder, e.rule.TTL); err != nil {
@@ -289,6 +300,7 @@ func (b *Book) Tick(now time.Time) (next time.Time) {
 			delete(b.tried, source)
 		}
 	}
+	b.forget(now)
 	for _, in := range []map[netip.Addr]*entry{b.held, b.tried} {
 		for _, e := range in {
 			if next.IsZero() || e.Until.Before(next) {
@@ -305,10 +317,16 @@ func (b *Book) Add(v Verdict, ttl time.Duration, force bool, now time.Time) (Ver
 	if b.exempt(v.Source) {
 		return v, fmt.Errorf("%w: it is an upstream, a trusted proxy or this gateway", ErrExempt)
 	}
+	asked, before := v.Step, b.held[v.Source]
 	if !force {
 		b.cap(&v, 0, false)
 	}
-	return v, b.hold(&entry{Verdict: v}, ttl)
+	e := &entry{Verdict: v}
+	err := b.hold(e, ttl)
+	if err == nil {
+		b.tell(e, before, asked, 0)
+	}
+	return v, err
 }
 
 // Remove ends what is held against the source.
@@ -317,6 +335,7 @@ func (b *Book) Remove(source netip.Addr) error {
 	if e == nil {
 		return fmt.Errorf("%s: %w", source, ErrNone)
 	}
+	b.lift(e.Source, e)
 	b.end(e, Lifted)
 	return nil
 }

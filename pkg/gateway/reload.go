@@ -113,7 +113,7 @@ func (s *supervisor) enact(c *config.Config, p *policy.Policy, confirm time.Dura
 	s.watch.using(now)
 	s.crew.setTicketKeys(tickets.keys())
 	s.escalator.follow(c, p)
-	s.member.follow(p)
+	s.member.follow(c, p)
 	s.tune(&c.TCP)
 	return nil
 }

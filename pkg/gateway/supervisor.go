@@ -150,7 +150,8 @@ func Run(ctx context.Context, o Options) (err error) {
 		return fmt.Errorf("start gateway: %w", err)
 	}
 	s.escalator.follow(s.config, s.policy)
-	s.member.follow(s.policy)
+	s.member.join(s.escalator)
+	s.member.follow(s.config, s.policy)
 	s.crew = &crew{
 		log: s.log, zone: s.zone, signals: s.escalator.event, cores: s.cores, memory: s.workerMemory(),
 		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup,
@@ -519,6 +520,7 @@ func (s *supervisor) addresses() Addresses {
 func (s *supervisor) close() error {
 	var errs []error
 	s.servers.Close()
+	errs = append(errs, s.member.close()) // before what it tells, and reads
 	if s.escalator != nil {
 		errs = append(errs, s.escalator.close())
 	}
@@ -531,7 +533,6 @@ func (s *supervisor) close() error {
 	if s.keys != nil {
 		errs = append(errs, s.keys.close())
 	}
-	errs = append(errs, s.member.close())
 	if s.telemetry != nil {
 		s.telemetry.Close()
 	}

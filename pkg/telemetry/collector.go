@@ -97,7 +97,7 @@ func newMetrics() *metrics {
 		clusterUp:           desc("cluster_up", "1 while the redis answers by which gateways hear of each other."),
 		clusterGateways:     desc("cluster_gateways", "Gateways that have limits of the cluster and told of it lately, this one among them."),
 		clusterLeases:       desc("cluster_leases_total", "Keys under limits of the cluster that were charged within a tenth of a second, by whether the others were told: failed ones got no answer, stale ones were not sent since none came lately. Of both this gateway held the limit by itself.", "outcome"),
-		clusterVerdicts:     desc("cluster_verdicts_total", "Messages of verdicts by what became of them: sent and unsent are this gateway's, the rest the others': given, capped by the guard here, exempt here, known, lifted by an operator here, expired, invalid.", "outcome"),
+		clusterVerdicts:     desc("cluster_verdicts_total", "Messages of verdicts by what became of them: sent and unsent are this gateway's, the rest the others': given, capped by the guard here, exempt here, known for as much is held already, lifted by an operator here, would_give where the rule is tried only here, failed, expired, invalid.", "outcome"),
 		sharesUntold:        desc("cluster_untold_requests_total", "Requests under limits of the cluster of which other gateways do not hear: the table has room for no more keys.", "worker"),
 		cachePurges:         desc("cache_purges_total", "Times workers were told to forget what they keep of a kind.", "kind"),
 		workerInfo:          desc("worker_info", "A worker's process, 0 before its first start, and core; always 1.", "worker", "core", "pid"),

@@ -188,7 +188,7 @@ func fill(z *zone.Zone) ledger.Sources {
 		},
 		LostLines: func() (uint64, uint64) { return 6, 0 },
 		Cluster: func() ledger.Cluster {
-			return ledger.Cluster{Answers: true, Gateways: 2, Leases: map[string]uint64{"told": 3}, Verdicts: map[string]uint64{"sent": 4}}
+			return ledger.Cluster{Answers: true, Gateways: 3, Leases: map[string]uint64{"ok": 31, "stale": 32}, Verdicts: map[string]uint64{"sent": 33}}
 		},
 		Servers: func(dst []ledger.Server) []ledger.Server {
 			return append(dst, ledger.Server{Upstream: "app", Address: "192.0.2.1:80", Checked: true, Up: true, Good: 2})
@@ -254,6 +254,8 @@ func TestExactValues(t *testing.T) {
 		`xgw_key_lookups_total{result="stale",worker="0"} 12`,
 		`xgw_keys_evicted_total{worker="0"} 13`,
 		`xgw_key_store_up 1`,
+		`xgw_cluster_up 1`, `xgw_cluster_gateways 3`, `xgw_cluster_leases_total{outcome="ok"} 31`, `xgw_cluster_leases_total{outcome="stale"} 32`,
+		`xgw_cluster_verdicts_total{outcome="sent"} 33`,
 		`xgw_key_store_failed_lookups_total 14`,
 		`xgw_cache_purges_total{kind="keys"} 15`,
 		`xgw_cache_purges_total{kind="unknown_keys"} 0`,
