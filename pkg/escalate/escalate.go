@@ -324,7 +324,7 @@ func (b *Book) Add(v Verdict, ttl time.Duration, force bool, now time.Time) (Ver
 	e := &entry{Verdict: v}
 	err := b.hold(e, ttl)
 	if err == nil {
-		b.tell(e, before, asked, 0)
+		b.tell(e, before, asked, ttl)
 	}
 	return v, err
 }

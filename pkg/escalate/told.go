@@ -78,7 +78,7 @@ func (b *Book) tell(e, before *entry, asked policy.Step, ttl time.Duration) {
 	e.told, e.toldUntil = asked, e.Until
 	if before != nil {
 		e.mark = before.mark
-		if before.told >= asked && e.Until.Sub(before.toldUntil) < ttl/4 {
+		if e.Reason != ByOperator && before.told >= asked && e.Until.Sub(before.toldUntil) < ttl/4 {
 			e.told, e.toldUntil = before.told, before.toldUntil
 			return
 		}
