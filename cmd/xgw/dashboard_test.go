@@ -114,6 +114,10 @@ func TestDashboard(t *testing.T) {
 	if err := json.NewDecoder(r.Body).Decode(&said); err != nil || said.row("routes", "route", "all")["requests"] != 25.0 {
 		t.Errorf("the API says %+v, %v", said.row("routes", "route", "all"), err)
 	}
+	if err := chromedp.Do(ctx, chromedp.Click(chromedp.CSS("#examine"))); err != nil {
+		t.Fatal(err)
+	}
+	shown("findings", `String(/^\d+ checks, \d+ findings$/.test(document.getElementById("examined").textContent) && document.querySelectorAll("#findings tbody tr").length > 0)`, "true")
 	shown("generation and workers", `document.getElementById("state").textContent.split(", up")[0]`, "generation 1, 1 of 1 workers ready")
 	shown("the wide page", `String(document.documentElement.scrollWidth <= innerWidth)`, "true")
 	shown("charts", `String([...document.images].length === 4 && [...document.images].every((i) => i.complete && i.naturalWidth > 0))`, "true")

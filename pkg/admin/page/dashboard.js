@@ -34,6 +34,15 @@ $("login").addEventListener("submit", async (event) => {
 $("logout").addEventListener("click", async () => { await api("DELETE", "/v1/session").catch(() => {}); showLogin(); });
 $("confirm").addEventListener("click", () => act("Keep the configuration that waits?", "POST", "/v1/confirm"));
 
+$("examine").addEventListener("click", async () => {
+  $("examined").textContent = "looking …";
+  try {
+    const r = await api("GET", "/v1/doctor");
+    fill($("findings"), r.findings.map((f) => ({ ...f, mend: f.mend || "" })), ["severity", "object", "title", "evidence", "mend"]);
+    $("examined").textContent = `${r.checks} checks, ${r.findings.length} findings`;
+  } catch (e) { $("examined").textContent = e.message; }
+});
+
 // act asks, does, and says what came of it.
 async function act(question, method, path, body) {
   $("ask-text").textContent = question;
