@@ -77,6 +77,7 @@ type Status struct {
 	Generation uint64 `json:"generation"`
 	// ConfirmWithin is the time until what is in force is undone; 0: nothing waits.
 	ConfirmWithin time.Duration `json:"confirm_within_ns,omitempty"`
+	Capacity      Capacity      `json:"capacity"`
 	Servers       []Server      `json:"servers"` // of all upstreams, in the order of the configuration
 	// Configuration is the file that what is in force was read from, and Loaded when.
 	Configuration string    `json:"configuration,omitempty"`
@@ -90,6 +91,17 @@ type Steered struct {
 	Local    uint64 `json:"local"`    // the worker of the CPU that received them
 	Fallback uint64 `json:"fallback"` // another one: that CPU has none, or it was away
 	Refused  uint64 `json:"refused"`  // no worker was there
+}
+
+// Capacity is how busy the machine is, and whether another node would help.
+type Capacity struct {
+	Known   bool               `json:"known"`      // there was time enough to tell
+	Busy    float64            `json:"busy_ratio"` // of the CPUs, mean over 5 minutes
+	Causes  map[string]float64 `json:"causes"`     // shares of the CPUs' time
+	Attack  float64            `json:"attack_ratio"`
+	Slowed  float64            `json:"throttled_ratio"` // share of the time
+	Verdict string             `json:"verdict"`         // helps, or why not
+	Why     string             `json:"why"`
 }
 
 // Moment is one step of the history: rates a second over the step, and quantiles of the

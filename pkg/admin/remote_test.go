@@ -87,7 +87,7 @@ func (g *gateway) Purge(kind string) error {
 func (g *gateway) RemoveVerdict(string) error { return ErrImpossible }
 
 func (g *gateway) Status() Status {
-	return Status{Generation: 7, Servers: []Server{{Upstream: "back", Address: "127.0.0.1:1", Weight: 1, State: "up", Since: time.Now()}}}
+	return Status{Generation: 7, Capacity: Capacity{Verdict: "helps"}, Servers: []Server{{Upstream: "back", Address: "127.0.0.1:1", Weight: 1, State: "up", Since: time.Now()}}}
 }
 
 func (g *gateway) Live() any {

@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"context"
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
@@ -25,12 +26,25 @@ func gcPercent(live uint64) int {
 	return int(min(max(100*garbageMost/live, garbageLeast), garbageSmall))
 }
 
-// tendMemory keeps GOGC right for as long as the process lives.
-func tendMemory() {
-	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
+// tendMemory keeps GOGC right until ctx ends, and tells what collecting cost since it last
+// did.
+func tendMemory(ctx context.Context, spent func(time.Duration)) {
+	sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/cpu/classes/gc/total:cpu-seconds"}}
+	told := 0.0
 	percent := garbageSmall
-	for range time.Tick(time.Second) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
 		metrics.Read(sample)
+		if all := sample[1].Value.Float64(); all > told {
+			spent(time.Duration((all - told) * float64(time.Second)))
+			told = all
+		}
 		next := gcPercent(sample[0].Value.Uint64())
 		if 10*max(next-percent, percent-next) > percent { // setting it stops the world for a moment
 			percent = next

@@ -65,7 +65,7 @@ func (c *crew) tellChanges(changed <-chan struct{}) {
 
 // Status tells operators what is in force.
 func (s *supervisor) Status() admin.Status {
-	out := admin.Status{Generation: s.zone.Generation(), ConfirmWithin: s.confirmWithin(), Servers: []admin.Server{}}
+	out := admin.Status{Generation: s.zone.Generation(), ConfirmWithin: s.confirmWithin(), Capacity: s.capacity(), Servers: []admin.Server{}}
 	for _, v := range s.servers.Status() {
 		a := admin.Server{Upstream: v.Upstream, Address: v.Address, Name: v.Host, Weight: v.Weight, Drained: v.Drained, State: "unchecked", Since: v.Since}
 		switch {

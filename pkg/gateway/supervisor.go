@@ -118,6 +118,7 @@ type supervisor struct {
 	syslog               atomic.Pointer[logging.Syslog] // nil for none
 	escalator            *escalator
 	keys                 *keyring
+	meter                *ledger.Meter
 	member               *member
 
 	mu      sync.Mutex // among reloads; policy, config, loaded, listeners and secrets are theirs
@@ -174,6 +175,9 @@ func (s *supervisor) serve(ctx context.Context) error {
 	}
 	defer s.closeSyslog(syslog)
 	drainer := logging.NewDrainer(s.zone, s.accessLog, syslog, s.names())
+	if err := s.makeMeter(); err != nil {
+		return err
+	}
 	view, err := s.ledger(drainer.Lost)
 	if err != nil {
 		return err
@@ -251,6 +255,9 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *l
 		s.tendSecrets()
 		if err := past.Record(time.Now()); err != nil {
 			s.log.Warn("a row of the history lacks a part", "error", err)
+		}
+		if err := s.meter.Sample(time.Now()); err != nil {
+			s.log.Warn("how busy the machine is cannot be told", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -490,6 +497,9 @@ func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error
 		src.Interfaces = append(src.Interfaces, ledger.Interface{
 			Name: name, Driver: host.Driver(name), Status: pl.status, Counters: pl.counters,
 		})
+	}
+	if s.meter != nil {
+		src.Capacity = s.meter.Capacity
 	}
 	src.Listeners = func() (all []ledger.Listener) {
 		for _, l := range s.crew.listeners() {

@@ -62,7 +62,13 @@ func RunWorker(slot int, log *slog.Logger) error {
 	w := proxy.New(proxy.Options{
 		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Shares: z.Shares(), Keys: known, Holds: z.Holds(slot), Functions: keyFunctions, Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
 	})
-	go tendMemory()
+	ctx, stop := context.WithCancel(context.Background())
+	tended := make(chan struct{})
+	defer func() { stop(); <-tended }() // the zone is closed behind it
+	go func() {
+		defer close(tended)
+		tendMemory(ctx, func(d time.Duration) { z.Worker(slot).Add(zone.CollectorTime, uint64(d)) })
+	}()
 	return serve(w, c, z.Worker(slot), log)
 }
 

@@ -28,6 +28,8 @@ type Sources struct {
 	Verdicts func() ([]VerdictCount, [4]int)
 	// Keys tells of the store of API keys; nil: there is none.
 	Keys func() KeyStore
+	// Capacity is the machine's; nil: nobody measures it.
+	Capacity func() Capacity
 	// Cluster tells of the other gateways; nil: there are none.
 	Cluster func() Cluster
 }
@@ -74,6 +76,7 @@ type Snapshot struct {
 	Verdicts   []VerdictCount
 	Held       [4]int // verdicts by policy.Step, from ThinSYNs
 	Keys       KeyStore
+	Capacity   Capacity
 	Cluster    Cluster        // nil maps: there is none
 	Requests   []uint64       // by zone.RequestOutcome, all workers
 	Handshakes zone.Histogram // durations, all workers

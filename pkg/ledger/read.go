@@ -42,6 +42,10 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 	if l.sources.Keys != nil {
 		dst.Keys = l.sources.Keys()
 	}
+	dst.Capacity = Capacity{}
+	if l.sources.Capacity != nil {
+		dst.Capacity = l.sources.Capacity()
+	}
 	dst.Cluster = Cluster{}
 	if l.sources.Cluster != nil {
 		dst.Cluster = l.sources.Cluster()

@@ -29,6 +29,7 @@ type handshake struct {
 	squeezed       bool // cut for another's sake
 
 	charged bool
+	watch   stopwatch
 }
 
 type handshakeKey struct{}
@@ -46,13 +47,22 @@ func handshakeOf(hello *tls.ClientHelloInfo) *handshake {
 	return h
 }
 
+// stopwatch is how long something was at work on the worker's one core, but for its waits.
+type stopwatch struct {
+	worker       *Worker
+	since, spent int64
+}
+
+func (s *stopwatch) resume() { s.since = s.worker.now() }
+func (s *stopwatch) pause()  { s.spent += s.worker.now() - s.since }
+
 // handshake does TLS and counts how it ended.
 func (c *conn) handshake(began int64) bool {
 	w := c.worker
 	h := &handshake{Context: context.Background(), conn: c}
 	defer w.handshakes.done(h)
 	c.tls = tls.Server(c.tcp, c.listener.tls)
-	if err := c.tls.HandshakeContext(h); err != nil {
+	if err := c.work(h); err != nil {
 		outcome := c.handshakeOutcome(err)
 		if w.handshakes.wasSqueezed(h) {
 			outcome = zone.HandshakeBudget
@@ -75,6 +85,22 @@ func (c *conn) handshake(began int64) bool {
 	}
 	c.countHandshake(outcome, began)
 	return true
+}
+
+// work makes the handshake, and counts the time that it takes of the core.
+func (c *conn) work(h *handshake) error {
+	if c.sock == nil {
+		return c.tls.HandshakeContext(h)
+	}
+	watch := &h.watch
+	watch.worker = c.worker
+	c.sock.watch = watch
+	watch.resume()
+	err := c.tls.HandshakeContext(h)
+	watch.pause()
+	c.sock.watch = nil
+	c.worker.slab.Add(zone.HandshakeTime, uint64(watch.spent))
+	return err
 }
 
 // extensionPSK is what a client of TLS 1.3 offers that wants to resume: RFC 8446, 4.2.11.

@@ -72,11 +72,13 @@ func (w *Worker) addKeysOf(script *policy.KeyScript, requests []*requestLimit, c
 // appendFunctionKey appends the key that the limit's function makes; the address, where it
 // fails.
 func (ex *Exchange) appendFunctionKey(b []byte, l *limitMatch) []byte {
+	w := ex.worker
+	began := w.now()
 	key, overBudget, err := l.functions.Key(l.name, (*keyRequest)(ex), b)
+	w.slab.Add(zone.LuaTime, uint64(w.now()-began))
 	if err == nil {
 		return key
 	}
-	w := ex.worker
 	if overBudget {
 		w.slab.Add(zone.KeyBudgets, 1)
 	} else {

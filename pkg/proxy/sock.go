@@ -39,7 +39,8 @@ type sock struct {
 	in    []byte // of the read under way
 	got   int
 	inErr error
-	dry   bool // there may be nothing to read
+	dry   bool       // there may be nothing to read
+	watch *stopwatch // of a handshake under way; else nil
 
 	mu     sync.Mutex // among writers
 	out    []byte     // of the write under way: what is left of it
@@ -69,6 +70,10 @@ func newSock(nc net.Conn) *sock {
 func (s *sock) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
+	}
+	if s.watch != nil {
+		s.watch.pause()
+		defer s.watch.resume()
 	}
 	if s.dry {
 		runtime.Gosched()

@@ -39,6 +39,7 @@ type metrics struct {
 	workerInfo, workerUp, workerRestarts                     *prometheus.Desc
 	recordsDropped, linesLost, syslog, unexplained           *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo             *prometheus.Desc
+	cpu, throttled, busy, attack, scaleOut                   *prometheus.Desc
 }
 
 func newMetrics() *metrics {
@@ -109,6 +110,11 @@ func newMetrics() *metrics {
 		unexplained:         desc("unexplained", "Counts that should agree and do not; 0 at rest. requests: by status less by outcome; connections: accepted, neither closed nor open, as those of a worker that died.", "kind"),
 		zoneBytes:           desc("zone_bytes", "Size of the shared zone."),
 		generation:          desc("generation", "Generation of the configuration in force."),
+		cpu:                 desc("cpu_seconds_total", "Time of all CPUs of the machine by what it went to, each 5 s: softirq is XDP and the network stack below sockets; handshakes, lua and garbage_collection are workers' by their own clock, proxying the rest of workers; others are other programs; io_wait and idle are no load.", "cause"),
+		throttled:           desc("cpu_throttled_seconds_total", "Time that a core was slowed down for its heat: of the core that was so the longest; 0 where the machine does not tell."),
+		busy:                desc("cpu_busy_ratio", "Mean share of the machine's CPUs in use over the last 5 minutes, waits for disks left out."),
+		attack:              desc("cpu_attack_ratio", "Share of the machine's CPUs that went to packets that were dropped and requests that were refused over the last 5 minutes, at most: it counts a refusal as dear as a service."),
+		scaleOut:            desc("scale_out", "1 for whether another node would help: helps; or enough, attack, throttled, steal, others or io_wait, which say why not; unknown in the first 5 minutes.", "verdict"),
 		buildInfo:           desc("build_info", "The program; always 1.", "version", "revision", "goversion"),
 		kernelInfo:          desc("kernel_info", "The running kernel; always 1.", "release", "machine"),
 	}
@@ -159,6 +165,9 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.gauge(m.unexplained, float64(s.Unexplained.Connections), "connections")
 	e.gauge(m.zoneBytes, float64(s.ZoneBytes))
 	e.gauge(m.generation, float64(s.Generation))
+	if src.Capacity != nil {
+		c.capacity(e, &s.Capacity)
+	}
 	e.gauge(m.buildInfo, 1, src.Version, c.revision, runtime.Version())
 	e.gauge(m.kernelInfo, 1, src.Kernel.Release, src.Kernel.Machine)
 }
@@ -374,6 +383,23 @@ func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 		for o, n := range l.Outcomes {
 			e.counter(m.limited, n, l.Name, zone.LimitOutcome(o).String())
 		}
+	}
+}
+
+func (c *collector) capacity(e emitter, s *ledger.Capacity) {
+	m := c.metrics
+	for _, cause := range ledger.Causes() {
+		e.value(m.cpu, prometheus.CounterValue, s.Seconds[cause], []string{cause.String()})
+	}
+	e.value(m.throttled, prometheus.CounterValue, s.Throttled, nil)
+	e.gauge(m.busy, s.Busy)
+	e.gauge(m.attack, s.Attack)
+	for _, v := range ledger.Scales() {
+		holds := 0.0
+		if v == s.Scale {
+			holds = 1
+		}
+		e.gauge(m.scaleOut, holds, v.String())
 	}
 }
 

@@ -187,6 +187,9 @@ func fill(z *zone.Zone) ledger.Sources {
 			}
 		},
 		LostLines: func() (uint64, uint64) { return 6, 0 },
+		Capacity: func() ledger.Capacity {
+			return ledger.Capacity{Busy: 0.7, Attack: 0.1, Throttled: 1.5, Scale: ledger.ScaleHelps, Seconds: [10]float64{ledger.CauseLua: 2.5}}
+		},
 		Cluster: func() ledger.Cluster {
 			return ledger.Cluster{Answers: true, Gateways: 3, Leases: map[string]uint64{"ok": 31, "stale": 32}, Verdicts: map[string]uint64{"sent": 33}}
 		},
@@ -260,6 +263,12 @@ func TestExactValues(t *testing.T) {
 		`xgw_cache_purges_total{kind="keys"} 15`,
 		`xgw_cache_purges_total{kind="unknown_keys"} 0`,
 		`xgw_access_lines_lost_total{cause="disk_full"} 6`,
+		`xgw_cpu_seconds_total{cause="lua"} 2.5`,
+		`xgw_cpu_throttled_seconds_total 1.5`,
+		`xgw_cpu_busy_ratio 0.7`,
+		`xgw_cpu_attack_ratio 0.1`,
+		`xgw_scale_out{verdict="helps"} 1`,
+		`xgw_scale_out{verdict="enough"} 0`,
 		`xgw_unexplained{kind="requests"} 0`,
 		`xgw_unexplained{kind="connections"} 0`,
 		`xgw_zone_bytes 3.3554432e+07`,

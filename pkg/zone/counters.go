@@ -57,6 +57,9 @@ const (
 	KeyBudgets         // key functions that took too many steps: the address was the key
 	KeyFaults          // key functions that failed in another way; likewise
 	SharesUntold       // requests under a limit over several gateways of which these do not hear: no room
+	HandshakeTime      // ns that TLS handshakes were at work, their waits left out
+	LuaTime            // ns in key functions
+	CollectorTime      // ns of CPU in the collector of garbage, as the runtime estimates
 	PlainCounters      // how many there are
 )
 
@@ -70,7 +73,7 @@ var counterNames = [PlainCounters]string{
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
 	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped", "connections_limited",
 	"keys_cached", "keys_asked", "keys_stale", "keys_unanswered", "keys_evicted", "key_budgets", "key_faults",
-	"shares_untold",
+	"shares_untold", "handshake_time", "lua_time", "collector_time",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
