@@ -3,12 +3,13 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"path/filepath"
 	"regexp"
-	"strconv"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -29,9 +30,11 @@ func limited(t *testing.T, instance, lua string) (*running, string) {
 }
 
 // asks sends a request under a key and returns the status; 0 for none.
-func asks(c *http.Client, address, key string) int {
+func asks(c *http.Client, address, key string) int { return asksBy(c, address, "X-Key", key) }
+
+func asksBy(c *http.Client, address, header, key string) int {
 	req, _ := http.NewRequest("GET", "https://"+address+"/", nil)
-	req.Header.Set("X-Key", key)
+	req.Header.Set(header, key)
 	r, err := c.Do(req)
 	if err != nil {
 		return 0
@@ -41,67 +44,111 @@ func asks(c *http.Client, address, key string) int {
 	return r.StatusCode
 }
 
-// What two workers together let pass of what is offered, at rates below, at and above the
-// limit's: as much as the limit allows, and never more.
+// What workers together let pass of what is offered, at rates below, at and above the
+// limit's: as much as the limit allows, and never more, however many there are, and whether
+// those beyond it wait or are refused.
 func TestRequestLimitOverWorkers(t *testing.T) {
 	needRoot(t, "steers connections with BPF")
-	const rate, burst = 200, 20
-	g, _ := limited(t, "limits", `limit_req{name = "each", key = "header:X-Key", rate = "200r/s", burst = 20, nodelay = true}`)
-	var cases sync.WaitGroup
-	for _, offered := range []float64{0.5, 1, 1.5, 3} {
-		cases.Go(func() {
-			key := strconv.FormatFloat(offered, 'g', -1, 64)
-			var passed, refused, failed, next atomic.Int64
-			const seconds = 4
-			n := int64(offered * rate * seconds)
-			began := time.Now()
-			var all sync.WaitGroup
-			for i := range 8 {
-				all.Go(func() {
-					c := client(i%4 < 2)
-					c.Transport.(*http.Transport).DialContext = dialOn(i % 2) // half of them at each worker
-					for {
-						k := next.Add(1) - 1
-						if k >= n {
-							return
-						}
-						time.Sleep(time.Until(began.Add(time.Duration(float64(k) / (offered * rate) * 1e9))))
-						switch asks(c, g.address, key) {
-						case 200:
-							passed.Add(1)
-						case 429:
-							refused.Add(1)
-						default:
-							failed.Add(1)
-						}
-					}
-				})
-			}
-			all.Wait()
-			took := time.Since(began).Seconds()
-			p, most := passed.Load(), rate*took+burst
-			t.Logf("%v times the rate: offered %.0f/s, passed %.0f/s of %d/s and a burst of %d", offered, float64(n)/took, float64(p)/took, rate, burst)
-			if failed.Load() > 0 || p+refused.Load() != n {
-				t.Errorf("%v times the rate: %d failed, %d passed and %d were refused of %d", offered, failed.Load(), p, refused.Load(), n)
-			}
-			if float64(p) > most {
-				t.Errorf("%v times the rate: %d passed, the limit allows %.1f", offered, p, most)
-			}
-			// Below by no more than what comes late on a busy machine can forfeit.
-			if least := min(float64(n), most); float64(p) < 0.9*least {
-				t.Errorf("%v times the rate: %d passed of the %.0f that the limit allows", offered, p, least)
+	const lua = `limit_req{name = "each", key = "header:X-Key", rate = "200r/s", burst = 20, nodelay = true}
+limit_req{name = "queued", key = "header:X-Queue", rate = "200r/s", burst = 20, delay = 5}`
+	two, _ := limited(t, "limits", lua)
+	dir := t.TempDir()
+	rewrite(t, filepath.Join(dir, "ratelimit.lua"), lua)
+	one := startGateway(t, startHere, "limits1", dir, gatewayYAML(dir, "127.0.0.1:0", upstream(t), "workers: 1\n"))
+	var mu sync.Mutex
+	var rows []string
+	var faults [3][]string // by round: a machine that stands still for a moment forfeits what would have passed
+	for round := range faults {
+		rows = nil
+		var cases sync.WaitGroup
+		for _, c := range []limitCase{
+			{g: two, workers: 2, times: 0.5}, {g: two, workers: 2, times: 1}, {g: two, workers: 2, times: 1.5}, {g: two, workers: 2, times: 3},
+			{g: two, workers: 2, times: 1.5, queued: true}, {g: one, workers: 1, times: 1}, {g: one, workers: 1, times: 3},
+		} {
+			cases.Go(func() {
+				row, fault := c.measure(t, round)
+				mu.Lock()
+				defer mu.Unlock()
+				rows, faults[round] = append(rows, row), append(faults[round], fault...)
+			})
+		}
+		cases.Wait()
+		slices.Sort(rows)
+		t.Log("\n" + strings.Join(rows, "\n"))
+		if len(faults[round]) == 0 {
+			break
+		}
+		if round == len(faults)-1 {
+			t.Error(strings.Join(faults[round], "\n"))
+		}
+	}
+	text := two.scrape(t)
+	counts := regexp.MustCompile(`xgw_request_limit_requests_total\{limit="each",outcome="(passed|rejected)"\} (\d+)`).FindAllStringSubmatch(text, -1)
+	if len(counts) != 2 || counts[0][2] == "0" || counts[1][2] == "0" || sumSeries(t, text, `xgw_request_limit_requests_total{limit="queued",outcome="delayed"}`) == 0 {
+		t.Errorf("the metrics have %v", grep(text, "xgw_request_limit_requests"))
+	}
+	refused := sumSeries(t, text, `xgw_request_limit_requests_total{limit="each",outcome="rejected"}`) + sumSeries(t, text, `xgw_request_limit_requests_total{limit="queued",outcome="rejected"}`)
+	if got := sumSeries(t, text, `xgw_request_outcomes_total{outcome="limited"}`); got != refused {
+		t.Errorf("%d outcomes, the limits count %d", got, refused)
+	}
+}
+
+// limitCase offers a limit of 200 a second and a burst of 20 so many times its rate.
+type limitCase struct {
+	g       *running
+	workers int
+	times   float64
+	queued  bool // those beyond a quarter of the burst wait
+}
+
+// measure takes four seconds. It tells what passed that may not, and what did not that should;
+// more than the limit allows is an error at once.
+func (c limitCase) measure(t *testing.T, round int) (row string, faults []string) {
+	const rate, burst, seconds = 200, 20, 4
+	header, kind, parallel := "X-Key", "refused", 8
+	if c.queued {
+		header, kind, parallel = "X-Queue", "delayed", 32
+	}
+	name := fmt.Sprintf("%d workers, %3v x the rate, %s beyond", c.workers, c.times, kind)
+	var passed, refused, failed, next atomic.Int64
+	n := int64(c.times * rate * seconds)
+	began := time.Now()
+	var all sync.WaitGroup
+	for i := range parallel {
+		all.Go(func() {
+			hc := client(i%4 < 2)
+			hc.Transport.(*http.Transport).DialContext = dialOn(i % 2) // half of them at each worker
+			for {
+				k := next.Add(1) - 1
+				if k >= n {
+					return
+				}
+				time.Sleep(time.Until(began.Add(time.Duration(float64(k) / (c.times * rate) * 1e9))))
+				switch asksBy(hc, c.g.address, header, fmt.Sprintf("%v-%d", c.times, round)) {
+				case 200:
+					passed.Add(1)
+				case 429:
+					refused.Add(1)
+				default:
+					failed.Add(1)
+				}
 			}
 		})
 	}
-	cases.Wait()
-	text := g.scrape(t)
-	counts := regexp.MustCompile(`xgw_request_limit_requests_total\{limit="each",outcome="(passed|rejected)"\} (\d+)`).FindAllStringSubmatch(text, -1)
-	if len(counts) != 2 || counts[0][2] == "0" || counts[1][2] == "0" {
-		t.Errorf("the metrics have %v", counts)
+	all.Wait()
+	took := time.Since(began).Seconds()
+	p, most := float64(passed.Load()), rate*took+burst
+	if failed.Load() > 0 || passed.Load()+refused.Load() != n {
+		t.Errorf("%s: %d failed, %.0f passed and %d were refused of %d", name, failed.Load(), p, refused.Load(), n)
 	}
-	if !strings.Contains(text, `xgw_request_outcomes_total{outcome="limited"} `+counts[1][2]) {
-		t.Errorf("outcomes differ from the limit's counts: %v\n%s", counts, grep(text, "request_outcomes"))
+	if p > most {
+		t.Errorf("%s: %.0f passed, the limit allows %.1f", name, p, most)
 	}
+	// Below by no more than what comes late on a busy machine can forfeit.
+	if least := min(float64(n), most); p < 0.9*least {
+		faults = append(faults, fmt.Sprintf("%s: %.0f passed of the %.0f that the limit allows", name, p, least))
+	}
+	return fmt.Sprintf("%s: offered %.0f/s, passed %.0f/s of %d/s and a burst of %d", name, float64(n)/took, p/took, rate, burst), faults
 }
 
 // What a bucket holds outlives reloads and a killed worker; a script with a fault changes
