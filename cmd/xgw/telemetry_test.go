@@ -89,6 +89,7 @@ func TestGRPCurl(t *testing.T) {
 			chain, key := certificateFiles(t, dir)
 			yaml = strings.Replace(yaml, `telemetry: {address: "127.0.0.1:0"}`, `telemetry: {address: "127.0.0.1:0", certificate: "`+chain+`", key: "`+key+`"}`, 1)
 		}
+		yaml = strings.Replace(yaml, `telemetry: {`, `telemetry: {file: "`+filepath.Join(dir, "metrics.prom")+`", `, 1)
 		g := startGateway(t, startHere, "grpcurl", dir, yaml)
 		if got := strings.HasPrefix(g.metrics, "https://"); got != secure {
 			t.Errorf("metrics on %s", g.metrics)
@@ -136,6 +137,9 @@ func TestGRPCurl(t *testing.T) {
 			t.Error("what is scraped is not what was watched")
 		}
 		g.stop(t)
+		if file, err := os.ReadFile(filepath.Join(dir, "metrics.prom")); err != nil || !bytes.Contains(file, []byte("\nxgw_generation 1\n")) {
+			t.Errorf("the file of metrics: %d bytes, %v", len(file), err)
+		}
 	}
 }
 

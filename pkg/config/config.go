@@ -141,6 +141,7 @@ type ClientAddress struct {
 type Telemetry struct {
 	Address     string
 	Certificate Certificate // none: in the clear
+	File        string      // "": none
 }
 
 // AdminAPI is where an operator's tools and the dashboard are served, in TLS.

@@ -54,6 +54,7 @@
 //	telemetry.address              127.0.0.1:9090  HOST:PORT, or :PORT for every address
 //	telemetry.certificate          none            the path of a file
 //	telemetry.key                  none            the path of a file
+//	telemetry.file                 off             off or a path from the root
 //	admin_api.address              127.0.0.1:8444  off or HOST:PORT, or :PORT for every address
 //	admin_api.server_names[]       none            a host name or an address
 //	admin_api.certificate          none            the path of a file

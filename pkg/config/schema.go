@@ -89,6 +89,7 @@ func telemetry(c *Config) mapping {
 			{"address", "127.0.0.1:9090", listenAddress(&t.Address)},
 			{"certificate", none, file(&t.Certificate.Chain, c.Path)},
 			{"key", none, file(&t.Certificate.Key, c.Path)},
+			{"file", "off", offOr(&t.File, absolute(&t.File))},
 		},
 		check: func(f *found) { checkPair(f, &t.Certificate) },
 	}

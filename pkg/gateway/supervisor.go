@@ -35,6 +35,9 @@ import (
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
+// fileInterval is how often the metrics are written to their file.
+const fileInterval = 15 * time.Second
+
 // beatInterval is how often the supervisor says in the zone that it is alive.
 const beatInterval = time.Second
 
@@ -193,6 +196,9 @@ func (s *supervisor) serve(ctx context.Context) error {
 	// It drains until the workers, who end with ctx, have written their last.
 	draining, drained := context.WithCancel(context.Background())
 	defer drained()
+	if file := s.config.Telemetry.File; file != "" {
+		go side.KeepFile(ctx, file, fileInterval)
+	}
 	go drainer.Run(draining)
 	s.log.Info("serving", "listeners", len(s.listeners), "workers", len(s.cores), "generation", s.policy.Generation)
 	if s.options.Ready != nil {

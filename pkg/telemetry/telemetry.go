@@ -41,6 +41,7 @@ type Server struct {
 	http  *http.Server
 	gate  *gate
 	calls *service
+	log   *slog.Logger
 }
 
 // Options of a Server.
@@ -102,7 +103,7 @@ func New(l *ledger.Ledger, o Options) *Server {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
 	calls := newService(registry, ready)
-	s := &Server{gate: g, calls: calls, http: &http.Server{
+	s := &Server{gate: g, calls: calls, log: log, http: &http.Server{
 		Handler:           calls.beside(mux),
 		Protocols:         new(http.Protocols),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
