@@ -35,8 +35,18 @@ func browser(t *testing.T, width, height int, dark bool) context.Context {
 	if dark {
 		scheme = 0
 	}
+	// Not t.TempDir's: the browser's children may write there yet when it has ended.
+	profile, err := os.MkdirTemp("", "chromium")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for end := time.Now().Add(20 * time.Second); os.RemoveAll(profile) != nil && time.Now().Before(end); {
+			time.Sleep(100 * time.Millisecond)
+		}
+	})
 	o := append(chromedp.DefaultExecAllocatorOptions[:], chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.WindowSize(width, height),
-		chromedp.UserDataDir(t.TempDir()), chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("disable-dev-shm-usage", true),
+		chromedp.UserDataDir(profile), chromedp.Flag("ignore-certificate-errors", true), chromedp.Flag("disable-dev-shm-usage", true),
 		chromedp.Flag("blink-settings", fmt.Sprintf("preferredColorScheme=%d", scheme)))
 	allocator, stop := chromedp.NewExecAllocator(t.Context(), o...)
 	t.Cleanup(stop)
@@ -50,7 +60,7 @@ func browser(t *testing.T, width, height int, dark bool) context.Context {
 // adminAddress is where the gateway says that its admin API is.
 func adminAddress(t *testing.T, g *running) string {
 	t.Helper()
-	for range 100 {
+	for range 600 {
 		if _, rest, ok := strings.Cut(g.log.String(), "admin API address="); ok {
 			address, _, _ := strings.Cut(rest, "\n")
 			return address
@@ -80,7 +90,7 @@ func TestDashboard(t *testing.T) {
 	shown := func(what, script, want string) {
 		t.Helper()
 		var got string
-		for range 150 {
+		for range 300 {
 			var err error
 			if got, err = chromedp.Run(ctx, chromedp.Evaluate[string](script)); err != nil {
 				t.Fatalf("%s: %v", what, err)

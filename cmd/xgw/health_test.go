@@ -54,14 +54,14 @@ func TestHealthChecks(t *testing.T) {
 	text := func(more string) string {
 		s := gatewayYAML(dir, "127.0.0.1:0", one.address, "workers: 2\npin: false\n")
 		return strings.Replace(s, fmt.Sprintf("servers: [%q]", one.address), fmt.Sprintf(
-			"servers: [%q, %q], slow_start: off%s, health: {path: /health, interval: 100ms, timeout: 1s, rise: 2, fall: 2}",
+			"servers: [%q, %q], slow_start: off%s, health: {path: /health, interval: 100ms, timeout: 10s, rise: 2, fall: 2}",
 			one.address, two.address, more), 1)
 	}
 	g := startGateway(t, startHere, instance, dir, text(""))
 	ctl := admin.NewClient(admin.SocketPath(instance))
 	state := func(i int, want string) {
 		t.Helper()
-		for end := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		for end := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
 			s, err := ctl.Status()
 			if err != nil {
 				t.Fatal(err)
@@ -91,17 +91,21 @@ func TestHealthChecks(t *testing.T) {
 		}
 		all.Wait()
 	}
-	both := func(what string) {
+	both := func(what string) { // messages to two workers are under way
 		t.Helper()
-		a, b := one.served.Load(), two.served.Load()
-		burst(10)
-		if one.served.Load() == a || two.served.Load() == b {
-			t.Errorf("%s: one of two servers got nothing", what)
-		}
+		eventually(t, what+": both servers are asked", func() bool {
+			a, b := one.served.Load(), two.served.Load()
+			burst(10)
+			return one.served.Load() > a && two.served.Load() > b
+		})
 	}
 	only := func(what string) {
 		t.Helper()
-		time.Sleep(100 * time.Millisecond) // messages to two workers are under way
+		eventually(t, what+": both workers know", func() bool {
+			b := two.served.Load()
+			burst(10)
+			return two.served.Load() == b
+		})
 		b := two.served.Load()
 		burst(10)
 		if n := two.served.Load() - b; n != 0 {
@@ -142,7 +146,7 @@ func TestHealthChecks(t *testing.T) {
 	if err := syscall.Kill(victim, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
 		if now := g.workers(t); len(now) == 2 && now["0"] != victim {
 			break
 		}
@@ -153,6 +157,5 @@ func TestHealthChecks(t *testing.T) {
 	only("in a new worker")
 	two.ill.Store(false)
 	state(1, "up")
-	time.Sleep(100 * time.Millisecond)
 	both("well again")
 }

@@ -23,12 +23,12 @@ func TestAttachIsUndoneUnlessConfirmed(t *testing.T) {
 	l := mustLab(t, "xgwconfirm")
 	at := []string{"--instance", "confirm"}
 	run := func(args ...string) string { return mustXGW(t, l, append(at, args...)...) }
-	run("attach", "edge0", "--confirm", "5s")
+	run("attach", "edge0", "--confirm", "8s")
 	t.Cleanup(func() { _, _ = xgwIn(t, l, "--instance", "confirm", "detach", "edge0") })
 	if out := run("status"); !strings.Contains(out, "`xgw --instance confirm confirm edge0`") {
 		t.Errorf("status says nothing of the confirmation: %s", out)
 	}
-	time.Sleep(5100 * time.Millisecond)
+	time.Sleep(8100 * time.Millisecond)
 	if out := run("status"); !strings.Contains(out, "not confirmed in time") {
 		t.Errorf("status after the deadline: %s", out)
 	}

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os/exec"
 	"strings"
@@ -23,26 +24,40 @@ func startRedis(t *testing.T) (address string, server *exec.Cmd) {
 			t.Skip("needs valkey-server or redis-server: `deploy/setup.sh test` installs it")
 		}
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 5 { // it cannot choose a port itself, and one that is free may be taken by then
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		address = l.Addr().String()
+		l.Close()
+		_, port, _ := net.SplitHostPort(address)
+		server = exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir())
+		if err := server.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if answers(address, server.Process.Pid) {
+			t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+			return address, server
+		}
+		_ = server.Process.Kill()
+		_ = server.Wait()
 	}
-	address = l.Addr().String()
-	l.Close()
-	_, port, _ := net.SplitHostPort(address)
-	server = exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir())
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
+	t.Fatal("redis does not answer on any port")
+	return "", nil
+}
+
+// answers waits until that process is the redis at the address, or it is clear that it is not.
+func answers(address string, pid int) bool {
 	c := redis.NewClient(&redis.Options{Addr: address})
 	defer c.Close()
-	for end := time.Now().Add(20 * time.Second); c.Ping(context.Background()).Err() != nil; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("redis does not answer")
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		info, err := c.Info(context.Background(), "server").Result()
+		if err == nil {
+			return strings.Contains(info, fmt.Sprintf("process_id:%d\r\n", pid))
 		}
 	}
-	return address, server
+	return false
 }
 
 // Two gateways share a store: what one revokes the other refuses within a second. While the store

@@ -131,12 +131,12 @@ func TestKeys(t *testing.T) {
 	var revoked atomic.Int64 // when the command had returned
 	var before, late, after atomic.Int64
 	h.load(func() {
-		time.Sleep(100 * time.Millisecond)
+		eventually(t, "the key is taken", func() bool { return before.Load() >= 20 })
 		began := time.Now()
 		xgw("keys", "revoke", "nobody")
 		revoked.Store(time.Now().UnixNano())
 		t.Logf("revoked after %s", time.Since(began))
-		time.Sleep(200 * time.Millisecond)
+		eventually(t, "the key is refused", func() bool { return after.Load() >= 20 })
 	}, func(begun time.Time, status int) {
 		at := revoked.Load()
 		switch {

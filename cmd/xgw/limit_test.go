@@ -87,10 +87,11 @@ limit_req{name = "queued", key = "header:X-Queue", rate = "200r/s", burst = 20, 
 	if len(counts) != 2 || counts[0][2] == "0" || counts[1][2] == "0" || sumSeries(t, text, `xgw_request_limit_requests_total{limit="queued",outcome="delayed"}`) == 0 {
 		t.Errorf("the metrics have %v", grep(text, "xgw_request_limit_requests"))
 	}
-	refused := sumSeries(t, text, `xgw_request_limit_requests_total{limit="each",outcome="rejected"}`) + sumSeries(t, text, `xgw_request_limit_requests_total{limit="queued",outcome="rejected"}`)
-	if got := sumSeries(t, text, `xgw_request_outcomes_total{outcome="limited"}`); got != refused {
-		t.Errorf("%d outcomes, the limits count %d", got, refused)
-	}
+	eventually(t, "outcomes are the limits' counts", func() bool { // an outcome is counted after its client knows
+		text := two.scrape(t)
+		refused := sumSeries(t, text, `xgw_request_limit_requests_total{limit="each",outcome="rejected"}`) + sumSeries(t, text, `xgw_request_limit_requests_total{limit="queued",outcome="rejected"}`)
+		return sumSeries(t, text, `xgw_request_outcomes_total{outcome="limited"}`) == refused
+	})
 }
 
 // limitCase offers a limit of 200 a second and a burst of 20 so many times its rate.

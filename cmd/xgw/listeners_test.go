@@ -103,7 +103,7 @@ func TestListeners(t *testing.T) {
 		{"curl", []string{"-s", "-o", "/dev/null", "-w", format, "--http2-prior-knowledge", "http://" + h2c + "/bytes/1000000"}, `^2 200 1000000$`},
 		{"curl", []string{"-sk", "-o", "/dev/null", "-w", format, "--tls-max", "1.2", "https://" + secure + "/bytes/1000"}, `^2 200 1000$`},
 		{"h2load", []string{"-n", "2000", "-c", "4", "-m", "10", "http://" + h2c + "/bytes/1000"}, `2000 succeeded, 0 failed, 0 errored`},
-		{"h2spec", []string{"-S", "-h", host, "-p", port}, `146 tests, 146 passed, 0 skipped, 0 failed`},
+		{"h2spec", []string{"-o", "10", "-S", "-h", host, "-p", port}, `146 tests, 146 passed, 0 skipped, 0 failed`},
 		{"openssl", []string{"s_client", "-connect", secure, "-servername", "b.example", "-alpn", "h2"}, `(?s)CN ?= ?b.example.*ALPN protocol: h2`},
 		{"openssl", []string{"s_client", "-connect", secure, "-servername", "b.example", "-status"}, `(?s)OCSP Response Status: successful.*Cert Status: good`},
 		{"openssl", []string{"s_client", "-connect", secure, "-servername", "b.example", "-status", "-tls1_2"}, `(?s)OCSP Response Status: successful.*Cert Status: good`},

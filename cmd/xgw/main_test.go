@@ -145,7 +145,7 @@ func (g *running) stop(t *testing.T) {
 		return
 	}
 	_ = g.cmd.Process.Signal(syscall.SIGTERM)
-	late := time.AfterFunc(20*time.Second, func() { _ = g.cmd.Process.Kill() })
+	late := time.AfterFunc(time.Minute, func() { _ = g.cmd.Process.Kill() })
 	defer late.Stop()
 	if err := g.cmd.Wait(); err != nil {
 		t.Errorf("gateway ended with %v\n%s", err, g.log)

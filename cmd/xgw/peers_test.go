@@ -64,6 +64,13 @@ func newPeers(t *testing.T) *peers {
 			t.Logf("nginx: %s", &said)
 		}
 	})
+	eventually(t, "nginx listens", func() bool {
+		c, err := p.DialFrom(lab.Gateway)(t.Context(), "tcp", "203.0.113.2:8080")
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
 	ln, err := p.Listen(lab.Upstream, "tcp", "203.0.113.2:8081")
 	if err != nil {
 		t.Fatal(err)

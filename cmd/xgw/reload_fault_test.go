@@ -84,7 +84,7 @@ packet_limit{name = "flood", key = "queue", count = "packets", rate = %d}`, limi
 		}
 	}
 	rewrite(t, fault, "")
-	mustXGW(t, l, "--instance", instance, "ctl", "reload", "--confirm", "5s")
+	mustXGW(t, l, "--instance", instance, "ctl", "reload", "--confirm", "8s")
 	holds("with nothing in the way", "X-New", 2)
 	// It was not confirmed: limits of the script go back with all the rest.
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {

@@ -179,9 +179,12 @@ func (g *running) memory(t *testing.T) (sum int) {
 // A gateway that stops lets what is under way come to its end, and WebSockets live for the
 // time that is configured: not less, and not much longer.
 func TestDrain(t *testing.T) {
+	came, stopped := make(chan struct{}, 2), make(chan struct{})
 	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Upgrade") == "" {
-			time.Sleep(500 * time.Millisecond)
+			came <- struct{}{}
+			<-stopped
+			time.Sleep(250 * time.Millisecond) // the signal is heard
 			fmt.Fprint(w, "late")
 			return
 		}
@@ -196,9 +199,9 @@ func TestDrain(t *testing.T) {
 	}))
 	t.Cleanup(up.Close)
 	dir := t.TempDir()
-	const drain = 2 * time.Second
+	const drain = 4 * time.Second
 	g := startGateway(t, startHere, "drain", dir, strings.Replace(gatewayYAML(dir, "127.0.0.1:0", up.Listener.Addr().String(),
-		"workers: 1\npin: false\ntimeouts: {drain: 2s}\n"), "upstream: back}", "upstream: back, websocket: 1m}", 1))
+		"workers: 1\npin: false\ntimeouts: {drain: 4s}\n"), "upstream: back}", "upstream: back, websocket: 1m}", 1))
 	c, err := tls.Dial("tcp", g.address, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
 		t.Fatal(err)
@@ -234,11 +237,14 @@ func TestDrain(t *testing.T) {
 			late <- err
 		}()
 	}
-	time.Sleep(250 * time.Millisecond)
+	for range 2 {
+		<-came
+	}
 	began := time.Now()
 	if err := g.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	close(stopped)
 	for range 2 {
 		if err := <-late; err != nil {
 			t.Errorf("under way when the gateway was stopped: %v", err)
@@ -279,12 +285,7 @@ func TestReloadByHand(t *testing.T) {
 	if err := g.cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		t.Fatal(err)
 	}
-	for range 100 {
-		if bodyOf(t, c, url) == "two" {
-			break
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	eventually(t, "SIGHUP reloads", func() bool { return bodyOf(t, c, url) == "two" })
 	if got := bodyOf(t, c, url); got != "two" {
 		t.Errorf("after SIGHUP: %q", got)
 	}
@@ -311,7 +312,7 @@ func TestReloadByHand(t *testing.T) {
 	}
 	// Unconfirmed it goes back, and nothing else is taken meanwhile.
 	rewrite(t, path, base(one))
-	if status, said := ctl("reload", "--confirm", "2s"); status != 0 || !strings.Contains(said, "gateway-ctl confirm") {
+	if status, said := ctl("reload", "--confirm", "5s"); status != 0 || !strings.Contains(said, "gateway-ctl confirm") {
 		t.Errorf("reload --confirm: %d, %q", status, said)
 	}
 	if got := bodyOf(t, c, url); got != "one" {
@@ -320,22 +321,14 @@ func TestReloadByHand(t *testing.T) {
 	if status, said := ctl("reload"); status != 1 || !strings.Contains(said, "waits to be confirmed") {
 		t.Errorf("reload while one waits: %d, %q", status, said)
 	}
-	for range 100 {
-		if bodyOf(t, c, url) == "two" {
-			break
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	if got := bodyOf(t, c, url); got != "two" {
-		t.Errorf("it was not confirmed, and the answer is from %q", got)
-	}
-	if status, said := ctl("reload", "--confirm", "2s"); status != 0 {
+	eventually(t, "what was not confirmed goes back", func() bool { return bodyOf(t, c, url) == "two" })
+	if status, said := ctl("reload", "--confirm", "4s"); status != 0 {
 		t.Errorf("reload --confirm: %d, %q", status, said)
 	}
 	if status, said := ctl("confirm"); status != 0 {
 		t.Errorf("confirm: %d, %q", status, said)
 	}
-	time.Sleep(3500 * time.Millisecond)
+	time.Sleep(5500 * time.Millisecond)
 	if got := bodyOf(t, c, url); got != "one" {
 		t.Errorf("it was confirmed, and the answer is from %q", got)
 	}
@@ -370,17 +363,17 @@ func TestReloadOfBothPlanes(t *testing.T) {
 		t.Error("denied before there is a rule")
 	}
 	rewrite(t, path, text("deny: [192.0.2.0/24]\n"))
-	ctl("reload", "--confirm", "2s")
+	ctl("reload", "--confirm", "5s")
 	if !denied() {
 		t.Error("not denied after the reload")
 	}
-	time.Sleep(3500 * time.Millisecond)
-	if denied() {
-		t.Error("denied, though it was not confirmed")
-	}
-	ctl("reload", "--confirm", "2s")
+	eventually(t, "what was not confirmed goes back", func() bool { return !denied() })
+	eventually(t, "the supervisor has noticed", func() bool {
+		_, err := xgwIn(t, l, "--instance", instance, "ctl", "reload", "--confirm", "5s")
+		return err == nil
+	})
 	mustXGW(t, l, "--instance", instance, "confirm", "edge0") // the interface's own command will do
-	time.Sleep(3500 * time.Millisecond)
+	time.Sleep(6500 * time.Millisecond)
 	if !denied() {
 		t.Error("not denied, though it was confirmed")
 	}

@@ -249,13 +249,13 @@ func TestRulesForSockets(t *testing.T) {
 	}
 	const deny = "deny: [192.0.2.0/24]\n"
 	t.Run("not confirmed", func(t *testing.T) {
-		g := start(t, deny, "--confirm", "5s")
+		g := start(t, deny, "--confirm", "8s")
 		defer g.stop(t)
 		check := countsAgree(t, l, "rules")
 		if reach(lab.Client, 443, false) {
 			t.Error("reached in spite of the rule")
 		}
-		time.Sleep(5 * time.Second)
+		time.Sleep(8 * time.Second)
 		if !reach(lab.Client, 443, true) {
 			t.Error("not reached, though the rule was never confirmed")
 		}
