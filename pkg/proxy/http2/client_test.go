@@ -284,9 +284,9 @@ func TestWindowOfDiscardedData(t *testing.T) {
 }
 
 func TestShutdownFinishesStreams(t *testing.T) {
-	begun, release := make(chan struct{}), make(chan struct{})
+	begun, release := make(chan struct{}, 2), make(chan struct{})
 	s := startServer(t, "127.0.0.1:0", Config{}, handlerFunc(func(s *Stream) {
-		close(begun)
+		begun <- struct{}{}
 		<-release
 		answer(s, 200, "late")
 	}), nil)
