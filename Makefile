@@ -131,6 +131,11 @@ bench-packet: ## nanoseconds per packet beside xdp-filter, and a dropped SYN bes
 	$(GO) run ./bench/packet
 	$(GO) run ./bench/synflood
 
+.PHONY: bench-telemetry
+bench-telemetry: build ## time and bytes of a scrape, and CPU per request with telemetry beside without
+	@deploy/setup.sh bench
+	$(GO) run ./bench/telemetry
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf bin

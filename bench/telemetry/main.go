@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command telemetry measures what it costs to ask: how long a scrape of 1,000 routes takes and
+// how many bytes it has, and CPU per request of a gateway that writes its access log to disk
+// and is scraped each second beside one that does neither. It runs on loopback, without a
+// kernel plane, and needs wrk and bin/xgw; run it by `make bench-telemetry`.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/xgw-project/xgw/pkg/ledger"
+	"github.com/xgw-project/xgw/pkg/telemetry"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+const (
+	routes  = 1000
+	sources = 1_000_000
+	scrapes = 15
+	rounds  = 5
+	slice   = 2 * time.Second
+)
+
+// figure is one line of the results.
+type figure struct {
+	Name  string  `json:"name"`
+	Unit  string  `json:"unit"`
+	Value float64 `json:"value"`
+	Low   float64 `json:"low"`
+	High  float64 `json:"high"`
+	Aim   float64 `json:"aim,omitempty"` // at most
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench-telemetry:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	dir, err := os.MkdirTemp("", "xgw-bench-telemetry")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	all, err := measureScrapes(dir)
+	if err != nil {
+		return err
+	}
+	cost, err := measureCost(dir)
+	if err != nil {
+		return err
+	}
+	all = append(all, cost...)
+	for _, f := range all {
+		fmt.Printf("%-46s %10.2f %-12s (%.2f to %.2f)", f.Name, f.Value, f.Unit, f.Low, f.High)
+		if f.Aim > 0 {
+			fmt.Printf("  aim: at most %g", f.Aim)
+		}
+		fmt.Println()
+	}
+	text, err := json.MarshalIndent(all, "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile("bench/results/telemetry.json", append(text, '\n'), 0o644)
+}
+
+// median is the figure of several values.
+func median(name, unit string, aim float64, values []float64) figure {
+	slices.Sort(values)
+	h := func(v float64) float64 { return math.Round(v*100) / 100 }
+	return figure{name, unit, h(values[len(values)/2]), h(values[0]), h(values[len(values)-1]), aim}
+}
+
+// measureScrapes scrapes a zone with a million live sources under one limit, and 1,000 routes.
+func measureScrapes(dir string) ([]figure, error) {
+	z, err := zone.Create(filepath.Join(dir, "zone"), zone.Layout{Size: 256 << 20, Workers: 2, Routes: routes + 2})
+	if err != nil {
+		return nil, err
+	}
+	defer z.Remove()
+	buckets, rate := z.LimitBuckets(), zone.NewRate(1, time.Hour, 10)
+	for i := range sources {
+		if !buckets.Take(buckets.Key(1, fmt.Appendf(nil, "10.%d.%d.%d", i>>16, i>>8&255, i&255)), int64(time.Hour), rate).OK {
+			return nil, errors.New("a source that asked once is refused")
+		}
+	}
+	for i := range routes {
+		slot := z.RouteSlot(fmt.Sprintf("route-%d", i))
+		for n := range 200 {
+			z.Worker(n%2).Request(slot, 200, time.Duration(n*n)*time.Microsecond, zone.RequestOK)
+		}
+	}
+	s := telemetry.New(ledger.New(ledger.Sources{Zone: z}), telemetry.Options{Log: slog.New(slog.DiscardHandler)})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	go s.Serve(l)
+	defer l.Close()
+	var all []figure
+	for _, form := range []struct{ name, accept string }{
+		{"text", ""}, {"protobuf", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"},
+	} {
+		var times []float64
+		bytes := 0
+		for range scrapes {
+			began := time.Now()
+			n, err := scrape("http://"+l.Addr().String()+"/metrics", form.accept)
+			if err != nil {
+				return nil, err
+			}
+			times, bytes = append(times, time.Since(began).Seconds()*1000), n
+		}
+		mb := float64(bytes) / 1e6
+		all = append(all, median("scrape of 1,000 routes, "+form.name, "ms", 50, times), median("size of it, "+form.name, "MB", 5, []float64{mb}))
+	}
+	return all, nil
+}
+
+func scrape(url, accept string) (int, error) {
+	q, err := http.NewRequest(http.MethodGet, url, nil)
+	if err != nil {
+		return 0, err
+	}
+	if accept != "" {
+		q.Header.Set("Accept", accept)
+	}
+	r, err := (&http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}).Do(q)
+	if err != nil {
+		return 0, err
+	}
+	defer r.Body.Close()
+	n, err := io.Copy(io.Discard, r.Body)
+	if err == nil && r.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: status %d", url, r.StatusCode)
+	}
+	if err == nil && n < 10_000 {
+		err = errors.New("a scrape that is next to nothing")
+	}
+	return int(n), err
+}
+
+// measureCost takes turns: a gateway with telemetry, one without, and another one without,
+// which tells what a difference is worth.
+func measureCost(dir string) ([]figure, error) {
+	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 100)) }))
+	defer up.Close()
+	names := []string{"on", "off", "off, again"}
+	gateways := make([]*gateway, len(names))
+	for i, name := range names {
+		g, err := start(filepath.Join(dir, fmt.Sprint(i)), up.Listener.Addr().String(), i == 0)
+		if err != nil {
+			return nil, err
+		}
+		defer g.stop()
+		gateways[i] = g
+		if _, err := g.load(name, false); err != nil { // connections, caches
+			return nil, err
+		}
+	}
+	costs := make([][]float64, len(names))
+	var on, again []float64
+	for range rounds {
+		for i, name := range names {
+			c, err := gateways[i].load(name, i == 0)
+			if err != nil {
+				return nil, err
+			}
+			costs[i] = append(costs[i], c)
+		}
+		n := len(costs[0]) - 1
+		base := (costs[1][n] + costs[2][n]) / 2
+		on = append(on, 100*(costs[0][n]/base-1))
+		again = append(again, 100*(costs[2][n]/costs[1][n]-1))
+	}
+	return []figure{
+		median("CPU per request, telemetry on", "us", 0, costs[0]), median("CPU per request, telemetry off", "us", 0, costs[1]),
+		median("telemetry on, beside off", "%", 3, on), median("off beside itself: the noise", "%", 0, again),
+	}, nil
+}
