@@ -142,7 +142,7 @@
 //	upstreams[].header_timeout     5s              a time with its unit from 1ms to 1h
 //	upstreams[].idle_timeout       60s             a time with its unit from 1s to 1h
 //	upstreams[].max_connections    512             a whole number from 1 to 65536
-//	upstreams[].max_idle           64              a whole number from 0 to 65536
+//	upstreams[].max_idle           256             a whole number from 0 to 65536
 //	upstreams[].balance            round_robin     round_robin or least_conn or p2c or hash
 //	upstreams[].hash_by            address         address, path, or the name of a header field
 //	upstreams[].retries            1               a whole number from 0 to 8

@@ -39,7 +39,7 @@ func TestExampleHoldsTheDefaults(t *testing.T) {
 	want.Upstreams = []Upstream{{
 		Name: "app", Servers: []Server{{"127.0.0.1:8080", 1}},
 		Protocol: "http1", ConnectTimeout: 2 * time.Second, HeaderTimeout: 5 * time.Second, IdleTimeout: 60 * time.Second,
-		MaxConnections: 512, MaxIdle: 64, Balance: "round_robin", HashBy: "address", Retries: 1, MaxFails: 3,
+		MaxConnections: 512, MaxIdle: 256, Balance: "round_robin", HashBy: "address", Retries: 1, MaxFails: 3,
 		FailTime: 5 * time.Second, MaxPending: 128, PendingTimeout: time.Second, MaxRequests: 4096, SlowStart: 10 * time.Second, Resolve: 10 * time.Second,
 	}}
 	compare := cmp.Options{cmpopts.EquateEmpty(), cmpopts.EquateComparable(netip.Prefix{})}

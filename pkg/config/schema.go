@@ -395,7 +395,7 @@ func upstream(c *Config) mapping {
 			{"header_timeout", "5s", duration(&u.HeaderTimeout, time.Millisecond, time.Hour)},
 			{"idle_timeout", "60s", duration(&u.IdleTimeout, time.Second, time.Hour)},
 			{"max_connections", "512", whole(&u.MaxConnections, 1, 1<<16)},
-			{"max_idle", "64", whole(&u.MaxIdle, 0, 1<<16)},
+			{"max_idle", "256", whole(&u.MaxIdle, 0, 1<<16)},
 			{"balance", "round_robin", oneOf(&u.Balance, "round_robin", "least_conn", "p2c", "hash")},
 			{"hash_by", "address", hashBy(&u.HashBy)},
 			{"retries", "1", whole(&u.Retries, 0, 8)},

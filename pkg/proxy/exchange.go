@@ -90,6 +90,9 @@ type Exchange struct {
 	webSocketKey [24]byte
 	replied      bool // the reply's head is on its way: the status is settled
 
+	turn    chan struct{} // where it waits for one; see overload
+	hasTurn bool
+
 	request []byte // to the upstream: head, and the body if it is small
 	pump    pump
 }
@@ -137,8 +140,9 @@ func (ex *Exchange) run() {
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
 	ex.refusedBy = -1
 	ex.outcome, ex.status = zone.RequestPanic, 500 // what is recorded unless it ends otherwise
-	defer ex.worker.overload.leave()
+	defer ex.worker.overload.leave(ex)
 	defer ex.record()
+	ex.worker.overload.enter(ex)
 	for i := range ex.worker.filters {
 		if r := ex.worker.filters[i].apply(ex); r != nil {
 			ex.refuse(r)

@@ -149,8 +149,11 @@ func (g *gateway) stop() {
 		if n := g.slab.LoadGauge(zone.GaugeRequests); n != 0 {
 			g.Errorf("%d exchanges are still counted as under way", int64(n))
 		}
-		if n := g.worker.overload.under.Load(); n != 0 {
-			g.Errorf("%d exchanges are still counted by the overload", n)
+		if o := &g.worker.overload; o.under.Load() != 0 || o.running.Load() != 0 {
+			g.Errorf("%d exchanges are still counted by the overload, %d as running", o.under.Load(), o.running.Load())
+		}
+		if n := g.worker.overload.turns.taken; n != 0 {
+			g.Errorf("%d turns were not given back", n)
 		}
 		if n := g.slab.LoadGauge(zone.GaugeConnections); n != 0 {
 			g.Errorf("%d connections are still counted as open", int64(n))

@@ -3,6 +3,7 @@
 package proxy
 
 import (
+	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -26,12 +27,13 @@ import (
 //
 // A queue that comes and goes is no overload, nor is one that many clients make who wait for
 // each other; only one that is long and stands: when even the shortest wait of a window was
-// overloadBegins times overload_delay, twice in a row. From then on only so many exchanges may be
-// under way, and each measurement changes that number: upwards when the wait is short, so that
-// the worker is never without work, downwards when it is above overload_delay, so that
-// who is refused learns it soon. It is by the number that the wait can be held: goroutines
-// take turns, so all that have begun are served at the same time, each with an upstream
-// connection of its own.
+// overloadBegins times overload_delay, twice in a row. From then on only so many exchanges have a
+// turn at the same time, so that whatever becomes ready waits for few: who is refused learns it
+// soon. Each measurement changes that number: upwards when the wait is short, so that the
+// worker is never without work, downwards when it is above half of overload_delay. As many as
+// make a wait at which an overload begins stay behind for a turn, in their order, so that there is
+// always somebody to serve next, and more are refused. Without turns all that have begun are
+// served at the same time, each with an upstream connection of its own.
 //
 // A worker that serves few requests is not measured, and nothing but one load of a word is
 // asked of an exchange, twice.
@@ -43,7 +45,10 @@ type overload struct {
 	heavy    atomic.Bool   // refusing itself costs a good part of the worker
 	refused  atomic.Int64  // since the worker began
 
-	under, most atomic.Int64 // exchanges that are under way, tunnels apart, and that may be in an overload
+	// Exchanges that were admitted, tunnels apart, those of them that run, and how many of the
+	// others there may be in an overload.
+	under, running, room atomic.Int64
+	turns                turns
 
 	far, near *os.File     // the pipe
 	token     [1]byte      // what goes through it
@@ -56,10 +61,7 @@ type overload struct {
 	strikes, calm, light int // windows in a row
 	lastRefused, lastAll int64
 	lastWork             int64 // CPU time at the last window's end
-
-	steering   sync.Mutex
-	burst      int64 // at least so many may be under way; guarded by steering
-	lastTurned int64 // refused at the last measurement; guarded by steering
+	cost                 int64 // CPU time of an exchange, lately; 0: not known
 
 	// The sweeper's.
 	lastSeen uint64
@@ -77,9 +79,10 @@ const (
 	busyProbe      = time.Millisecond
 	// A worker with fewer exchanges in a window is taken to be quiet.
 	quietExchanges = 20
-	// What fraction of the exchanges that may be under way a measurement adds or takes.
+	// What fraction of the turns a measurement adds or takes.
 	steerShare = 6
-	leastBurst = 8
+	leastTurns = 8
+	leastRoom  = 16 // may wait for one, whatever they cost
 	// So many windows without a refusal end an overload. Until then the next queue is noticed
 	// at once: clients that wait as they were told come back together.
 	calmWindows = 40
@@ -89,13 +92,13 @@ const (
 	retryAfter   = time.Second
 	heavyShare   = 8
 	lightWindows = 20
-	leastRest    = retryAfter / 4
+	leastRest    = retryAfter / 4 * 3
 	restPieces   = 4 // a rest ends early with the overload, or the connection
 )
 
 func (w *Worker) newOverload() error {
 	far, near, err := os.Pipe()
-	w.overload = overload{worker: w, live: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}, wake: make(chan struct{}, 1), far: far, near: near}
+	w.overload = overload{worker: w, live: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}, wake: make(chan struct{}, 1), far: far, near: near, turns: turns{most: math.MaxInt}}
 	return err
 }
 
@@ -114,7 +117,7 @@ func (c *conn) admit() bool {
 	c.asked = true
 	o := &c.worker.overload
 	n := o.under.Add(1)
-	if !o.scarce.Load() && (first || !o.standing.Load() || n <= o.most.Load()) {
+	if !o.scarce.Load() && (first || !o.standing.Load() || n-o.running.Load() <= o.room.Load()) {
 		return true
 	}
 	o.under.Add(-1)
@@ -122,8 +125,82 @@ func (c *conn) admit() bool {
 	return false
 }
 
+// turns lets few exchanges run at the same time in an overload, in the order in which they
+// came. Those that began before it have none, and need none.
+type turns struct {
+	mu      sync.Mutex
+	most    int
+	taken   int
+	waiting []chan struct{} // from next on
+	next    int
+}
+
+// enter waits for the exchange's turn. It comes soon: so few are let in that it cannot be long.
+func (o *overload) enter(ex *Exchange) {
+	defer o.running.Add(1)
+	if !o.standing.Load() {
+		return
+	}
+	t := &o.turns
+	t.mu.Lock()
+	ex.hasTurn = true
+	if t.taken < t.most {
+		t.taken++
+		t.mu.Unlock()
+		return
+	}
+	if ex.turn == nil {
+		ex.turn = make(chan struct{}, 1)
+	}
+	t.waiting = append(t.waiting, ex.turn)
+	t.mu.Unlock()
+	<-ex.turn
+}
+
 // leave ends an exchange that was admitted.
-func (o *overload) leave() { o.under.Add(-1) }
+func (o *overload) leave(ex *Exchange) {
+	o.running.Add(-1)
+	o.under.Add(-1)
+	if !ex.hasTurn {
+		return
+	}
+	ex.hasTurn = false
+	t := &o.turns
+	t.mu.Lock()
+	t.taken--
+	t.pass()
+	t.mu.Unlock()
+}
+
+// back makes up for a leave that is not the last.
+func (o *overload) back() {
+	o.under.Add(1)
+	o.running.Add(1)
+}
+
+// pass gives turns to those who wait. The lock is held.
+func (t *turns) pass() {
+	for t.taken < t.most && t.next < len(t.waiting) {
+		t.taken++
+		t.waiting[t.next] <- struct{}{} // never blocks: one exchange waits for it
+		t.waiting[t.next] = nil
+		t.next++
+	}
+	if t.next == len(t.waiting) {
+		t.waiting, t.next = t.waiting[:0], 0
+	} else if t.next >= 1024 {
+		t.waiting = t.waiting[:copy(t.waiting, t.waiting[t.next:])]
+		t.next = 0
+	}
+}
+
+// set changes how many there may be.
+func (t *turns) set(most int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.most = most
+	t.pass()
+}
 
 // stir wakes the watcher when the worker has something to do; the sweeper calls it.
 func (o *overload) stir() {
@@ -241,36 +318,51 @@ func (o *overload) arrived() {
 	o.hold(wait)
 }
 
-// hold changes, in an overload, how many exchanges may be under way.
+// hold changes, in an overload, how many have a turn.
 func (o *overload) hold(wait int64) {
 	if !o.standing.Load() {
 		return
 	}
-	o.steering.Lock()
-	defer o.steering.Unlock()
-	target := int64(o.limit())
-	turned := o.refused.Load()
-	refused := turned != o.lastTurned
-	o.lastTurned = turned
-	most := o.most.Load()
+	target := int64(o.limit()) / 2
+	t := &o.turns
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	switch {
-	case wait > target: // more at once would send away all who come, and leave nothing to do next
-		most = min(most, o.under.Load())
-		most -= most / steerShare
-	case wait < target/2 && refused:
-		most += most/steerShare + 1
+	case wait > target:
+		t.most = min(t.most, t.taken)
+		t.most -= t.most / steerShare
+	case wait < target/2 && t.next < len(t.waiting):
+		t.most += t.most/steerShare + 1
 	}
-	o.most.Store(max(most, o.burst))
+	t.most = max(t.most, leastTurns)
+	t.pass()
 }
 
-// begin begins an overload; each exchange of the window before cost so much CPU time.
-func (o *overload) begin(cost int64) {
-	o.steering.Lock()
-	o.burst = max(int64(o.limit())/max(cost, 1), leastBurst)
-	o.most.Store(max(o.under.Load(), o.burst))
-	o.steering.Unlock()
+// begin begins an overload.
+func (o *overload) begin() {
+	o.room.CompareAndSwap(0, leastRoom)
+	o.turns.set(leastTurns)
 	o.calm = 0
 	o.standing.Store(true)
+}
+
+// end ends it: whoever waits goes on.
+func (o *overload) end() {
+	o.standing.Store(false)
+	o.turns.set(math.MaxInt)
+}
+
+// learn keeps count of what an exchange costs, and by that of how many may wait.
+func (o *overload) learn(served, worked int64) {
+	if served < quietExchanges {
+		return
+	}
+	cost := worked / served
+	if o.cost != 0 {
+		cost = (7*o.cost + cost) / 8
+	}
+	o.cost = cost
+	o.room.Store(max(overloadBegins*int64(o.limit())/max(cost, 1), leastRoom))
 }
 
 // judge ends a window.
@@ -284,13 +376,14 @@ func (o *overload) judge() {
 		o.light = 0
 	}
 	o.heavy.Store(o.light < lightWindows)
+	o.learn(served, worked)
 	if !o.standing.Load() {
 		o.strikes++
 		if limit == 0 || shortest <= overloadBegins*limit {
 			o.strikes = 0
 		}
 		if o.strikes == 2 {
-			o.begin(worked / max(served, 1))
+			o.begin()
 			o.worker.log.Warn("overloaded: some requests are refused with 503", "wait", time.Duration(shortest), "overload_delay", time.Duration(limit))
 		}
 		return
@@ -301,7 +394,7 @@ func (o *overload) judge() {
 	}
 	if limit == 0 || o.calm >= calmWindows {
 		o.strikes = 0
-		o.standing.Store(false)
+		o.end()
 		o.worker.log.Info("no longer overloaded", "refused", refused)
 	}
 }

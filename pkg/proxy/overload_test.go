@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"io"
+	"math"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -51,11 +52,11 @@ func TestOverloadRefusal(t *testing.T) {
 				t.Errorf("refused with %d", status)
 			}
 		}
-		o.most.Store(1)
+		o.room.Store(1)
 		if status := ask("again"); status != 200 {
 			t.Errorf("with room for one: %d", status)
 		}
-		o.most.Store(0)
+		o.room.Store(0)
 		off := g.snapshot
 		off.OverloadDelay = 0
 		if err := g.worker.Apply(&off, g.certs); err != nil {
@@ -131,8 +132,8 @@ func TestScarceMemory(t *testing.T) {
 // What is measured is the queue that stands before a request.
 func TestOverloadIsNoticed(t *testing.T) {
 	g := newGateway(t, []string{plainUpstream(t)}, func(s *policy.Snapshot) { s.OverloadDelay = time.Millisecond })
-	o := &g.worker.overload
-	wait := func(w time.Duration) { // what listen does when a byte was under way for so long
+	o := &overload{worker: g.worker, turns: turns{most: math.MaxInt}} // which nobody else measures for
+	wait := func(w time.Duration) {                                   // what listen does when a byte was under way for so long
 		o.sent.Store(cpuTime() - int64(w))
 		o.arrived()
 	}
@@ -151,32 +152,53 @@ func TestOverloadIsNoticed(t *testing.T) {
 		t.Fatal("a queue that comes and goes was taken for an overload")
 	}
 	window(long, long)
-	const under = 1000
-	o.under.Add(under)
-	defer o.under.Add(-under)
 	if window(long, long); !o.standing.Load() {
 		t.Fatal("a queue that stands was not")
 	}
-	begun := o.most.Load()
-	if begun < o.burst || begun > under {
-		t.Errorf("%d of %d exchanges may go on", begun, under)
+	turns := func() int {
+		o.turns.mu.Lock()
+		defer o.turns.mu.Unlock()
+		return o.turns.most
 	}
-	if wait(long); o.most.Load() >= begun {
-		t.Error("no fewer may be under way while the wait is long")
+	if n := turns(); n != leastTurns {
+		t.Errorf("an overload begins with %d turns, want %d", n, leastTurns)
+	}
+	if wait(short); turns() != leastTurns {
+		t.Error("there are more turns though nobody waits for one")
+	}
+	const crowd = 3 * leastTurns
+	on := make(chan *Exchange, crowd) // those that go on
+	exchanges := make([]Exchange, crowd)
+	for i := range exchanges {
+		go func() {
+			o.under.Add(1)
+			o.enter(&exchanges[i])
+			on <- &exchanges[i]
+		}()
+	}
+	taken := func() (taken, waiting int) {
+		o.turns.mu.Lock()
+		defer o.turns.mu.Unlock()
+		return o.turns.taken, len(o.turns.waiting) - o.turns.next
+	}
+	eventually(t, "all have a turn or wait for one", func() bool { n, waiting := taken(); return n+waiting == crowd })
+	if n, _ := taken(); n != leastTurns {
+		t.Errorf("%d have a turn, want %d", n, leastTurns)
+	}
+	if wait(short); turns() <= leastTurns {
+		t.Error("there are no more turns though the wait is short")
 	}
 	for range 10 {
 		wait(long)
 	}
-	least := o.most.Load()
-	if least != o.burst {
-		t.Errorf("%d may be under way, whatever the wait: want %d", least, o.burst)
+	if n := turns(); n != leastTurns {
+		t.Errorf("%d turns, whatever the wait: want %d", n, leastTurns)
 	}
-	if wait(short); o.most.Load() != least {
-		t.Error("more may be under way though none was refused")
+	for left := crowd; left > 0; left-- { // each that leaves lets another go on
+		o.leave(<-on)
 	}
-	o.refused.Add(1)
-	if wait(short); o.most.Load() <= least {
-		t.Error("no more may be under way while the wait is short")
+	if n, waiting := taken(); n != 0 || waiting != 0 {
+		t.Errorf("at the end %d have a turn and %d wait", n, waiting)
 	}
 	for range calmWindows + 1 { // something was refused in the first
 		window(short)

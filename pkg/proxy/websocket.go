@@ -60,8 +60,8 @@ func (a *attempt) serveTunnel() {
 	ex.dress(&ex.reply)
 	clientErr := c.sendUpgrade(ex)
 	t := &tunnel{worker: ex.worker, client: c, server: a.conn, done: make(chan struct{})}
-	ex.worker.overload.under.Add(-1)
-	defer ex.worker.overload.under.Add(1)
+	ex.worker.overload.leave(ex)
+	defer ex.worker.overload.back()
 	t.idle.Store(int64(ex.route.webSocket))
 	a.conn.most = 0 // it lasts as long as it is used
 	t.touch()

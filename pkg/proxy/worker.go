@@ -172,7 +172,7 @@ func (w *Worker) Commit(p *Prepared) {
 	}
 	w.forget(p.next)
 	if p.next.policy.OverloadDelay == 0 {
-		w.overload.standing.Store(false) // at once, not at the end of a window
+		w.overload.end() // at once, not at the end of a window
 	}
 }
 
