@@ -93,7 +93,7 @@ func measureScrapes(dir string) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer z.Remove()
+	defer func() { _ = z.Remove() }() // the directory goes, too
 	buckets, rate := z.LimitBuckets(), zone.NewRate(1, time.Hour, 10)
 	for i := range sources {
 		if !buckets.Take(buckets.Key(1, fmt.Appendf(nil, "10.%d.%d.%d", i>>16, i>>8&255, i&255)), int64(time.Hour), rate).OK {
@@ -111,7 +111,7 @@ func measureScrapes(dir string) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	go s.Serve(l)
+	go func() { _ = s.Serve(l) }() // it ends with the listener
 	defer l.Close()
 	var all []figure
 	for _, form := range []struct{ name, accept string }{
