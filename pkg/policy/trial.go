@@ -45,6 +45,10 @@ func NewTrial(holds, candidate *Policy, number uint64) (tables *Tables, t *Trial
 			note("limit_req %s has dry_run and would refuse nothing", l.Name)
 			continue
 		}
+		if l.Cluster {
+			note("limit_req %s is tried with what this gateway sees alone", l.Name)
+		}
+		l.Cluster = false
 		routes, some := places(l.Name, l.Routes)
 		if l.Routes, l.ID = routes, trialID(l.ID, number); some {
 			t.RequestLimits = append(t.RequestLimits, l)

@@ -23,10 +23,10 @@ type KeyFunctions interface {
 
 // KeyRequest is a request as a key function sees it.
 type KeyRequest interface {
-	// Field is the request's method, path, ip, key or route.
-	Field(name string) string
-	// Header is the first value of a field of the head; "" for none.
-	Header(name string) string
+	// AppendField appends the request's method, path, ip, key or route.
+	AppendField(dst []byte, name string) []byte
+	// AppendHeader appends the first value of a field of the head; nothing for none.
+	AppendHeader(dst []byte, name string) []byte
 }
 
 // addKeys gives a snapshot the functions that its limits ask for, and its trial those of its own.
@@ -96,30 +96,30 @@ type keyRequest Exchange
 
 var _ KeyRequest = (*keyRequest)(nil)
 
-func (r *keyRequest) Field(name string) string {
+func (r *keyRequest) AppendField(dst []byte, name string) []byte {
 	switch name {
 	case "method":
-		return string(r.method)
+		return append(dst, r.method...)
 	case "path":
 		path, _, _ := bytes.Cut(r.target, []byte("?"))
-		return string(path)
+		return append(dst, path...)
 	case "ip":
-		return r.peer.Addr().String()
+		return r.peer.Addr().AppendTo(dst)
 	case "key":
 		if r.apiKey != nil {
-			return string(r.apiKey.ID)
+			return append(dst, r.apiKey.ID...)
 		}
 	case "route":
-		return r.route.name
+		return append(dst, r.route.name...)
 	}
-	return ""
+	return dst
 }
 
-func (r *keyRequest) Header(name string) string {
+func (r *keyRequest) AppendHeader(dst []byte, name string) []byte {
 	for i := range r.fields {
 		if f := &r.fields[i]; len(f.Name) == len(name) && equalFoldString(f.Name, name) {
-			return string(f.Value)
+			return append(dst, f.Value...)
 		}
 	}
-	return ""
+	return dst
 }

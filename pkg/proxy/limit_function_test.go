@@ -37,8 +37,9 @@ func TestLimitByFunction(t *testing.T) {
 			return nil, errors.New("another text")
 		}
 		return keysOf{"f": func(r KeyRequest) (string, error) {
-			seen = append(seen, strings.Join([]string{r.Field("method"), r.Field("path"), r.Field("ip"), r.Field("route"), r.Field("key"), r.Header("x-token"), r.Header("X-None")}, " "))
-			switch token := r.Header("X-Token"); token {
+			field := func(name string) string { return string(r.AppendField(nil, name)) }
+			seen = append(seen, strings.Join([]string{field("method"), field("path"), field("ip"), field("route"), field("key"), string(r.AppendHeader(nil, "x-token")), string(r.AppendHeader(nil, "X-None"))}, " "))
+			switch token := string(r.AppendHeader(nil, "X-Token")); token {
 			case "fault":
 				return "", errors.New("broken")
 			case "budget":

@@ -39,10 +39,10 @@ const (
 
 // Request is what a key function may ask of a request.
 type Request interface {
-	// Field is the request's method, path, ip, key or route.
-	Field(name string) string
-	// Header is the value of a field of the head; "" for none.
-	Header(name string) string
+	// AppendField appends the request's method, path, ip, key or route.
+	AppendField(dst []byte, name string) []byte
+	// AppendHeader appends the value of a field of the head; nothing for none.
+	AppendHeader(dst []byte, name string) []byte
 }
 
 // Keys are the key functions of a ratelimit.lua, by the names of their limits. A worker has
@@ -58,12 +58,14 @@ type Keys struct {
 	state     *lua.LState
 	steps     steps
 	functions map[string]*lua.LFunction
+	plain     map[string]*plain // those that need no machine; they need no lock either
 	calls     []config.Call
 
 	asking  bool // a key function runs; until then it is the text
 	file    map[*lua.LTable]bool
 	request Request
 	asked   *lua.LUserData // what the key function gets
+	room    []byte         // for a text on its way to the machine
 }
 
 // steps is a context whose Done the Lua machine asks before each instruction.
@@ -112,9 +114,9 @@ func NewKeys(name string, source, hash []byte) (*Keys, error) {
 
 // load runs the text in the state that its key functions will have.
 func load(name, source string) (*Keys, error) {
-	k := &Keys{functions: map[string]*lua.LFunction{}, steps: steps{Context: context.Background()}}
+	k := &Keys{functions: map[string]*lua.LFunction{}, plain: map[string]*plain{}, steps: steps{Context: context.Background()}}
 	k.steps.begin(loadSteps, loadTime)
-	proto, err := compile(name, source)
+	proto, found, err := compile(name, source)
 	if err != nil {
 		return nil, err
 	}
@@ -126,7 +128,12 @@ func load(name, source string) (*Keys, error) {
 			k.notNow(fn)
 			call, key := callOf(l, fn)
 			if key != nil {
-				k.functions[nameOf(l)] = key
+				limit := nameOf(l)
+				k.functions[limit] = key
+				delete(k.plain, limit)
+				if p := key.Proto; p != nil && found[[2]int{p.LineDefined, p.LastLineDefined}] != nil {
+					k.plain[limit] = found[[2]int{p.LineDefined, p.LastLineDefined}]
+				}
 			}
 			k.calls = append(k.calls, call)
 			return 0
@@ -177,6 +184,9 @@ func (k *Keys) keep(v lua.LValue) {
 // Key appends what the limit's function says of the request to dst; nothing, when that is
 // nil or false. With an error dst is as it was.
 func (k *Keys) Key(limit string, r Request, dst []byte) ([]byte, error) {
+	if p := k.plain[limit]; p != nil {
+		return p.key(r, dst)
+	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.request = r

@@ -14,8 +14,10 @@ import (
 // fake is a request of a table.
 type fake map[string]string
 
-func (f fake) Field(name string) string  { return f[name] }
-func (f fake) Header(name string) string { return f["header:"+strings.ToLower(name)] }
+func (f fake) AppendField(dst []byte, name string) []byte { return append(dst, f[name]...) }
+func (f fake) AppendHeader(dst []byte, name string) []byte {
+	return append(dst, f["header:"+strings.ToLower(name)]...)
+}
 
 var someone = fake{"method": "GET", "path": "/v1/orders/17", "ip": "192.0.2.7", "key": "k1", "route": "api", "header:x-tenant": "acme"}
 
@@ -65,7 +67,10 @@ func TestKeys(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			k := mustKeys(t, tt.source)
-			for range 3 {
+			for i := range 4 {
+				if i == 2 {
+					k.plain = nil // by the machine, whatever the function is
+				}
 				got, err := k.Key("l", someone, []byte("before "))
 				if err != nil || string(got) != "before "+tt.want {
 					t.Errorf("%q, %v: want %q", got, err, tt.want)
@@ -200,20 +205,92 @@ func TestFileWithKeys(t *testing.T) {
 	}
 }
 
-func BenchmarkKey(b *testing.B) {
-	k := mustKeys(b, keyed(`if r.method == "GET" then return r:header("X-Tenant") .. r.ip end return r.ip`))
-	b.ReportAllocs()
-	var dst []byte
-	for b.Loop() {
-		var err error
-		if dst, err = k.Key("l", someone, dst[:0]); err != nil {
-			b.Fatal(err)
+// Which functions need no machine: those that compare and join texts, whatever they are called
+// by; that they say the same either way TestKeys and FuzzKey see to.
+func TestPlainKeys(t *testing.T) {
+	for body, want := range map[string]bool{
+		`return r.ip`: true,
+		`return r.method .. " " .. r:header("X-A")`:                                                                        true,
+		`local t = r.ip local u = t .. t return u`:                                                                         true,
+		`if r.key == "" then return r.ip else return r.key end`:                                                            true,
+		`if r.key ~= "" and not (r.ip == "a" or r.ip == "b") then return r.key elseif r.path == "/" then return false end`: true,
+		``:                                        true,
+		`return nil`:                              true,
+		`return 1`:                                false,
+		`return r.ip, r.ip`:                       false,
+		`return r.body`:                           false,
+		`return r:body("x")`:                      false,
+		`return r:header(r.ip)`:                   false,
+		`return other`:                            false,
+		`return r.ip or "x"`:                      false,
+		`local r = r.ip return r`:                 false,
+		`local a, b = r.ip, r.ip return a`:        false,
+		`local a = r return a.ip`:                 false,
+		`if r.ip then return r.ip end`:            false,
+		`if r.ip < "b" then return r.ip end`:      false,
+		`while r.ip == "x" do end return r.ip`:    false,
+		`return (function(r) return r.ip end)(r)`: false,
+		`do local a = r.ip end return a`:          false,
+		`if r.ip == r.ip then local a = r.ip end return a`: false,
+	} {
+		if got := mustKeys(t, keyed(body)).plain["l"] != nil; got != want {
+			t.Errorf("%s: plain %v, want %v", body, got, want)
 		}
+	}
+	// Two on one line cannot be told apart, and the last limit of a name holds.
+	two := mustKeys(t, `local a = function(r) return r.ip end local b = function(r) return r.path end
+limit_req{name = "l", rate = 1, key = b}`)
+	if got, err := two.Key("l", someone, nil); err != nil || string(got) != someone["path"] || two.plain["l"] != nil {
+		t.Errorf("%q, %v", got, err)
+	}
+	two = mustKeys(t, `local n = "up"
+limit_req{name = "l", rate = 1, key = function(r) return r.ip end}
+limit_req{name = "l", rate = 1, key = function(r) return n .. r.ip end}`)
+	if got, err := two.Key("l", someone, nil); err != nil || string(got) != "up"+someone["ip"] {
+		t.Errorf("%q, %v", got, err)
+	}
+	long := fake{"path": strings.Repeat("x", longest)}
+	k := mustKeys(t, keyed(`return r.path .. "x"`))
+	for range 2 {
+		if got, err := k.Key("l", long, []byte("dst")); err == nil || !strings.Contains(err.Error(), "longer than 16384") || string(got) != "dst" {
+			t.Errorf("too long: %.20q, %v", got, err)
+		}
+		k.plain = nil
+	}
+	k = mustKeys(t, keyed(`if r.method == "GET" then return r:header("x-tenant") .. r.ip end return r.ip`))
+	var dst []byte // it keeps the room that a comparison took
+	if n := testing.AllocsPerRun(100, func() { dst, _ = k.Key("l", bytesOnly{}, dst[:0]) }); n > 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// bytesOnly allocates nothing.
+type bytesOnly struct{}
+
+func (bytesOnly) AppendField(dst []byte, name string) []byte  { return append(dst, name...) }
+func (bytesOnly) AppendHeader(dst []byte, name string) []byte { return append(dst, name...) }
+
+func BenchmarkKey(b *testing.B) {
+	for _, way := range []string{"plain", "machine"} {
+		b.Run(way, func(b *testing.B) {
+			k := mustKeys(b, keyed(`if r.method == "GET" then return r:header("x-tenant") .. r.ip end return r.ip`))
+			if way == "machine" {
+				k.plain = nil
+			}
+			b.ReportAllocs()
+			var dst []byte
+			for b.Loop() {
+				var err error
+				if dst, err = k.Key("l", bytesOnly{}, dst[:0]); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
 func FuzzKey(f *testing.F) {
-	for _, s := range []string{`return r.ip`, `while true do end`, `local t = {} t[r.path] = 1 return #t`, `return ("x"):rep(9) .. 1`, `for k, v in pairs(_G) do pcall(v, k, 9) end`} {
+	for _, s := range []string{`return r.ip`, `local a = r.ip if a == r:header("X-Tenant") or not (r.key ~= "k1") then return a .. r.key end return nil`, `while true do end`, `local t = {} t[r.path] = 1 return #t`, `return ("x"):rep(9) .. 1`, `for k, v in pairs(_G) do pcall(v, k, 9) end`} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, body string) {
@@ -223,6 +300,13 @@ func FuzzKey(f *testing.F) {
 		}
 		for range 3 {
 			_, _ = k.Key("l", someone, nil)
+		}
+		if k.plain["l"] != nil {
+			got, err := k.Key("l", someone, nil)
+			k.plain = nil
+			if want, wantErr := k.Key("l", someone, nil); string(got) != string(want) || (err == nil) != (wantErr == nil) {
+				t.Errorf("%q, %v without the machine, with it %q, %v", got, err, want, wantErr)
+			}
 		}
 		if got := k.state.GetTop(); got != 0 {
 			t.Errorf("%d values are left", got)

@@ -68,33 +68,41 @@ func (k *Keys) openRequest() {
 		if k.request == nil || l.Get(1) != k.asked {
 			l.RaiseError("want r:header(name), while the request lasts")
 		}
-		value := k.request.Header(l.CheckString(2))
-		k.charge(len(value))
-		l.Push(lua.LString(value))
+		k.room = k.request.AppendHeader(k.room[:0], l.CheckString(2))
+		k.charge(len(k.room))
+		l.Push(lua.LString(k.room))
 		return 1
 	})
 	meta := l.NewTable()
 	meta.RawSetString("__metatable", lua.LFalse)
 	meta.RawSetString("__index", l.NewFunction(func(l *lua.LState) int {
 		name := l.CheckString(2)
-		switch name {
-		case "header":
+		if name == "header" {
 			l.Push(header)
 			return 1
-		case "method", "path", "ip", "key", "route":
-		default:
+		}
+		if !isField(name) {
 			l.RaiseError("a request has no %s: want method, path, ip, key, route, or header(name)", short(name))
 		}
 		if k.request == nil {
 			l.RaiseError("the request is over")
 		}
-		value := k.request.Field(name)
-		k.charge(len(value))
-		l.Push(lua.LString(value))
+		k.room = k.request.AppendField(k.room[:0], name)
+		k.charge(len(k.room))
+		l.Push(lua.LString(k.room))
 		return 1
 	}))
 	k.asked = l.NewUserData()
 	k.asked.Metatable = meta
+}
+
+// isField tells whether a request has it, beside its header.
+func isField(name string) bool {
+	switch name {
+	case "method", "path", "ip", "key", "route":
+		return true
+	}
+	return false
 }
 
 // only leaves the names alone in the table.

@@ -19,14 +19,16 @@ const (
 	opOutside = "(outside)" // before an assignment to a variable that outlives the call
 )
 
-// compile translates a text in which those have been put in.
-func compile(name, source string) (*lua.FunctionProto, error) {
+// compile translates a text in which those have been put in. found are its functions.
+func compile(name, source string) (proto *lua.FunctionProto, found plains, err error) {
 	chunk, err := parse.Parse(strings.NewReader(source), name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	chunk = block(chunk, &scope{names: map[string]bool{}, function: true})
-	return lua.Compile(chunk, name)
+	found = plains{}
+	chunk = block(chunk, &scope{names: map[string]bool{}, function: true, found: found})
+	proto, err = lua.Compile(chunk, name)
+	return proto, found, err
 }
 
 // scope is the variables of a block.
@@ -34,10 +36,11 @@ type scope struct {
 	names    map[string]bool
 	function bool // its outermost block
 	up       *scope
+	found    plains
 }
 
 func (s *scope) inner(names ...string) *scope {
-	in := &scope{names: map[string]bool{}, up: s}
+	in := &scope{names: map[string]bool{}, up: s, found: s.found}
 	in.declare(names)
 	return in
 }
@@ -174,6 +177,7 @@ func expression(e ast.Expr, s *scope) ast.Expr {
 	case *ast.UnaryLenOpExpr:
 		e.Expr = expression(e.Expr, s)
 	case *ast.FunctionExpr:
+		s.found.add(e)
 		in := s.inner(e.ParList.Names...)
 		in.function = true
 		e.Stmts = block(e.Stmts, in)
