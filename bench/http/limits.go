@@ -4,12 +4,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -120,12 +122,16 @@ func runLimits(ctx context.Context, o options, l *lab, p *place, up *upstream, w
 	return reportLimits(w, "bench/results/limits.json", results)
 }
 
-// run measures all cases.
+// run measures the cases that -only names.
 func (a *alternation) run(ctx context.Context) ([]alternationCase, error) {
+	only, err := regexp.Compile(a.options.only)
+	if err != nil {
+		return nil, fmt.Errorf("-only: %w", err)
+	}
 	var out []alternationCase
 	for i := range cases {
 		c := &cases[i]
-		if c.name != "h1 GET 100 B" && c.name != "h2 GET 100 B" {
+		if c.name != "h1 GET 100 B" && c.name != "h2 GET 100 B" || !only.MatchString(c.name) {
 			continue
 		}
 		r, err := a.alternate(ctx, c)
@@ -142,8 +148,8 @@ func (a *alternation) alternate(ctx context.Context, c *benchCase) (*alternation
 	r := &alternationCase{name: c.name, ratios: make([][]float64, len(variants)), cost: make([][]float64, len(variants))}
 	g := a.gateways[0]
 	slices := a.options.rounds*2*(len(variants)-1) + 1
-	// A reload takes a few hundredths of a second; if that was too little, the load's end is an error.
-	last := time.Duration(slices)*(slice+settling+60*time.Millisecond) + 3*time.Second
+	// A reload beside the load takes up to a tenth of a second; if that was too little, the load's end is an error.
+	last := time.Duration(slices)*(slice+settling+200*time.Millisecond) + 3*time.Second
 	argv := c.load(c, g.url(c), a.place, last.Round(time.Second), 0)
 	argv = append(argv[:len(argv)-1:len(argv)-1], "-H", "X-Tenant: acme", "-H", "Authorization: Bearer "+a.key, argv[len(argv)-1])
 	var text string
@@ -272,13 +278,28 @@ type limitRecord struct {
 	High float64 `json:"ratio_high"`
 }
 
-// reportLimits prints what each variant costs beside the first, and writes the same with the
-// first as the peer.
+// reportLimits prints what each variant costs beside the first, and puts the same into the
+// file, with the first as the peer; what is there of other cases stays.
 func reportLimits(w io.Writer, path string, results []alternationCase) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
 	fmt.Fprintln(t, "case\tvariant\tmedian\tbeside xgw\t95 % between\tpairs")
 	thousandths := func(x float64) float64 { return math.Round(x*1000) / 1000 }
 	var records []limitRecord
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(text, &records)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("merge results: %w", err)
+	}
+	put := func(r limitRecord) {
+		at := slices.IndexFunc(records, func(old limitRecord) bool { return old.Name == r.Name })
+		if at < 0 {
+			records = append(records, r)
+		} else {
+			records[at] = r
+		}
+	}
 	for _, r := range results {
 		plain := hundredths(median(r.cost[0]))
 		fmt.Fprintf(t, "%s\t%s\t%.2f us\n", r.name, ours, plain)
@@ -286,7 +307,7 @@ func reportLimits(w io.Writer, path string, results []alternationCase) error {
 			figure, ratio := hundredths(median(r.cost[v])), median(r.ratios[v])
 			low, high := interval(r.ratios[v])
 			fmt.Fprintf(t, "%s\t%s\t%.2f us\t%+.1f %%\t%+.1f to %+.1f %%\t%d\n", r.name, variants[v].name, figure, 100*(ratio-1), 100*(low-1), 100*(high-1), len(r.ratios[v]))
-			records = append(records, limitRecord{
+			put(limitRecord{
 				record: record{Name: r.name + ", " + variants[v].name, Unit: "us/request", Ours: figure, Peers: map[string]float64{ours: plain}, Ratio: thousandths(ratio)},
 				Low:    thousandths(low), High: thousandths(high),
 			})

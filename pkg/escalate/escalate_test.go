@@ -71,6 +71,11 @@ func TestStepsRiseAndDecay(t *testing.T) {
 		}
 		now = now.Add(time.Second)
 	}
+	// A milder rule takes nothing back.
+	b.Streak(Streak{Source: abuser, Rule: 2, Reason: "401"}, now)
+	if list := b.List(); k.held[abuser] != policy.DropAll || len(list) != 1 || list[0].Rule != "loud" || !list[0].Since.Equal(time.Unix(1000, 0)) {
+		t.Errorf("after a streak of a milder rule: held to %v: %+v", k.held[abuser], list)
+	}
 	if n := strings.Count(log.String(), "verdict given"); n != 4 {
 		t.Errorf("%d lines of 4 steps:\n%s", n, log)
 	}
@@ -224,6 +229,9 @@ func TestOperator(t *testing.T) {
 		t.Errorf("after its time: next %v, held %v", next, k.held)
 	}
 	b.Adopt(Verdict{Source: abuser, Step: policy.DropAll, Reason: Unknown, Until: now})
+	if list := b.List(); len(list) != 1 || list[0].Source != abuser || list[0].Step != policy.DropAll {
+		t.Errorf("adopted: %+v", list)
+	}
 	if b.Tick(now); len(b.List()) != 0 {
 		t.Errorf("an adopted one after its time: %v", b.List())
 	}

@@ -114,6 +114,29 @@ func TestSessions(t *testing.T) {
 	}
 }
 
+// A session that has ended leaves its place to the next one, which costs nobody who is there.
+func TestSessionTakesAFreePlace(t *testing.T) {
+	z := mustCreate(t, zonePath(t), small())
+	s, now := z.Worker(0).Sessions, int64(100)<<epochShift
+	of := func(n int) *Session {
+		return &Session{Source: 7, Who: uint64(n) + 1, Port: uint16(1000 + n), Own: 443}
+	}
+	for n := range sessionWays {
+		s.Note(of(n), true, now)
+	}
+	s.End(of(sessionWays - 1))
+	s.Note(of(sessionWays), true, now)
+	known := map[uint64]bool{}
+	for _, got := range z.Sessions(nil, 7, now) {
+		known[got.Who] = true
+	}
+	for n := range sessionWays + 1 {
+		if ended := n == sessionWays-1; known[uint64(n)+1] == ended {
+			t.Errorf("session %d is known: %v", n, !ended)
+		}
+	}
+}
+
 func BenchmarkSessionNote(b *testing.B) {
 	z := mustCreate(b, zonePath(b), small())
 	s := Session{Source: 0xffff0a000001, Who: 1, Port: 1000, Own: 443}
