@@ -316,10 +316,14 @@ func parseVerdict(ask admin.AddVerdict) (netip.Addr, policy.Step, error) {
 // parseSource reads an address, or the /64 that list prints.
 func parseSource(text string) (netip.Addr, error) {
 	a, err := netip.ParseAddr(strings.TrimSuffix(text, "/64"))
-	if err != nil || a.Zone() != "" || !a.IsGlobalUnicast() && !a.IsLinkLocalUnicast() || a.Unmap().Is4() && strings.HasSuffix(text, "/64") {
+	wrong := err != nil || a.Zone() != ""
+	a = a.Unmap()
+	wrong = wrong || !a.IsGlobalUnicast() && !a.IsLinkLocalUnicast() || a.Is4() && strings.HasSuffix(text, "/64")
+	// The kernel plane has no word for ::/64, and that of 0:ffff::/32 is IPv4's.
+	if key := policy.AddressKey(a); wrong || key == 0 || a.Is6() && key>>32 == 0xffff {
 		return a, fmt.Errorf("%w: %q is no address of a client: want one such as 192.0.2.7 or 2001:db8::7, which stands for its /64", admin.ErrInvalid, text)
 	}
-	return a.Unmap(), nil
+	return a, nil
 }
 
 // RemoveVerdict ends what is held against a source.
