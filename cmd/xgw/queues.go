@@ -54,11 +54,11 @@ back what was before. Both end with a reboot.`,
 			if spread && undo {
 				return usageError{errors.New("want --spread or --undo, not both")}
 			}
-			name, by := args[0], "queues "+args[0]
+			name, by := args[0], mend.ByQueues(args[0])
 			if err := host.CheckSysfs("/", name); err != nil {
 				return err
 			}
-			r, err := readQueues(e, name, by)
+			r, err := readQueues(e, name)
 			switch {
 			case err != nil:
 				return err
@@ -80,7 +80,7 @@ back what was before. Both end with a reboot.`,
 	return cmd
 }
 
-func readQueues(e *env, name, by string) (*queueReport, error) {
+func readQueues(e *env, name string) (*queueReport, error) {
 	m := mend.Here(e.instance)
 	q, err := m.ReadQueues(name, host.Interrupts("/", name))
 	if err != nil {
@@ -103,7 +103,7 @@ func readQueues(e *env, name, by string) (*queueReport, error) {
 	if s, err := admin.NewClient(admin.SocketPath(e.instance)).Status(); err == nil {
 		r.Steering = s.Steering
 	}
-	if r.Drift, err = m.Drift(by); err != nil && !errors.Is(err, os.ErrPermission) {
+	if _, r.Drift, err = m.Drift(name); err != nil && !errors.Is(err, os.ErrPermission) {
 		return nil, err
 	}
 	_, r.Balancer = mend.Balancer(os.DirFS("/"))

@@ -38,6 +38,18 @@ func (w *ward) queues(words ...string) (status int, out string) {
 	return cmd.ProcessState.ExitCode(), o.String()
 }
 
+// queuesScript runs a shell's command with a /sys of the gateway's namespace.
+func (w *ward) queuesScript(text string) {
+	w.t.Helper()
+	cmd := exec.Command("unshare", "-m", "sh", "-c", sysfsOf, "sh", "-c", text)
+	if err := w.Start(lab.Gateway, cmd); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		w.t.Fatalf("%s: %v", text, err)
+	}
+}
+
 func (w *ward) report() (r queueReport) {
 	w.t.Helper()
 	status, out := w.queues(lab.EdgeInterface, "--json")
@@ -108,6 +120,17 @@ func TestQueuesSpread(t *testing.T) {
 	}
 	if status, out := w.queues(lab.EdgeInterface); status != 0 || !strings.Contains(out, "of the CPU that received them") {
 		t.Errorf("status %d\n%s", status, out)
+	}
+	// Somebody takes a queue away: it is seen, and put right.
+	if r := w.report(); len(r.Drift) > 0 {
+		t.Errorf("drift %v", r.Drift)
+	}
+	w.queuesScript("echo 0 > /sys/class/net/edge0/queues/rx-0/rps_cpus")
+	if r := w.report(); len(r.Drift) != 1 || !strings.Contains(r.Drift[0].Object, "rx-0/rps_cpus") {
+		t.Errorf("drift %v", r.Drift)
+	}
+	if status, out := w.queues(lab.EdgeInterface, "--spread"); status != 0 || len(w.report().Drift) > 0 {
+		t.Errorf("status %d, not repaired\n%s", status, out)
 	}
 	if status, out := w.queues(lab.EdgeInterface, "--undo"); status != 0 {
 		t.Errorf("status %d\n%s", status, out)

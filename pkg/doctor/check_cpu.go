@@ -152,3 +152,16 @@ func (x *examination) moved(n *NIC) (moved int) {
 	}
 	return moved
 }
+
+// drift finds what was spread once and is not so any more.
+func (x *examination) drift() {
+	f := x.now.Facts
+	if f.Spread == 0 {
+		x.cannot("no queues were spread")
+		return
+	}
+	if n := len(f.Drift); n > 0 {
+		x.add(Finding{Object: "queues", Severity: Warning, Title: "what xgw queues --spread has set is not so any more", Evidence: fmt.Sprintf("%d of %d settings: %s", n, f.Spread, strings.Join(f.Drift, ", ")),
+			Cause: "irqbalance, or a driver that made its queues anew", Mend: "xgw queues INTERFACE --spread # once more"})
+	}
+}

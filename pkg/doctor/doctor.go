@@ -105,6 +105,7 @@ var checks = []check{
 	{"interrupts", (*examination).interrupts},
 	{"softnet", (*examination).softnet},
 	{"irqbalance", (*examination).irqbalance},
+	{"drift", (*examination).drift},
 	// TCP.
 	{"sysctls", (*examination).sysctls},
 	{"listen-queues", (*examination).listenQueues},

@@ -60,6 +60,18 @@ func (l *Live) Read() (*Reading, error) {
 		return nil, err
 	}
 	r.Facts = Facts{Machine: machine, Unsynchronised: unsynchronised()}
+	set, drifted, err := mend.Here(l.Instance).Drift("")
+	if err != nil && !errors.Is(err, os.ErrPermission) {
+		return nil, err
+	}
+	r.Facts.Spread = len(set)
+	for _, c := range drifted {
+		rest, ofNIC := strings.CutPrefix(c.Object, "/sys/class/net/")
+		if name, _, _ := strings.Cut(rest, "/"); ofNIC && host.CheckSysfs("/", name) != nil {
+			continue
+		}
+		r.Facts.Drift = append(r.Facts.Drift, c.Object)
+	}
 	planes := l.planes()
 	defer func() {
 		for _, d := range planes {
@@ -109,7 +121,10 @@ func readNIC(name string, planes []*datapath.Datapath) (NIC, error) {
 	if err != nil {
 		return NIC{}, err
 	}
-	n := NIC{Interface: i, Statistics: host.Statistics(name), RSS: host.FlowTable(name), IRQs: host.Interrupts("/", name)}
+	n := NIC{Interface: i, Statistics: host.Statistics(name), RSS: host.FlowTable(name)}
+	if n.NoSysfs = host.CheckSysfs("/", name) != nil; !n.NoSysfs {
+		n.IRQs = host.Interrupts("/", name)
+	}
 	for _, d := range planes {
 		status := d.Status()
 		if d.Interface() != name || !status.Attached {

@@ -24,7 +24,9 @@ type Reading struct {
 // Facts are what no file tells.
 type Facts struct {
 	host.Machine
-	Unsynchronised bool `json:"unsynchronised,omitempty"` // the clock is set by nobody
+	Unsynchronised bool     `json:"unsynchronised,omitempty"` // the clock is set by nobody
+	Spread         int      `json:"spread,omitempty"`         // settings that xgw queues --spread made
+	Drift          []string `json:"drift,omitempty"`          // those of them that somebody changed since
 }
 
 // NIC is an interface.
@@ -33,7 +35,8 @@ type NIC struct {
 	// Statistics of the driver (ethtool -S) and, by their names in sysfs, of the kernel.
 	Statistics map[string]uint64 `json:"statistics,omitempty"`
 	IRQs       []int             `json:"irqs,omitempty"`
-	RSS        []int             `json:"rss,omitempty"` // entries of the indirection table, by queue
+	NoSysfs    bool              `json:"no_sysfs,omitempty"` // /sys is of another network namespace
+	RSS        []int             `json:"rss,omitempty"`      // entries of the indirection table, by queue
 	Mode       string            `json:"mode,omitempty"`
 	Expired    bool              `json:"expired,omitempty"` // it was not confirmed: all passes
 	Tables     Tables            `json:"tables,omitzero"`
@@ -147,6 +150,9 @@ func Files(root fs.FS, nics []NIC) map[string]string {
 		read(s)
 	}
 	for i := range nics {
+		if nics[i].NoSysfs {
+			continue
+		}
 		read("sys/class/net/" + nics[i].Name + "/queues/*/[rx]ps_cpus")
 		for _, n := range nics[i].IRQs {
 			read(irqFile(n, "smp_affinity_list"))

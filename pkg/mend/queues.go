@@ -224,20 +224,27 @@ func (q *Queues) Spread(cores []int) []Change {
 	return all
 }
 
-// Drift lists what was changed and is not so any more, as somebody (irqbalance) has changed it
-// since.
-func (m *Machine) Drift(by string) (all []Change, err error) {
+// ByQueues is who spreads the queues of an interface, in the journal.
+func ByQueues(name string) string { return byQueues + name }
+
+const byQueues = "queues "
+
+// Drift lists what spreading queues has set, and of that what is not so any more, as somebody
+// (irqbalance) has changed it since; of all interfaces, or of one.
+func (m *Machine) Drift(name string) (set, drifted []Change, err error) {
 	changes, err := m.Changes()
 	here := namespace()
 	for _, c := range changes {
-		if c.By != by || c.Namespace != here {
+		of, spread := strings.CutPrefix(c.By, byQueues)
+		if !spread || name != "" && of != name || c.Namespace != here {
 			continue
 		}
+		set = append(set, c)
 		if now, err := m.Read(c); err == nil && !Equal(now, c.Value) {
-			all = append(all, c)
+			drifted = append(drifted, c)
 		}
 	}
-	return all, err
+	return set, drifted, err
 }
 
 // IRQs are the interrupts of all queues.

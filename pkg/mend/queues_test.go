@@ -104,23 +104,23 @@ func TestSpreadDriftUndo(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 	changes := q.Spread([]int{1, 2})
-	mustApply(t, m, "queues eth0", changes...)
+	mustApply(t, m, ByQueues("eth0"), changes...)
 	for _, c := range changes {
 		m.is(t, c, c.Value)
 	}
-	if d, err := m.Drift("queues eth0"); err != nil || len(d) != 0 {
+	if _, d, err := m.Drift("eth0"); err != nil || len(d) != 0 {
 		t.Errorf("drift %v, %v", d, err)
 	}
 	moved := Change{Kind: File, Object: "/proc/irq/40/smp_affinity_list"}
 	if err := os.WriteFile(m.path(moved), []byte("3\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if d, err := m.Drift("queues eth0"); err != nil || len(d) != 1 || d[0].Object != moved.Object {
+	if _, d, err := m.Drift("eth0"); err != nil || len(d) != 1 || d[0].Object != moved.Object {
 		t.Errorf("drift %v, %v", d, err)
 	}
-	mustApply(t, m, "queues eth0", changes...)
+	mustApply(t, m, ByQueues("eth0"), changes...)
 	m.is(t, moved, "1")
-	if _, err := m.Undo("queues eth0"); err != nil {
+	if _, err := m.Undo(ByQueues("eth0")); err != nil {
 		t.Fatal(err)
 	}
 	for path, want := range tree {
