@@ -67,8 +67,11 @@ type Leases struct {
 	// Of Run.
 	batch []zone.Share         // that is being told
 	rates map[uint64]zone.Rate // for it
-	since time.Time            // when the one before was collected
-	taken time.Time            // when it was itself
+	taken time.Time            // when it was collected
+	from  int64                // the same of the one before, by now: no charge is older
+	until int64                // the same of this one
+	ahead int64                // of the server's clock before now, ns; what the way back took is missing, so it is never too much
+	known bool                 // ahead is
 	seq   uint64               // of the batch: told twice, it counts once
 	quiet bool                 // the server is asked from time to time only
 	next  time.Time            // when it is, or when others are to hear that this gateway is there
@@ -115,7 +118,7 @@ func (l *Leases) round(ctx context.Context, now time.Time) (more bool) {
 		return more
 	}
 	sent := l.now()
-	ahead, gateways, err := l.tell(ctx, now)
+	ahead, gateways, err := l.tell(ctx)
 	if ctx.Err() != nil {
 		return false
 	}
@@ -139,11 +142,12 @@ func (l *Leases) round(ctx context.Context, now time.Time) (more bool) {
 
 // collect makes the next batch, of limits that there are.
 func (l *Leases) collect(now time.Time) (more bool) {
+	l.from, l.until = l.until, l.now()
 	l.batch = l.shares.Collect(l.batch[:0], mostKeys)
 	more = len(l.batch) >= mostKeys
 	l.rates = *l.limits.Load()
 	l.batch = slices.DeleteFunc(l.batch, func(s zone.Share) bool { _, ok := l.rates[s.Limit]; return !ok })
-	l.since, l.taken = l.taken, now
+	l.taken = now
 	l.seq++
 	return more
 }
@@ -154,10 +158,10 @@ func (l *Leases) drop(o Outcome) {
 }
 
 // tell charges the batch and returns how far ahead each bucket is, in µs.
-func (l *Leases) tell(ctx context.Context, now time.Time) (ahead []int64, gateways int, err error) {
+func (l *Leases) tell(ctx context.Context) (ahead []int64, gateways int, err error) {
 	p := l.node.prefix
 	l.names = append(l.names[:0], p+"gateway:"+l.node.name, p+"gateways")
-	l.args = append(l.args[:0], strconv.FormatUint(l.seq, 10), l.node.name, Window.Microseconds(), min(now.Sub(l.since), 2*voidTime).Microseconds())
+	l.args = append(l.args[:0], strconv.FormatUint(l.seq, 10), l.node.name, Window.Microseconds(), l.oldest())
 	for i := range l.batch {
 		s := &l.batch[i]
 		r := l.rates[s.Limit]
@@ -173,10 +177,19 @@ func (l *Leases) tell(ctx context.Context, now time.Time) (ahead []int64, gatewa
 	if err != nil {
 		return nil, 0, err
 	}
-	if len(reply) != 1+len(l.batch) {
+	if len(reply) != 2+len(l.batch) {
 		return nil, 0, fmt.Errorf("exchange of %d keys: %d values came back", len(l.batch), len(reply))
 	}
-	return reply[1:], int(reply[0]), nil
+	l.ahead, l.known = reply[1]*1000-l.now(), true
+	return reply[2:], int(reply[0]), nil
+}
+
+// oldest is when the first charge of the batch may have been made, by the server's clock in µs.
+func (l *Leases) oldest() int64 {
+	if !l.known {
+		return 0
+	}
+	return max((l.from+l.ahead)/1000, 0)
 }
 
 // micro rounds up: a limit errs on the side of less.
