@@ -144,9 +144,24 @@ func TestFailingWorkersConnections(t *testing.T) {
 		}
 		pid = back(pid)
 	}
+	// The other one, which served them before, has to hear of it when the worker is back.
+	own := func() {
+		eventually(t, "all of 20 connections are on the worker that is back", func() bool {
+			was := g.connections(t, "0")
+			for range 20 {
+				c := client(false)
+				c.Transport.(*http.Transport).DialContext = dialOn(0)
+				get(t, c, "https://"+g.address+"/")
+			}
+			return g.connections(t, "0") == was+20
+		})
+	}
+	own()
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	// A thread that has yet to hear of it may take a connection, which would die with the worker.
+	eventually(t, "the worker stands still", func() bool { return stopped(t, pid) })
 	const waiting = 10
 	served := make(chan error, waiting)
 	for range waiting {
@@ -170,17 +185,28 @@ func TestFailingWorkersConnections(t *testing.T) {
 	if !strings.Contains(g.log.String(), "its connections are served by another worker meanwhile") {
 		t.Errorf("no sibling was asked:\n%s", g.log)
 	}
-	// When it is back its connections are its own, as soon as the other one has heard of it.
+	// When it is back its connections are its own.
 	back(pid)
-	eventually(t, "all of 20 connections are on the worker that is back", func() bool {
-		was := g.connections(t, "0")
-		for range 20 {
-			c := client(false)
-			c.Transport.(*http.Transport).DialContext = dialOn(0)
-			get(t, c, "https://"+g.address+"/")
+	own()
+}
+
+// stopped tells whether all threads of the process are.
+func stopped(t *testing.T, pid int) bool {
+	t.Helper()
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("threads of %d: %v", pid, err)
+	}
+	for _, path := range threads {
+		stat, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
 		}
-		return g.connections(t, "0") == was+20
-	})
+		if _, state, _ := strings.Cut(string(stat), ") "); !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
 }
 
 // dialOn connects from the CPU: over loopback that one receives the SYN, too.
