@@ -161,9 +161,10 @@ static __always_inline enum outcome classify_tcp(struct cursor *c, struct packet
 	return sane_tcp_flags(p->tcp_flags) ? OUTCOME_pass_tcp : OUTCOME_drop_tcp_flags;
 }
 
-static __always_inline enum outcome classify_udp(struct cursor *c, struct packet *p)
+/* A first fragment's UDP length is that of the whole datagram, which goes on elsewhere. */
+static __always_inline enum outcome classify_udp(struct cursor *c, struct packet *p, bool first)
 {
-	__u64 left = c->left;
+	__u64 left = first ? 0xffff : c->left;
 	struct udphdr *udp = take(c, sizeof(*udp));
 	__u16 length;
 
@@ -252,12 +253,8 @@ static __always_inline enum outcome classify_ipv4(struct cursor *c, struct packe
 		return OUTCOME_pass_fragment;
 	if (ip->protocol == IPPROTO_TCP)
 		return classify_tcp(c, p);
-	/* A first fragment's UDP length is that of the whole datagram. */
-	if (ip->protocol == IPPROTO_UDP) {
-		if (fragment & 0x2000)
-			c->left = 0xffff;
-		return classify_udp(c, p);
-	}
+	if (ip->protocol == IPPROTO_UDP)
+		return classify_udp(c, p, fragment & 0x2000);
 	if (ip->protocol == IPPROTO_ICMP)
 		return classify_icmp4(c, p);
 	return OUTCOME_pass_other_ip;
@@ -332,11 +329,8 @@ static __always_inline enum outcome classify_ipv6(struct cursor *c, struct packe
 		return walked;
 	if (p->protocol == IPPROTO_TCP)
 		return classify_tcp(c, p);
-	if (p->protocol == IPPROTO_UDP) {
-		if (first)
-			c->left = 0xffff;
-		return classify_udp(c, p);
-	}
+	if (p->protocol == IPPROTO_UDP)
+		return classify_udp(c, p, first);
 	if (p->protocol == IPPROTO_ICMPV6)
 		return classify_icmp6(c, p, hop_limit);
 	return OUTCOME_pass_other_ip;

@@ -318,6 +318,7 @@ func TestPackets(t *testing.T) {
 
 		{"first fragment, TCP", Set(tcp4, ip+6, 0x20), "pass_tcp"},
 		{"first fragment, UDP longer than it", Set(Set(udp4, ip+6, 0x20), l4+4, 4, 0), "pass_udp"},
+		{"tiny first fragment, UDP, padded", Set(Set(Cut(udp4, l4+8), ip+6, 0x20), ip+2, 0, 25), "drop_truncated"},
 		{"tiny first fragment", Set(Cut(Set(tcp4, ip+6, 0x20), l4+8), ip+2, 0, 28), "drop_truncated"},
 		{"later fragment", Set(tcp4, ip+6, 0x00, 0x01), "pass_fragment"},
 		{"last fragment", Set(udp4, ip+6, 0x1f, 0xff), "pass_fragment"},

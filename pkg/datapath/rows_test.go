@@ -100,6 +100,7 @@ func TestMorePackets(t *testing.T) {
 		{"IPv6 later fragment behind hop-by-hop", Set(Extend(udp6, HopByHop, Fragment), l46+8+2, 0, 8), "pass_fragment"},
 		{"IPv6 first fragment of TCP", Set(Extend(tcp6, Fragment), l46+2, 0, 1), "pass_tcp"},
 		{"IPv6 fragment header twice", Extend(udp6, Fragment, Fragment), "pass_udp"},
+		{"tiny IPv6 first fragment of UDP, padded", Set(Set(Extend(udp6, Fragment), l46+2, 0, 1), ip+4, 0, 8+5), "drop_truncated"},
 		{"tiny IPv6 first fragment", Set(Cut(Set(Extend(tcp6, Fragment), l46+2, 0, 1), l46+8+19), ip+4, 0, 27), "drop_truncated"},
 
 		{"QinQ the other way round", VLAN(tcp4, TypeVLAN, TypeQinQ), "pass_tcp"},
