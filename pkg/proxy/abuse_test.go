@@ -276,8 +276,9 @@ func TestAbuse(t *testing.T) {
 			var runs uint64
 			g.unharmed(func(int) (beside, quiet time.Duration) { return besides(g, client, i, &runs) })
 			eventually(t, "all are counted", func() bool { return g.slab.Load(zone.HTTP2Misuse) >= runs })
-			// A flood of two kinds at once is named for the greater.
-			if n := g.slab.Load(zone.HTTP2Misuse); n != runs || 10*g.slab.LoadMisuse(a.kind) < 9*runs {
+			// A flood of two kinds at once is named for the greater: where the machine is busy, streams
+			// that were reset are still under way, and a few floods of resets end as streams above the limit.
+			if n := g.slab.Load(zone.HTTP2Misuse); n != runs || 2*g.slab.LoadMisuse(a.kind) < runs {
 				t.Errorf("%d connections ended, %d counted as %v, %d in all", runs, g.slab.LoadMisuse(a.kind), a.kind, n)
 			}
 			if want := "kind=" + a.kind.String() + " "; !strings.Contains(g.log.String(), want) || !strings.Contains(g.log.String(), "client=127.0.0.1:") {
