@@ -305,7 +305,7 @@ func TestMemoryUnderAbuse(t *testing.T) {
 	up, end := helper(t, "upstream")
 	defer end()
 	for _, state := range []string{crowdUploads, crowdSmallUploads, crowdZeroWindow, crowdBlock} {
-		for _, row := range []struct{ n, most int64 }{{1, 4 << 20}, {200, 5 << 19}} {
+		for _, row := range []struct{ n, most int64 }{{1, 4 << 20}, {200, map[bool]int64{false: 2 << 20, true: 3 << 20}[state == crowdSmallUploads]}} {
 			t.Run(fmt.Sprintf("%s, %d connections", state, row.n), func(t *testing.T) {
 				g := newGateway(t, []string{up}, func(s *policy.Snapshot) {
 					s.Upstreams[0].MaxConnections, s.Upstreams[0].MaxIdle, s.Upstreams[0].HeaderTimeout = 512, 0, time.Minute

@@ -125,9 +125,26 @@ func (f *frames) fill(state string) error {
 	if state == crowdZeroWindow {
 		return nil
 	}
-	for i := range 100 {
-		if err := f.WriteData(oddID(i), false, make([]byte, 10400)); err != nil {
-			return err
+	const part = 2600 // of a stream; a hundred are the window before anything was read
+	rounds, window := 1, 1<<16-1
+	if state == crowdSmallUploads {
+		rounds = 6 // their beginnings are read, and give the window back
+	}
+	for range rounds {
+		for window < 100*part {
+			fr, err := f.ReadFrame()
+			if err != nil {
+				return err
+			}
+			if u, ok := fr.(*h2.WindowUpdateFrame); ok && u.StreamID == 0 {
+				window += int(u.Increment)
+			}
+		}
+		for i := range 100 {
+			if err := f.WriteData(oddID(i), false, make([]byte, part)); err != nil {
+				return err
+			}
+			window -= part
 		}
 	}
 	return nil

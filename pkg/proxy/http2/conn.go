@@ -25,7 +25,8 @@ type Conn struct {
 	// All that follows is guarded by the wire's lock.
 
 	// Input.
-	recvWindow int64  // what the client may still send
+	window     int64  // what the client may send ahead; widens to Config.ConnWindow
+	recvWindow int64  // of it, what the client may still send
 	unacked    int64  // read or discarded, not yet given back
 	lastID     uint32 // the highest stream the client began
 	served     uint32 // the highest that we took up
@@ -78,9 +79,10 @@ func NewConn(c net.Conn, cfg Config, h Handler) *Conn {
 	cfg = cfg.withDefaults()
 	conn := &Conn{
 		cfg: cfg, handler: h, run: cfg.Run,
-		recvWindow: int64(cfg.ConnWindow),
-		streams:    make(map[uint32]*Stream),
+		window:  int64(min(cfg.ConnWindow, firstConnWindow)),
+		streams: make(map[uint32]*Stream),
 	}
+	conn.recvWindow = conn.window
 	pool := cfg.Pool
 	if pool == nil {
 		pool, conn.ownPool = NewPool(), true

@@ -120,11 +120,19 @@ func (c *Conn) onData(fh h2.FrameHeader, p []byte) error {
 // giveBack returns credit of the connection's window to the client, in batches.
 func (c *Conn) giveBack(n int64) {
 	c.unacked += n
-	if c.unacked >= int64(c.cfg.ConnWindow)/4 && !c.ending {
+	if c.unacked >= c.window/4 && !c.ending {
 		c.writeWindowUpdate(0, c.unacked)
 		c.recvWindow += c.unacked
 		c.unacked = 0
 	}
+}
+
+// widen opens the connection's window by what a handler has read, up to Config.ConnWindow: who sends what nobody takes
+// makes us hold no more than firstConnWindow. It returns the credit that comes of it.
+func (c *Conn) widen(read int64) int64 {
+	n := min(read, int64(c.cfg.ConnWindow)-c.window)
+	c.window += n
+	return n
 }
 
 func (c *Conn) isIdle(id uint32) bool { return id > c.lastID || id&1 == 0 }

@@ -30,7 +30,7 @@ type Config struct {
 	MaxHeaderBytes int           // names, values and 32 bytes per field, cookie crumbs included; default 32 KiB; above: 431
 	MaxFields      int           // fields of a request, cookie crumbs and pseudo fields included; default 100; above: 431
 	StreamWindow   int           // bytes of body the client may send ahead on a stream; default 64 KiB
-	ConnWindow     int           // the same for all streams together; default 1 MiB, at least 65535
+	ConnWindow     int           // the same for all streams together, once as much was read; default 1 MiB, at least 65535
 	OutputBytes    int           // bytes that may wait to be written; default 256 KiB
 	Idle           time.Duration // no stream open for so long: GOAWAY and end; default 75 s
 	Header         time.Duration // for the preface, the first SETTINGS, a header block, the SETTINGS ack; default 10 s
@@ -109,11 +109,13 @@ func connError(code h2.ErrCode, cause string) error {
 }
 
 const (
-	defaultWindow = 65535     // RFC 9113, 6.9.2
-	maxWindow     = 1<<31 - 1 // RFC 9113, 6.9.1
-	frameHeader   = 9
-	maxFrame      = 16384 // what we accept (the smallest limit there is) and the most we send
-	tableBytes    = 4096  // HPACK table of either side
+	defaultWindow = 65535 // RFC 9113, 6.9.2
+	// firstConnWindow is a connection's window before any body was read: 100 streams hold little in it.
+	firstConnWindow = 256 << 10
+	maxWindow       = 1<<31 - 1 // RFC 9113, 6.9.1
+	frameHeader     = 9
+	maxFrame        = 16384 // what we accept (the smallest limit there is) and the most we send
+	tableBytes      = 4096  // HPACK table of either side
 )
 
 func (cfg Config) withDefaults() Config {

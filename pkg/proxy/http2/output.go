@@ -80,8 +80,8 @@ func (c *Conn) writeSettings() {
 		c.out.b = binary.BigEndian.AppendUint16(c.out.b, uint16(s.ID))
 		c.out.b = binary.BigEndian.AppendUint32(c.out.b, s.Val)
 	}
-	if more := c.cfg.ConnWindow - defaultWindow; more > 0 {
-		c.writeWindowUpdate(0, int64(more))
+	if more := c.window - defaultWindow; more > 0 {
+		c.writeWindowUpdate(0, more)
 	}
 }
 

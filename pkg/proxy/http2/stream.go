@@ -248,7 +248,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 		return 0, s.err
 	case s.body.n > 0:
 		n := s.body.take(c.pool, p)
-		c.giveBack(int64(n))
+		c.giveBack(int64(n) + c.widen(int64(n)))
 		s.giveBack(int64(n))
 		return n, nil
 	case s.remoteEnd:
