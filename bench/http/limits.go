@@ -34,6 +34,11 @@ var variants = []struct{ name, keys, lua string }{
   if r.method == "GET" then return r.ip .. r:header("X-Tenant") end
   return r.ip
 end}`},
+	{"Lua function", "", `limit_req{name = "owners", rate = "1000000r/s", burst = 1000000, nodelay = true, key = function(r)
+  local tenant = r:header("X-Tenant")
+  if tenant then return string.lower(tenant) end
+  return r.ip
+end}`},
 }
 
 // The gateway is measured for slices of this length, after a pause in which what a change of
@@ -242,7 +247,7 @@ func (a *alternation) checkUsed(ctx context.Context) error {
 	}
 	for _, want := range []string{
 		`xgw_request_limit_requests_total{limit="clients",outcome="passed"} `, `xgw_request_limit_requests_total{limit="holders",outcome="passed"} `,
-		`xgw_request_limit_requests_total{limit="tenants",outcome="passed"} `, `xgw_key_lookups_total{result="cached"`,
+		`xgw_request_limit_requests_total{limit="tenants",outcome="passed"} `, `xgw_request_limit_requests_total{limit="owners",outcome="passed"} `, `xgw_key_lookups_total{result="cached"`,
 	} {
 		if !strings.Contains(text, want) {
 			return fmt.Errorf("the metrics have no %s", want)
