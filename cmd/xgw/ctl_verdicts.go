@@ -71,7 +71,7 @@ func writeVerdicts(out io.Writer, list []admin.Verdict, now time.Time) error {
 		if v.Capped {
 			step += " (capped)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", v.Source, step, v.Reason, v.Rule,
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\n", v.Source, step, v.Reason, printable(v.Rule),
 			now.Sub(v.Since).Round(time.Second), v.Until.Sub(now).Round(time.Second), v.Good, printable(v.Note))
 	}
 	return w.Flush()

@@ -118,6 +118,16 @@ func (r *queueReport) ban(e *env, irqs []int) error {
 		return nil
 	}
 	all := append(mend.Banned(line), irqs...)
+	set, _, err := mend.Here(e.instance).Drift("") // of other interfaces: it keeps one list
+	if err != nil {
+		return err
+	}
+	for _, c := range set {
+		var n int
+		if _, err := fmt.Sscanf(c.Object, "/proc/irq/%d/smp_affinity_list", &n); err == nil {
+			all = append(all, n)
+		}
+	}
 	slices.Sort(all)
 	if err := mend.Ban(mend.BalancerSocket("/", pid), slices.Compact(all)); err != nil {
 		if len(irqs) == 0 {

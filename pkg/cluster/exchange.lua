@@ -22,7 +22,11 @@ for i = 3, #KEYS do
   local charge, room = tonumber(ARGV[2 * i - 1]), tonumber(ARGV[2 * i])
   -- As if all were charged when the first may have been: what this bucket holds is never more
   -- than if each request had been charged here at its time.
-  local at = math.max(tonumber(redis.call('GET', KEYS[i]) or 0), from)
+  local held = tonumber(redis.call('GET', KEYS[i]) or 0)
+  if not held or held ~= held then
+    held = 0 -- somebody else wrote there
+  end
+  local at = math.max(held, from)
   if not told then
     at = math.max(at + charge, from)
   end

@@ -72,6 +72,7 @@ type Leases struct {
 	until int64                // the same of this one
 	ahead int64                // of the server's clock before now, ns; what the way back took is missing, so it is never too much
 	known bool                 // ahead is
+	more  bool                 // it was cut short: others may have older charges
 	seq   uint64               // of the batch: told twice, it counts once
 	quiet bool                 // the server is asked from time to time only
 	next  time.Time            // when it is, or when others are to hear that this gateway is there
@@ -142,9 +143,13 @@ func (l *Leases) round(ctx context.Context, now time.Time) (more bool) {
 
 // collect makes the next batch, of limits that there are.
 func (l *Leases) collect(now time.Time) (more bool) {
-	l.from, l.until = l.until, l.now()
+	if !l.more { // else some keys were last seen before the batch that was cut short
+		l.from = l.until
+	}
+	l.until = l.now()
 	l.batch = l.shares.Collect(l.batch[:0], mostKeys)
 	more = len(l.batch) >= mostKeys
+	l.more = more
 	l.rates = *l.limits.Load()
 	l.batch = slices.DeleteFunc(l.batch, func(s zone.Share) bool { _, ok := l.rates[s.Limit]; return !ok })
 	l.taken = now

@@ -121,7 +121,7 @@ func readNIC(name string, planes []*datapath.Datapath) (NIC, error) {
 	if err != nil {
 		return NIC{}, err
 	}
-	n := NIC{Interface: i, Statistics: host.Statistics(name), RSS: host.FlowTable(name)}
+	n := NIC{Interface: i, Statistics: host.Statistics(name), RSS: mend.FlowTable(name)}
 	if n.NoSysfs = host.CheckSysfs("/", name) != nil; !n.NoSysfs {
 		n.IRQs = host.Interrupts("/", name)
 	}

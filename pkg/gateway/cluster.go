@@ -85,8 +85,9 @@ func (m *member) close() error {
 		return nil
 	}
 	m.stop()
+	err := m.client.Close() // a read that waits hears of nothing else
 	m.runs.Wait()
-	return m.client.Close()
+	return err
 }
 
 // counts tells the ledger; nil: nothing.

@@ -56,25 +56,6 @@ func Statistics(name string) map[string]uint64 {
 	return out
 }
 
-// FlowTable counts, by queue, the entries of the table that spreads flows over the receive
-// queues (RSS); nil where there is none.
-func FlowTable(name string) []int {
-	e, err := ethtool.NewEthtool()
-	if err != nil {
-		return nil
-	}
-	defer e.Close()
-	t, err := e.GetIndir(name)
-	if err != nil || t.Size == 0 || int(t.Size) > len(t.RingIndex) {
-		return nil
-	}
-	entries := make([]int, slices.Max(t.RingIndex[:t.Size])+1)
-	for _, q := range t.RingIndex[:t.Size] {
-		entries[q]++
-	}
-	return entries
-}
-
 // Interrupts lists the numbers of an interface's interrupts; none for a device without. The
 // device of a virtio NIC is beneath the PCI device that has them. root is / on a real machine.
 func Interrupts(root, name string) []int {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -217,7 +218,7 @@ func (m *Machine) Undo(by string) ([]Result, error) {
 		}
 		r := Result{Change: c}
 		switch now, err := m.Read(c); {
-		case errors.Is(err, os.ErrNotExist):
+		case errors.Is(err, os.ErrNotExist), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ESRCH):
 			r.Error = "it is there no more"
 		case err == nil && !Equal(now, c.Value):
 			r.Error = fmt.Sprintf("left as it is: somebody has set it to %s since", now)
@@ -301,10 +302,16 @@ func namespace() uint64 {
 	return st.Ino
 }
 
+// maskForm is how the kernel writes sets of CPUs as masks; lists of them, such as 0,8, are none.
+var maskForm = regexp.MustCompile(`^[0-9a-fA-F]{1,8}(,[0-9a-fA-F]{8})*$`)
+
 // Equal compares values as the kernel may write them: 0000,00000003 is 3.
 func Equal(a, b string) bool {
 	if a == b {
 		return true
+	}
+	if !maskForm.MatchString(a) || !maskForm.MatchString(b) {
+		return false
 	}
 	a, b = strings.TrimLeft(strings.ReplaceAll(a, ",", ""), "0"), strings.TrimLeft(strings.ReplaceAll(b, ",", ""), "0")
 	return a == b && !strings.ContainsAny(a, " -")

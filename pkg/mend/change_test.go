@@ -164,6 +164,9 @@ func mustApply(t *testing.T, m *Machine, by string, all ...Change) {
 }
 
 func TestEqual(t *testing.T) {
+	if Equal("0,2", "2") || Equal("1,2", "12") || !Equal("00000000,00000003", "3") {
+		t.Error("lists of CPUs are not masks of them")
+	}
 	for _, row := range []struct {
 		a, b string
 		want bool

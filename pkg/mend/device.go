@@ -50,11 +50,8 @@ func (Devices) Read(c Change) (string, error) {
 		}
 		return "off", nil
 	case RSS:
-		t, err := e.GetIndir(c.Object)
-		if err != nil {
-			return "", err
-		}
-		return formatTable(t.RingIndex[:t.Size]), nil
+		table, err := readTable(e, c.Object)
+		return formatTable(table), err
 	}
 	return "", fmt.Errorf("%s is no setting of a device", c.Kind)
 }
@@ -85,6 +82,9 @@ func (Devices) Write(c Change, value string) error {
 	case Feature:
 		return e.Change(c.Object, map[string]bool{kernelNames[c.Name]: value == "on"})
 	case RSS:
+		if _, err := readTable(e, c.Object); err != nil { // writing reads it, too
+			return err
+		}
 		return writeTable(e, c.Object, value)
 	}
 	return fmt.Errorf("%s is no setting of a device", c.Kind)

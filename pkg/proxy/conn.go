@@ -277,7 +277,7 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 		head:    http1.Request{Fields: ex.head.Fields[:0]},
 		reply:   http1.Response{Fields: ex.reply.Fields[:0]},
 		routing: ex.routing.cleared(), limiting: ex.limiting.cleared(),
-		pump: pump{done: ex.pump.done, fields: ex.pump.fields}, turn: ex.turn,
+		pump: pump{done: ex.pump.done, fields: ex.pump.fields}, turn: ex.turn, refusedBy: -1,
 	}
 	return ex
 }

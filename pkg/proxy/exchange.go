@@ -138,7 +138,6 @@ type client interface {
 // run takes the exchange from its parsed request to its record.
 func (ex *Exchange) run() {
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
-	ex.refusedBy = -1
 	ex.outcome, ex.status = zone.RequestPanic, 500 // what is recorded unless it ends otherwise
 	defer ex.worker.overload.leave(ex)
 	defer ex.record()

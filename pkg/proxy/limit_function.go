@@ -32,7 +32,7 @@ type KeyRequest interface {
 // addKeys gives a snapshot the functions that its limits ask for, and its trial those of its own.
 func (w *Worker) addKeys(s *snapshot) error {
 	err := w.addKeysOf(s.policy.KeyScript, s.requestLimits, s.connectionLimits)
-	if err == nil && s.trial != nil {
+	if now := w.current.Load(); err == nil && s.trial != nil && (now == nil || now.trial != s.trial) { // else they are in use
 		err = w.addKeysOf(s.policy.Trial.KeyScript, s.trial.requests, s.trial.connections)
 	}
 	return err

@@ -63,7 +63,9 @@ func compile(p *policy.Snapshot, old *snapshot) (*snapshot, error) {
 		}
 		s.connectionLimits = append(s.connectionLimits, l)
 	}
-	if s.trial, err = newTrial(p.Trial); err != nil {
+	if old != nil && old.policy.Generation == p.Generation && reflect.DeepEqual(old.policy.Trial, p.Trial) {
+		s.trial = old.trial // a certificate was renewed: what it has counted stays
+	} else if s.trial, err = newTrial(p.Trial); err != nil {
 		return nil, err
 	}
 	for i := range p.Routes {

@@ -4,7 +4,6 @@ package proxy
 
 import (
 	"fmt"
-	"math"
 	"net/netip"
 	"sync"
 
@@ -103,11 +102,10 @@ func (t *trial) wouldRefuse(ex *Exchange) int {
 			continue
 		}
 		key := w.limits.Key(l.policy.ID, ex.limiting.key)
-		open, r := w.holds.Take(key, math.MaxUint64)
-		if r == zone.HeldOne {
+		switch _, r := w.holds.Take(key, l.policy.Max); r {
+		case zone.HeldOne:
 			ex.limiting.counted = append(ex.limiting.counted, key)
-		}
-		if open > l.policy.Max {
+		case zone.HeldMost:
 			return len(t.requests) + i
 		}
 	}
@@ -177,11 +175,11 @@ func (t *trial) connect(w *Worker, client netip.Addr, counted []uint64) []uint64
 			continue
 		}
 		key := w.limits.Key(l.policy.ID, appendAddress(room[:0], client))
-		open, r := w.holds.Take(key, math.MaxUint64)
+		_, r := w.holds.Take(key, l.policy.Max)
 		if r == zone.HeldOne {
 			counted = append(counted, key)
 		}
-		if open > l.policy.Max && !over {
+		if r == zone.HeldMost && !over {
 			over = true
 			t.mu.Lock()
 			who := triedClient{address: client, source: policy.AddressKey(client)}

@@ -108,6 +108,36 @@ func TestTrialOfLimits(t *testing.T) {
 	}
 }
 
+// What is refused before any limit is asked counts as a request that no limit would refuse, and
+// what a trial has counted outlives a new certificate.
+func TestTrialOfRefusedHeads(t *testing.T) {
+	g := newStoppedGateway(t, []string{plainUpstream(t)})
+	g.snapshot.Trial = &policy.Trial{RequestLimits: []policy.RequestLimit{hourly("all", 100, byAddress)}}
+	packetsOnly := g.snapshot
+	packetsOnly.Generation, packetsOnly.Trial = 2, &policy.Trial{}
+	g.start()
+	for i := range 2 {
+		if i == 1 {
+			if err := g.worker.Apply(&packetsOnly, g.certs); err != nil {
+				t.Fatal(err)
+			}
+		}
+		raw := g.raw()
+		raw.send("GET / HTTP/1.1\r\nbad head\r\n\r\n")
+		if got, _ := raw.reply("GET"); got.StatusCode != 400 {
+			t.Errorf("status %d, want 400", got.StatusCode)
+		}
+		g.records(1)
+		if err := g.worker.Apply(g.worker.current.Load().policy, g.certs); err != nil { // as when a certificate was renewed
+			t.Fatal(err)
+		}
+		got := g.worker.Tried()
+		if len(got.Clients) != 1 || got.Clients[0].Tally != (Tally{Requests: 1}) || got.Refused["all"] != 0 {
+			t.Errorf("round %d: %+v", i, got)
+		}
+	}
+}
+
 // Key functions of a trial are its own, whatever those that hold are called.
 func TestTrialByFunction(t *testing.T) {
 	g := newStoppedGateway(t, []string{httpUpstream(t, func(http.ResponseWriter, *http.Request) {})})

@@ -51,7 +51,8 @@ func (s *Server) writeFile(path string) error {
 	}
 	s.gate.leave()
 	made := path + ".new" // no collector reads it by this name
-	f, err := os.OpenFile(made, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, fileMode)
+	_ = os.Remove(made)   // what one that was killed has left, or a pipe that nobody reads
+	f, err := os.OpenFile(made, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, fileMode)
 	if err != nil {
 		return fmt.Errorf("write metrics: %w", err)
 	}

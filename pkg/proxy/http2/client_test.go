@@ -59,7 +59,13 @@ func TestBodiesByteForByte(t *testing.T) {
 			t.Run(fmt.Sprintf("window %d size %d", window, size), func(t *testing.T) {
 				s, web := webClient(t, Config{StreamWindow: window})
 				want := patternBytes(size)
-				resp, err := web.Post("https://"+s.addr()+"/echo", "", &slowReader{r: bytes.NewReader(want)})
+				// The client may send what it took of the first window after it acknowledged a smaller one.
+				resp, err := web.Get("https://" + s.addr() + "/bytes/0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Body.Close()
+				resp, err = web.Post("https://"+s.addr()+"/echo", "", &slowReader{r: bytes.NewReader(want)})
 				if err != nil {
 					t.Fatal(err)
 				}
