@@ -30,7 +30,7 @@
 --            what passed elsewhere counts here: a burst of each gateway may pass at once, and is made
 --            up for. Without the redis each holds the limit for itself: `xgw config check` has the bound
 --limit_req{name = "clients", rate = "100r/s", burst = 200, nodelay = true}
---limit_req{name = "logins", key = {"address", "route"}, match = {route = "login", method = "POST"}, rate = "30r/m", burst = 10, nodelay = true}
+--limit_req{name = "logins", key = {"address", "route"}, match = {route = "api", method = "POST"}, rate = "30r/m", burst = 10, nodelay = true}
 --for tier, rate in pairs{gold = 1000, silver = 100} do limit_req{name = tier, key = "consumer", match = {tier = tier}, rate = rate .. "r/s", burst = rate, nodelay = true, dry_run = true} end
 
 --limit_req{name = "tenants", rate = "50r/s", burst = 50, nodelay = true, key = function(r) return r:header("X-Tenant") .. r.path:sub(1, 4) end}
@@ -44,12 +44,12 @@
 --   max      how many at once
 --   match, status  of requests, as above
 --limit_conn{name = "connections", max = 100}
---limit_conn{name = "searches", count = "requests", match = {route = "login"}, max = 4}
+--limit_conn{name = "searches", count = "requests", match = {route = "api"}, max = 4}
 
 -- packet_limit limits packets at the NIC queue: keys and values as in packet_limits of
 -- gateway.yaml; rates also as "2Mpps" and "1Gbit/s".
---packet_limit{name = "syns", key = "source", count = "syns", rate = 100, burst = 200}
---packet_limit{name = "flood", key = "queue", count = "packets", rate = "2Mpps"}
+--packet_limit{name = "nets", key = "prefix", count = "packets", rate = "2Mpps"}
+--packet_limit{name = "line", key = "interface", count = "bytes", rate = "1Gbit/s"}
 
 -- allow and deny add to those of gateway.yaml.
 --deny{"192.0.2.0/24", "2001:db8::/32"}

@@ -11,9 +11,6 @@ import (
 	"testing"
 
 	"github.com/spf13/cobra"
-
-	"github.com/xgw-project/xgw/pkg/config"
-	"github.com/xgw-project/xgw/pkg/policy"
 )
 
 func TestStatusAndMessageOfFaults(t *testing.T) {
@@ -107,17 +104,19 @@ func TestReadmeConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, block, found := strings.Cut(string(text), "```yaml\n")
-	block, _, closed := strings.Cut(block, "```")
-	if !found || !closed {
-		t.Fatal("no yaml in the README")
+	dir := t.TempDir()
+	for language, name := range map[string]string{"yaml": "gateway.yaml", "lua": "ratelimit.lua"} {
+		_, block, found := strings.Cut(string(text), "```"+language+"\n")
+		block, _, closed := strings.Cut(block, "```")
+		if !found || !closed {
+			t.Fatalf("no %s in the README", language)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(block), 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	c, err := config.Parse("README.md", []byte(block), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := policy.Compile(c, 1); err != nil {
-		t.Error(err)
+	if status, out, said := inProcess("config", "check", "-c", filepath.Join(dir, "gateway.yaml")); status != 0 || !strings.Contains(out, "https") {
+		t.Errorf("status %d\n%s%s", status, out, said)
 	}
 }
 

@@ -40,10 +40,11 @@ func ctlReloadCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "reload",
 		Short: "Take the changed configuration",
-		Long: `Reads gateway.yaml and the certificates anew. Both planes change over together, and
-connections live on. With any fault nothing changes, and the command says which one, with
-file and line. What holds for a gateway's whole life (listeners' addresses, interfaces,
-workers, logs, buffers.conf) takes a restart, and that is said.
+		Long: `Reads gateway.yaml, ratelimit.lua and the certificates anew. Both planes change over
+together, and connections live on. With any fault nothing changes, and the command says
+which one, with file and line. What holds for a gateway's whole life takes a restart, and
+that is said: interfaces, telemetry, admin_api, workers and what belongs to their processes,
+keys.store, keys.file, redis, log, and buffers.conf.
 
 With --confirm the change undoes itself unless gateway-ctl confirm comes in time.`,
 		Example: `  sudo gateway-ctl reload

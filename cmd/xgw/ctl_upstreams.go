@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -26,7 +27,7 @@ closed. What is decided holds over reloads and until the gateway is started anew
 	}
 	set := func(name, short, done, example string, args []string, change func(*admin.ServerSetting, []string) error) {
 		cmd.AddCommand(&cobra.Command{
-			Use:     name,
+			Use:     name + " " + strings.Join(args, " "),
 			Short:   short,
 			Long:    short + ". The command returns when the gateway has it, and its workers are being told.",
 			Example: "  sudo gateway-ctl upstreams " + example,

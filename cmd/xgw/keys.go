@@ -194,7 +194,7 @@ func (k *keyCommands) list() *cobra.Command {
 		Use:   "list",
 		Short: "List keys, without what they open with",
 		Example: `  sudo xgw keys list
-  sudo xgw keys list --json | jq -r 'select(.expires < "2027") | .id'`,
+  sudo xgw keys list --json | jq -r 'select(.expires and .expires < "2027") | .id'`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			defer k.close()

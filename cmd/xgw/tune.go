@@ -140,7 +140,7 @@ func printTuned(e *env, all []tuned) error {
 	return w.Flush()
 }
 
-// printSysctls prints what is wanted, and leaves what is better already.
+// printSysctls prints all that is wanted; what is better already keeps its value.
 func printSysctls(e *env) error {
 	var b strings.Builder
 	b.WriteString("# What xgw wants of the machine: `xgw tune` says why.\n")
@@ -151,10 +151,11 @@ func printSysctls(e *env) error {
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
+		value := s.Want
 		if good, _ := s.Satisfied(now); err == nil && good {
-			continue
+			value = strings.Join(strings.Fields(now), " ")
 		}
-		fmt.Fprintf(&b, "%s = %s\n", s.Name, s.Want)
+		fmt.Fprintf(&b, "%s = %s\n", s.Name, value)
 	}
 	_, err := fmt.Fprint(e.out, b.String())
 	return err

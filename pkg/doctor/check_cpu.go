@@ -40,7 +40,7 @@ func (x *examination) interrupts() {
 		return
 	}
 	f := Finding{Object: fmt.Sprintf("core %d", hot), Severity: Error, Title: "one core serves the interrupts of all and is full", Evidence: fmt.Sprintf("per cent of each core in interrupts: %s", strings.Join(shares, " ")),
-		Cause: "all queues' interrupts go to it, or the NIC has one queue", Mend: "spread: true in gateway.yaml and xgw ctl reload, where the NIC has fewer queues than cores"}
+		Cause: "all queues' interrupts go to it, or the NIC has one queue", Mend: "spread: auto in gateway.yaml and xgw ctl reload, where the NIC has fewer queues than cores"}
 	for _, n := range x.now.NICs {
 		served, queues := x.served(&n)
 		if queues > 1 && len(served) == 1 && served[0] == hot {

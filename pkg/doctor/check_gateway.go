@@ -64,7 +64,7 @@ func (x *examination) configuration() {
 	case c.Path == "":
 		x.cannot("the gateway's configuration file is not known")
 	case c.Error != "":
-		x.add(Finding{Object: c.Path, Severity: Error, Title: "it would not be taken: a reload changes nothing, and a restart fails", Evidence: c.Error, Cause: "it was changed after it was loaded", Mend: "xgw config check " + c.Path})
+		x.add(Finding{Object: c.Path, Severity: Error, Title: "it would not be taken: a reload changes nothing, and a restart fails", Evidence: c.Error, Cause: "it was changed after it was loaded", Mend: "xgw config check -c " + c.Path})
 	case !c.Loaded.IsZero() && c.Changed.After(c.Loaded):
 		x.add(Finding{Object: c.Path, Severity: Warning, Title: "what is in force is not what the files say", Evidence: fmt.Sprintf("changed %s after it was loaded", c.Changed.Sub(c.Loaded).Round(time.Second)),
 			Cause: "it, buffers.conf or ratelimit.lua was changed and not reloaded", Mend: "xgw ctl reload"})
@@ -241,7 +241,7 @@ func (x *examination) overload() {
 // handshakeLayers say where a failed TLS handshake failed.
 var handshakeLayers = map[string]struct{ cause, mend string }{
 	"timeout":            {"after TCP's handshake: clients say nothing, as scanners do, or their packets are lost", "nstat -z TcpRetransSegs; limit_conn in ratelimit.lua bounds who holds many"},
-	"eof":                {"after TCP's handshake: clients close before TLS is done, as port checks of a load balancer do", "point health checks at /healthz by HTTPS, or at a listener in the clear"},
+	"eof":                {"after TCP's handshake: clients close before TLS is done, as port checks of a load balancer do", "point health checks at /healthz of telemetry.address, or at a listener in the clear"},
 	"version":            {"TLS: clients speak none of the versions", "set min_version: \"1.2\" of the listener, if old clients are to be served"},
 	"cipher":             {"TLS: clients have no cipher or curve in common", "old clients: nothing in xgw's power"},
 	"protocol":           {"TLS: clients want another application protocol than h2 and http/1.1", "see that http2: is on where clients want it"},

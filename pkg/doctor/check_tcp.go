@@ -96,7 +96,7 @@ func (x *examination) resets() {
 	opened := rate("Tcp.PassiveOpens")
 	if r := rate("TcpExt.EmbryonicRsts"); r*x.seconds >= 10 && r > 0.1*opened {
 		x.add(Finding{Object: "TCP", Severity: Warning, Title: "clients reset before their handshake is done", Evidence: fmt.Sprintf("%.1f a second beside %.1f connections (EmbryonicRsts)", r, opened),
-			Cause: "before TLS: scanners, forged sources whose owners answer, or a middlebox", Mend: "xgw drops; packet_limits by syns for each source"})
+			Cause: "before TLS: scanners, forged sources whose owners answer, or a middlebox", Mend: "xgw drops INTERFACE; packet_limits by syns for each source"})
 	}
 	if r := rate("Tcp.AttemptFails") - rate("TcpExt.EmbryonicRsts"); r*x.seconds >= 10 && r > 0.1*rate("Tcp.ActiveOpens") {
 		x.add(Finding{Object: "TCP", Severity: Warning, Title: "connections that this machine opens fail", Evidence: fmt.Sprintf("%.1f of %.1f a second (AttemptFails)", r, rate("Tcp.ActiveOpens")),

@@ -363,6 +363,9 @@ func (t *trial) sum() {
 		return cmp.Or(cmp.Compare(hurt(&b), hurt(&a)), cmp.Compare(b.Lost, a.Lost), cmp.Compare(b.AtRisk, a.AtRisk), cmp.Compare(b.Refused+b.Packets+b.Connections, a.Refused+a.Packets+a.Connections),
 			cmp.Compare(b.Requests, a.Requests), cmp.Compare(a.Address+a.Key, b.Address+b.Key))
 	})
+	if r.Clients == nil {
+		r.Clients = []admin.TriedClient{} // a list in JSON, too
+	}
 	shown := min(r.Hurt, mostClients)
 	unhurt := r.Clients[r.Hurt:]
 	r.Clients = append(r.Clients[:shown:shown], unhurt[:min(len(unhurt), mostUnhurt)]...)
