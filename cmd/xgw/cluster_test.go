@@ -23,6 +23,7 @@ import (
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/cluster"
 	"github.com/xgw-project/xgw/pkg/lab"
+	"github.com/xgw-project/xgw/pkg/lab/redistest"
 )
 
 // Limit of the cluster in these tests.
@@ -98,14 +99,8 @@ func (c *clusterLab) mustIn(t *testing.T, host, script string) {
 // startRedis starts one without anything in it, and waits until it answers.
 func (c *clusterLab) startRedis(t *testing.T, cleanup func(func())) {
 	t.Helper()
-	path, err := exec.LookPath("valkey-server")
-	if err != nil {
-		if path, err = exec.LookPath("redis-server"); err != nil {
-			t.Skip("needs valkey-server or redis-server: `deploy/setup.sh test` installs it")
-		}
-	}
 	host, port, _ := net.SplitHostPort(redisAddress)
-	c.redis = exec.Command(path, "--port", port, "--bind", host, "--protected-mode", "no", "--save", "", "--dir", c.dir)
+	c.redis = exec.Command(redistest.Program(t), "--port", port, "--bind", host, "--protected-mode", "no", "--save", "", "--dir", c.dir)
 	if err := c.Start(lab.Upstream, c.redis); err != nil {
 		t.Fatal(err)
 	}
@@ -120,16 +115,7 @@ func (c *clusterLab) startRedis(t *testing.T, cleanup func(func())) {
 func (c *clusterLab) scrape(t *testing.T, g *clusterGateway) string {
 	t.Helper()
 	hc := &http.Client{Transport: &http.Transport{DialContext: c.DialFrom(g.host), DisableKeepAlives: true}, Timeout: 20 * time.Second}
-	r, err := hc.Get(g.metrics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	text, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return bodyOf(t, hc, g.metrics)
 }
 
 // client speaks from the client's host.

@@ -3,69 +3,20 @@
 package main
 
 import (
-	"context"
-	"fmt"
-	"net"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/redis/go-redis/v9"
+	"github.com/xgw-project/xgw/pkg/lab/redistest"
 )
-
-// startRedis starts a real Valkey or Redis on loopback.
-func startRedis(t *testing.T) (address string, server *exec.Cmd) {
-	t.Helper()
-	path, err := exec.LookPath("valkey-server")
-	if err != nil {
-		if path, err = exec.LookPath("redis-server"); err != nil {
-			t.Skip("needs valkey-server or redis-server: `deploy/setup.sh test` installs it")
-		}
-	}
-	for range 5 { // it cannot choose a port itself, and one that is free may be taken by then
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		address = l.Addr().String()
-		l.Close()
-		_, port, _ := net.SplitHostPort(address)
-		server = exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", t.TempDir())
-		if err := server.Start(); err != nil {
-			t.Fatal(err)
-		}
-		if answers(address, server.Process.Pid) {
-			t.Cleanup(func() { _ = server.Process.Kill(); _ = server.Wait() })
-			return address, server
-		}
-		_ = server.Process.Kill()
-		_ = server.Wait()
-	}
-	t.Fatal("redis does not answer on any port")
-	return "", nil
-}
-
-// answers waits until that process is the redis at the address, or it is clear that it is not.
-func answers(address string, pid int) bool {
-	c := redis.NewClient(&redis.Options{Addr: address})
-	defer c.Close()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
-		info, err := c.Info(context.Background(), "server").Result()
-		if err == nil {
-			return strings.Contains(info, fmt.Sprintf("process_id:%d\r\n", pid))
-		}
-	}
-	return false
-}
 
 // Two gateways share a store: what one revokes the other refuses within a second. While the store
 // is stopped known keys go on at both, unknown ones get 503, and when it goes on, so do they.
 func TestKeysInRedis(t *testing.T) {
 	needRoot(t, "steers connections with BPF")
-	address, server := startRedis(t)
-	more := "keys: {store: redis, known_time: 1s}\nredis: {address: \"" + address + "\"}\n"
+	server := redistest.Start(t)
+	more := "keys: {store: redis, known_time: 1s}\nredis: {address: \"" + server.Address + "\"}\n"
 	first, second := keyed(t, "redis1", more), keyed(t, "redis2", more)
 	xgw := func(args ...string) string {
 		return mustRun(t, append([]string{"--instance", "redis1", "keys"}, args...)...)
@@ -88,9 +39,7 @@ func TestKeysInRedis(t *testing.T) {
 	t.Logf("refused by the other gateway %s after the command began", time.Since(began))
 	there.all(t, "revoked there", 401)
 
-	if err := server.Process.Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	server.Signal(syscall.SIGSTOP)
 	time.Sleep(2100 * time.Millisecond) // workers have to ask again
 	for _, g := range []*running{first, second} {
 		newHolder(g.address, bob).all(t, "a known key while the store is stopped", 200)
@@ -103,9 +52,7 @@ func TestKeysInRedis(t *testing.T) {
 	if status, _, errs := inProcess("--instance", "redis1", "keys", "list"); status != 1 {
 		t.Errorf("listed without a store: status %d, %s", status, errs)
 	}
-	if err := server.Process.Signal(syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
+	server.Signal(syscall.SIGCONT)
 	h := newHolder(second.address, carol)
 	for end := time.Now().Add(20 * time.Second); h.ask(h.clients[0]) != 200; time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(end) {

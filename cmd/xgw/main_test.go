@@ -170,16 +170,7 @@ func upstream(t *testing.T) string {
 
 func (g *running) scrape(t *testing.T) string {
 	t.Helper()
-	r, err := http.Get(g.metrics)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Body.Close()
-	text, err := io.ReadAll(r.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
+	return bodyOf(t, http.DefaultClient, g.metrics)
 }
 
 func needRoot(t *testing.T, why string) {

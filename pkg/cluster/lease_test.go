@@ -8,8 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync"
@@ -19,68 +17,24 @@ import (
 
 	"github.com/redis/go-redis/v9"
 
+	"github.com/xgw-project/xgw/pkg/lab/redistest"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-// server is a real Valkey or Redis.
+// server is a real Valkey or Redis, which keeps nothing.
 type server struct {
-	t       *testing.T
-	address string
-	cmd     *exec.Cmd
+	*redistest.Server
+	t *testing.T
 }
 
 func startServer(t *testing.T) *server {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := &server{t: t, address: l.Addr().String()}
-	l.Close()
-	t.Cleanup(s.kill)
-	s.start()
-	return s
-}
-
-// start waits until it answers.
-func (s *server) start() {
-	s.t.Helper()
-	path, err := exec.LookPath("valkey-server")
-	if err != nil {
-		if path, err = exec.LookPath("redis-server"); err != nil {
-			s.t.Skip("needs valkey-server or redis-server: `deploy/setup.sh test` installs it")
-		}
-	}
-	_, port, _ := net.SplitHostPort(s.address)
-	s.cmd = exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", s.t.TempDir())
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	c := s.client()
-	for end := time.Now().Add(20 * time.Second); c.Ping(context.Background()).Err() != nil; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(end) {
-			s.t.Fatal("redis does not answer")
-		}
-	}
-}
-
-func (s *server) kill() {
-	if s.cmd != nil {
-		_ = s.cmd.Process.Kill()
-		_ = s.cmd.Wait()
-	}
-	s.cmd = nil
-}
-
-func (s *server) signal(sig syscall.Signal) {
-	if err := s.cmd.Process.Signal(sig); err != nil {
-		s.t.Fatal(err)
-	}
+	return &server{redistest.Start(t), t}
 }
 
 func (s *server) client() *redis.Client {
 	const step = 400 * time.Millisecond
-	c := redis.NewClient(&redis.Options{Addr: s.address, DialTimeout: step, ReadTimeout: step, WriteTimeout: step, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true, DisableIdentity: true})
+	c := redis.NewClient(&redis.Options{Addr: s.Address, DialTimeout: step, ReadTimeout: step, WriteTimeout: step, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true, DisableIdentity: true})
 	s.t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -289,8 +243,8 @@ func TestServerComesAndGoes(t *testing.T) {
 		name        string
 		begin, over func()
 	}{
-		{"stopped", func() { s.signal(syscall.SIGSTOP) }, func() { s.signal(syscall.SIGCONT) }},
-		{"dead", func() { s.kill() }, func() { s.start() }},
+		{"stopped", func() { s.Signal(syscall.SIGSTOP) }, func() { s.Signal(syscall.SIGCONT) }},
+		{"dead", func() { s.Kill() }, func() { s.Again() }},
 	} {
 		before := a.Stats()
 		silence.begin()

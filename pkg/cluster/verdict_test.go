@@ -83,14 +83,14 @@ func TestVerdictsTravel(t *testing.T) {
 		t.Error("it came back")
 	}
 
-	s.signal(syscall.SIGSTOP)
+	s.Signal(syscall.SIGSTOP)
 	a.Tell(give("192.0.2.3", time.Minute))
 	time.Sleep(300 * time.Millisecond)
-	s.signal(syscall.SIGCONT)
+	s.Signal(syscall.SIGCONT)
 	eventually(t, "one that was given while the server stood still", func() bool { return len(b.of("192.0.2.3")) > 0 })
-	s.kill()
+	s.Kill()
 	a.Tell(give("192.0.2.4", time.Minute))
-	s.start() // without anything it had
+	s.Again() // without anything it had
 	eventually(t, "one that was given while there was no server", func() bool { return len(b.of("192.0.2.4")) > 0 && len(late.of("192.0.2.4")) > 0 })
 	b.Tell(give("192.0.2.5", time.Minute))
 	eventually(t, "the other way round", func() bool { return len(a.of("192.0.2.5")) == 1 })

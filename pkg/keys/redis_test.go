@@ -5,113 +5,34 @@ package keys
 import (
 	"context"
 	"errors"
-	"net"
-	"os/exec"
-	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/xgw-project/xgw/pkg/lab/redistest"
 )
 
-// server is a real Valkey or Redis.
+// server is a real Valkey or Redis, which keeps what it is told.
 type server struct {
-	t       *testing.T
-	address string
-	dir     string
-	cmd     *exec.Cmd
-	ended   <-chan struct{}
+	*redistest.Server
+	t *testing.T
 }
 
 func startServer(t *testing.T) *server {
 	t.Helper()
-	s := &server{t: t, dir: t.TempDir()}
-	t.Cleanup(func() { s.kill() })
-	for range 5 { // it cannot choose a port itself, and one that is free may be taken by then
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.address = l.Addr().String()
-		l.Close()
-		if s.tryStart() {
-			return s
-		}
-	}
-	t.Fatal("it does not start on any port")
-	return nil
-}
-
-// start is for one that has had its port.
-func (s *server) start() {
-	s.t.Helper()
-	for end := time.Now().Add(20 * time.Second); !s.tryStart(); time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(end) {
-			s.t.Fatal("it does not start again")
-		}
-	}
-}
-
-// tryStart waits until it answers, or has ended.
-func (s *server) tryStart() bool {
-	s.t.Helper()
-	path, err := exec.LookPath("valkey-server")
-	if err != nil {
-		if path, err = exec.LookPath("redis-server"); err != nil {
-			s.t.Skip("needs valkey-server or redis-server: `deploy/setup.sh test` installs it")
-		}
-	}
-	_, port, _ := net.SplitHostPort(s.address)
-	s.cmd = exec.Command(path, "--port", port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "yes", "--appendfsync", "no", "--dir", s.dir)
-	s.cmd.Stderr, s.cmd.Stdout = nil, nil
-	if err := s.cmd.Start(); err != nil {
-		s.t.Fatal(err)
-	}
-	ended := make(chan struct{})
-	s.ended = ended
-	go func(c *exec.Cmd) { _ = c.Wait(); close(ended) }(s.cmd)
-	c := s.client()
-	defer c.Close()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		err := c.Ping(context.Background()).Err()
-		select {
-		case <-ended: // whoever answered, it was another
-			return false
-		default:
-		}
-		if err == nil {
-			return true
-		}
-		if time.Now().After(end) {
-			s.t.Fatalf("%s in %s does not answer: %v", path, filepath.Base(s.dir), err)
-		}
-	}
-}
-
-func (s *server) kill() {
-	if s.cmd != nil && s.cmd.Process != nil {
-		_ = s.cmd.Process.Kill()
-		<-s.ended
-	}
-	s.cmd = nil
-}
-
-func (s *server) signal(sig syscall.Signal) {
-	if err := s.cmd.Process.Signal(sig); err != nil {
-		s.t.Fatal(err)
-	}
+	return &server{redistest.Start(t, "--appendonly", "yes", "--appendfsync", "no"), t}
 }
 
 func (s *server) client() *redis.Client {
 	const patience = 1500 * time.Millisecond
-	return redis.NewClient(&redis.Options{Addr: s.address, DialTimeout: patience, ReadTimeout: patience, WriteTimeout: patience, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true})
+	return redis.NewClient(&redis.Options{Addr: s.Address, DialTimeout: patience, ReadTimeout: patience, WriteTimeout: patience, MaxRetries: -1, DialerRetries: 1, ContextTimeoutEnabled: true})
 }
 
 func (s *server) store() *Redis {
-	r := NewRedis(s.client(), "test"+strconv.Itoa(s.cmd.Process.Pid)+":")
+	r := NewRedis(s.client(), "test:")
 	s.t.Cleanup(func() { r.Close() })
 	return r
 }
@@ -177,7 +98,7 @@ func TestRedisStoreIsFollowed(t *testing.T) {
 	await("a", 2)
 	t.Logf("told after %s", time.Since(began))
 
-	srv.signal(syscall.SIGSTOP)
+	srv.Signal(syscall.SIGSTOP)
 	began = time.Now()
 	if _, err := mine.Lookup(ctx, []string{"a"}); !errors.Is(err, ErrUnanswered) {
 		t.Errorf("a server that is stopped: %v", err)
@@ -187,13 +108,13 @@ func TestRedisStoreIsFollowed(t *testing.T) {
 	if _, err := mine.Lookup(ctx, []string{"a"}); !errors.Is(err, ErrUnanswered) || time.Since(began) > slow/2 {
 		t.Errorf("asked again at once: %v after %s; the first time took %s", err, time.Since(began), slow)
 	}
-	srv.signal(syscall.SIGCONT)
-	srv.kill()
+	srv.Signal(syscall.SIGCONT)
+	srv.Kill()
 	if _, err := other.Lookup(ctx, []string{"a"}); !errors.Is(err, ErrUnanswered) {
 		t.Errorf("a server that is gone: %v", err)
 	}
 	prefix := mine.prefix
-	srv.start()
+	srv.Again()
 	later := NewRedis(srv.client(), prefix)
 	t.Cleanup(func() { later.Close() })
 	for end := time.Now().Add(20 * time.Second); ; time.Sleep(20 * time.Millisecond) {
