@@ -15,6 +15,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -33,7 +34,24 @@ func TestMain(m *testing.M) {
 		stop()
 		os.Exit(status)
 	}
-	os.Exit(m.Run())
+	before := remains()
+	status := m.Run()
+	for _, path := range remains() {
+		if !slices.Contains(before, path) {
+			fmt.Printf("FAIL: the tests leave %s\n", path)
+			status = 1
+		}
+	}
+	os.Exit(status)
+}
+
+// remains lists what gateways keep beyond a process: pins and zones.
+func remains() (all []string) {
+	for _, pattern := range []string{"/sys/fs/bpf/xgw*", "/dev/shm/xgw*"} {
+		found, _ := filepath.Glob(pattern) // the patterns are right
+		all = append(all, found...)
+	}
+	return all
 }
 
 // wantedFault is the error of the step that the file named in the environment names.

@@ -102,8 +102,8 @@ func TestTop(t *testing.T) {
 	needRoot(t, "makes a lab")
 	l := mustLab(t, "xgwtop")
 	dir := t.TempDir()
-	g := startGateway(t, inHost(l, lab.Gateway), "top", dir,
-		gatewayYAML(dir, lab.GatewayAddr.String()+":443", "127.0.0.1:1", "workers: 1\npin: false\ninterfaces: [{name: edge0}]\ndeny: ["+lab.AttackerAddr.String()+"]\n"))
+	text := gatewayYAML(dir, lab.GatewayAddr.String()+":443", "127.0.0.1:1", "workers: 1\npin: false\ninterfaces: [{name: edge0}]\ndeny: ["+lab.AttackerAddr.String()+"]\n")
+	g := startGateway(t, inHost(l, lab.Gateway), "top", dir, text)
 	top := func() *shownFrame {
 		t.Helper()
 		var f shownFrame
@@ -179,6 +179,7 @@ func TestTop(t *testing.T) {
 	if row := top().row("routes", "route", "all"); row == nil || row["requests"] != 10.0 {
 		t.Errorf("route, without a supervisor: %v", row)
 	}
+	startGateway(t, inHost(l, lab.Gateway), "top", dir, text) // to take over, and to leave nothing
 	screen.press("q")
 	for range 100 {
 		if exec.Command("tmux", "-S", screen.socket, "has-session").Run() != nil {
