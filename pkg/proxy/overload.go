@@ -35,8 +35,8 @@ import (
 // always somebody to serve next, and more are refused. Without turns all that have begun are
 // served at the same time, each with an upstream connection of its own.
 //
-// A worker that serves few requests is not measured, and nothing but one load of a word is
-// asked of an exchange, twice.
+// A worker that serves few requests is not measured. While there is no overload an exchange takes
+// no lock: it is counted as it comes, runs and ends, and looks twice whether a queue stands.
 type overload struct {
 	worker   *Worker
 	wake     chan struct{} // by the sweeper: there is something to measure
