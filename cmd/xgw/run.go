@@ -5,6 +5,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"slices"
@@ -49,10 +50,14 @@ passes everything.`,
 				return usageError{err}
 			}
 			c.Instance = e.instance
-			log := slog.New(logging.NewHandler(e.err, slog.LevelInfo))
+			log, errorLog, err := openErrorLog(c.Log, e.err)
+			if err != nil {
+				return err
+			}
+			defer errorLog.Close()
 			offerPinholes(c, log)
 			err = gateway.Run(cmd.Context(), gateway.Options{
-				Config: c, Log: log, Version: version(), Load: load, LoadOther: loadOther(path), Confirm: confirm, Fault: e.fault,
+				Config: c, Log: log, ErrorLog: errorLog, Version: version(), Load: load, LoadOther: loadOther(path), Confirm: confirm, Fault: e.fault,
 				Ready: func(a gateway.Addresses) {
 					fmt.Fprintf(e.out, "xgw: serving on %s, metrics on %s\n", strings.Join(a.Listeners, ", "), a.Telemetry)
 				},
@@ -67,6 +72,22 @@ passes everything.`,
 	cmd.Flags().StringVarP(&path, "config", "c", "/etc/gateway/gateway.yaml", "configuration file")
 	cmd.Flags().DurationVar(&confirm, "confirm", 0, "undo rules and limits unless xgw confirm comes within this time")
 	return cmd
+}
+
+// openErrorLog gives the logger of the supervisor, and what writes its lines.
+func openErrorLog(c config.Log, stderr io.Writer) (*slog.Logger, *logging.Queue, error) {
+	level, err := logging.ParseLevel(c.Level)
+	if err != nil {
+		return nil, nil, err
+	}
+	out := stderr
+	if c.Error != "-" {
+		if out, err = logging.Open(c.Error, os.Stderr); err != nil {
+			return nil, nil, err
+		}
+	}
+	q := logging.NewQueue(out)
+	return slog.New(logging.NewHandler(q, level)), q, nil
 }
 
 // loadOther reads what is to be tried beside the configuration at the path.
@@ -107,7 +128,7 @@ func workerCommand(e *env) *cobra.Command {
 			if slot < 0 {
 				return usageError{errors.New("worker is for the supervisor: `xgw run` starts workers")}
 			}
-			return gateway.RunWorker(slot, slog.New(logging.NewHandler(e.err, slog.LevelInfo)).With("worker", slot))
+			return gateway.RunWorker(slot, e.err)
 		},
 	}
 	cmd.Flags().IntVar(&slot, "slot", -1, "slot of this worker")

@@ -230,10 +230,23 @@ type Redis struct {
 	Prefix       string // of all names there
 }
 
-// Log says where the access log goes: a path, "-" for standard output, or "off".
+// Log says where the logs go: a path, or "-" for standard output and standard error; "off" for
+// no access log.
 type Log struct {
-	Access string
-	Syslog Syslog
+	Access   string
+	Format   string     // of the access log: combined or json
+	Sampling []Sampling // the first that is for an exchange's route decides; without one it is logged
+	Redact   []string   // names of query parameters whose values are not logged
+	Error    string
+	Level    string // of the error log: debug, info, warn, error or crit
+	Syslog   Syslog
+}
+
+// Sampling leaves exchanges out of the access log and syslog, some of those that went well.
+type Sampling struct {
+	Routes []string // empty: all
+	Share  float64  // that is logged
+	Slow   time.Duration
 }
 
 // Syslog is whom the access log and the error log are sent to as well.

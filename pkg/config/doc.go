@@ -178,6 +178,13 @@
 //	redis.database                 0               a whole number from 0 to 65536
 //	redis.prefix                   xgw:            1 to 63 letters, digits and any of -_.:
 //	log.access                     -               a path from the root or - or off
+//	log.format                     combined        combined or json
+//	log.sampling[].routes[]        none            a name: 1 to 63 letters, digits and any of -_./@+
+//	log.sampling[].share           required        a number from 0 to 1
+//	log.sampling[].slow            500ms           a time with its unit from 1ms to 1h
+//	log.redact[]                   none            the name of a query parameter
+//	log.error                      -               a path from the root or -
+//	log.level                      info            debug or info or warn or error or crit
 //	log.syslog.address             off             off or HOST:PORT
 //	log.syslog.transport           udp             udp or tcp or tls
 //	log.syslog.facility            local0          user or daemon or local0 or local1 or local2 or local3 or local4 or local5 or local6 or local7

@@ -73,6 +73,18 @@ func whole[T int | uint64](dst *T, low, high T) scalar {
 	}}
 }
 
+// ratio is a number in [0, 1].
+func ratio(dst *float64) scalar {
+	return scalar{want: "a number from 0 to 1", example: "0.1", set: func(s string) error {
+		v, err := strconv.ParseFloat(s, 64)
+		if err != nil || !(v >= 0 && v <= 1) { // not a number is neither
+			return errWant
+		}
+		*dst = v
+		return nil
+	}}
+}
+
 // size is bytes in [low, high], with k, m or g for powers of 1024.
 func size[T int | int64](dst *T, low, high T) scalar {
 	want := fmt.Sprintf("a size from %s to %s bytes", sizeText(int64(low)), sizeText(int64(high)))

@@ -4,6 +4,8 @@ package config
 
 import (
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 )
 
@@ -56,10 +58,7 @@ func gateway(c *Config) mapping {
 		{"upstreams", required, list{example: `{name: app, servers: ["127.0.0.1:8080"]}`, least: 1, item: func() reader { return upstream(c) }}},
 		{"keys", none, keyStore(c)},
 		{"redis", none, redis(&c.Redis, c.Path)},
-		{"log", none, mapping{rows: []row{
-			{"access", "-", absolute(&c.Log.Access, "-", "off")},
-			{"syslog", none, syslog(c)},
-		}}},
+		{"log", none, logs(c)},
 		{"state", "/var/lib/xgw", absolute(&c.State)},
 	}}
 }
@@ -105,6 +104,61 @@ func adminAPI(c *Config) mapping {
 			{"key", none, file(&a.Certificate.Key, c.Path)},
 		},
 		check: func(f *found) { checkPair(f, &a.Certificate) },
+	}
+}
+
+// secretParameters are names of query parameters that are not logged where the file has no list
+// of its own.
+var secretParameters = []string{
+	"access_token", "api_key", "auth", "authorization", "client_secret", "credential", "id_token", "jwt", "key", "passwd", "password", "pwd",
+	"refresh_token", "secret", "session", "session_id", "sig", "signature", "token", "x_amz_credential", "x_amz_security_token", "x_amz_signature",
+}
+
+func logs(c *Config) mapping {
+	l := &c.Log
+	return mapping{
+		rows: []row{
+			{"access", "-", absolute(&l.Access, "-", "off")},
+			{"format", "combined", oneOf(&l.Format, "combined", "json")},
+			{"sampling", none, list{example: "share: 0.1", most: 64, item: func() reader { return sampling(c) }}},
+			{"redact", none, list{example: "token", most: 256, item: added(&l.Redact, parameter)}},
+			{"error", "-", absolute(&l.Error, "-")},
+			{"level", "info", oneOf(&l.Level, "debug", "info", "warn", "error", "crit")},
+			{"syslog", none, syslog(c)},
+		},
+		check: func(f *found) {
+			if f.values["redact"] == nil {
+				l.Redact = slices.Clone(secretParameters)
+			}
+		},
+	}
+}
+
+// parameter is the name of one in a query.
+func parameter(dst *string) scalar {
+	return text(dst, "the name of a query parameter", "access_token", func(s string) bool {
+		return s != "" && len(s) <= 64 && !strings.ContainsFunc(s, func(r rune) bool { return !letterOrDigit(r) && r != '-' && r != '_' })
+	})
+}
+
+func sampling(c *Config) mapping {
+	s := &Sampling{}
+	return mapping{
+		rows: []row{
+			{"routes", none, list{example: "health", least: 1, item: added(&s.Routes, label)}},
+			{"share", required, ratio(&s.Share)},
+			{"slow", "500ms", duration(&s.Slow, time.Millisecond, time.Hour)},
+		},
+		check: func(f *found) {
+			c.Log.Sampling = append(c.Log.Sampling, *s)
+			f.d.later = append(f.d.later, func() {
+				for i, name := range s.Routes {
+					if !slices.ContainsFunc(c.Routes, func(r Route) bool { return r.Name == name || r.Name == "" }) {
+						f.d.fail(f.values["routes"].Content[i], "%s.routes[%d]: there is no route %s", f.where, i, name)
+					}
+				}
+			})
+		},
 	}
 }
 

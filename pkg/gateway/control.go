@@ -47,6 +47,9 @@ type message struct {
 	IDs  []string      `json:"ids,omitempty"`
 	Keys []keys.Answer `json:"keys,omitempty"`
 
+	// hello, log_level: from which level on it logs
+	LogLevel string `json:"log_level,omitempty"`
+
 	// tried: what the worker knows of the trial; nil: it knows of none
 	Tried *proxy.TriedAll `json:"tried,omitempty"`
 
@@ -79,21 +82,22 @@ func (m *message) generation() uint64 {
 type kind string
 
 const (
-	kindHello    kind = "hello"    // supervisor: first message
-	kindApply    kind = "apply"    // supervisor: serve this generation from now on
-	kindPrepare  kind = "prepare"  // supervisor: get this generation ready
-	kindCommit   kind = "commit"   // supervisor: serve what was prepared from now on
-	kindServers  kind = "servers"  // supervisor: upstreams' servers are these from now on; no answer
-	kindTickets  kind = "tickets"  // supervisor: ticket keys from now on; there is no answer
-	kindShutdown kind = "shutdown" // supervisor: finish and exit
-	kindAdopt    kind = "adopt"    // supervisor: accept what comes to the Sockets of a worker that is away, too; no answer
-	kindRelease  kind = "release"  // supervisor: it is back; no answer
-	kindApplied  kind = "applied"  // worker: it serves; the first one means ready
-	kindPrepared kind = "prepared" // worker: it could serve the generation
-	kindAskKeys  kind = "ask_keys" // worker: who these API keys are; the answers come at any time
-	kindKeys     kind = "keys"     // supervisor: these
-	kindTried    kind = "tried"    // supervisor: what comes of the trial; worker: this
-	kindRefused  kind = "refused"  // worker: it goes on with the generation before
+	kindHello    kind = "hello"     // supervisor: first message
+	kindApply    kind = "apply"     // supervisor: serve this generation from now on
+	kindPrepare  kind = "prepare"   // supervisor: get this generation ready
+	kindCommit   kind = "commit"    // supervisor: serve what was prepared from now on
+	kindServers  kind = "servers"   // supervisor: upstreams' servers are these from now on; no answer
+	kindTickets  kind = "tickets"   // supervisor: ticket keys from now on; there is no answer
+	kindLogLevel kind = "log_level" // supervisor: log from this level on; no answer
+	kindShutdown kind = "shutdown"  // supervisor: finish and exit
+	kindAdopt    kind = "adopt"     // supervisor: accept what comes to the Sockets of a worker that is away, too; no answer
+	kindRelease  kind = "release"   // supervisor: it is back; no answer
+	kindApplied  kind = "applied"   // worker: it serves; the first one means ready
+	kindPrepared kind = "prepared"  // worker: it could serve the generation
+	kindAskKeys  kind = "ask_keys"  // worker: who these API keys are; the answers come at any time
+	kindKeys     kind = "keys"      // supervisor: these
+	kindTried    kind = "tried"     // supervisor: what comes of the trial; worker: this
+	kindRefused  kind = "refused"   // worker: it goes on with the generation before
 )
 
 // secrets are what a listener's TLS is made of.

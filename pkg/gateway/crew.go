@@ -44,6 +44,7 @@ type crew struct {
 
 	mu         sync.Mutex
 	ticketKeys [][32]byte
+	logLevel   string
 	current    *message   // what new workers start with
 	live       []*process // by slot; nil while its worker is away
 	heard      []*process // by slot: those that have had their configuration
@@ -120,6 +121,11 @@ func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
 	slab.Set(zone.GaugeState, uint64(zone.StateStarting))
 	done := make(chan struct{})
 	go c.converse(ctx, slot, p, applied, done)
+	relayed := make(chan struct{})
+	go func() {
+		defer close(relayed)
+		relay(p.lines, p.cmd.Process.Pid, c.log)
+	}()
 	select {
 	case <-ctx.Done():
 		slab.Set(zone.GaugeState, uint64(zone.StateDraining))
@@ -129,6 +135,8 @@ func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
 		time.AfterFunc(time.Second, func() { _ = p.cmd.Process.Kill() })
 	}
 	err = p.cmd.Wait()
+	<-relayed // its last words come before what is said of its end
+	p.lines.Close()
 	c.dismiss(slot)
 	p.control.close()
 	<-done
@@ -149,7 +157,7 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 	admitted := false
 	c.mu.Lock()
 	sent := c.current
-	hello := &message{Kind: kindHello, Worker: slot, Core: c.cores[slot], TicketKeys: c.ticketKeys}
+	hello := &message{Kind: kindHello, Worker: slot, Core: c.cores[slot], TicketKeys: c.ticketKeys, LogLevel: c.logLevel}
 	c.mu.Unlock()
 	if err := errors.Join(p.control.send(hello), p.control.send(c.withServers(sent).to(slot, kindApply))); err != nil {
 		c.log.Error("worker did not take its configuration", "worker", slot, "error", err)
@@ -240,9 +248,9 @@ func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
 		return c.current
 	}
 	c.live[slot] = p
-	keys := &message{Kind: kindTickets, TicketKeys: c.ticketKeys}
+	keys, level := &message{Kind: kindTickets, TicketKeys: c.ticketKeys}, &message{Kind: kindLogLevel, LogLevel: c.logLevel}
 	c.mu.Unlock()
-	if err := p.control.send(keys); err != nil { // they may have changed since hello
+	if err := errors.Join(p.control.send(keys), p.control.send(level)); err != nil { // they may have changed since hello
 		c.log.Warn("worker did not get new ticket keys", "worker", slot, "error", err)
 	}
 	c.reclaim(slot)

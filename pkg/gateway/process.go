@@ -23,6 +23,7 @@ const (
 	fdControl = 3 + iota
 	fdZone
 	fdSignals
+	fdLog
 )
 
 // nobody is the user of a worker where the configured one does not exist.
@@ -38,6 +39,7 @@ type process struct {
 	answers chan *message // to it; nobody waits for more than one
 	gone    chan struct{} // closed when the control socket has ended
 	changed chan struct{} // upstreams' servers are others than it was told
+	lines   net.Conn      // of its error log, until it has ended
 }
 
 // start executes this very binary as a worker on the core (-1: on any), with so many bytes
@@ -50,6 +52,12 @@ func start(slot, core int, memory int64, files []*os.File, credential *syscall.C
 		return nil, fmt.Errorf("start worker %d: %w", slot, err)
 	}
 	defer theirs.Close()
+	lines, itsLines, err := linePair()
+	if err != nil {
+		ours.close()
+		return nil, fmt.Errorf("start worker %d: %w", slot, err)
+	}
+	defer itsLines.Close()
 	// Not the path: that may hold another version by now.
 	cmd := exec.Command("/proc/self/exe", "worker", "--slot", strconv.Itoa(slot))
 	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=400"}
@@ -57,13 +65,14 @@ func start(slot, core int, memory int64, files []*os.File, credential *syscall.C
 		cmd.Env = append(cmd.Env, "GOMEMLIMIT="+strconv.FormatInt(memory, 10))
 	}
 	cmd.Stderr = os.Stderr
-	cmd.ExtraFiles = append([]*os.File{theirs}, files...)
+	cmd.ExtraFiles = append(append([]*os.File{theirs}, files...), itsLines)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Setpgid: true}
 	if err := startOn(core, cmd); err != nil {
 		ours.close()
+		lines.Close()
 		return nil, fmt.Errorf("start worker %d: %w", slot, err)
 	}
-	return &process{cmd: cmd, control: ours, answers: make(chan *message, 1), gone: make(chan struct{}), changed: make(chan struct{}, 1)}, nil
+	return &process{cmd: cmd, control: ours, lines: lines, answers: make(chan *message, 1), gone: make(chan struct{}), changed: make(chan struct{}, 1)}, nil
 }
 
 // errGone: the worker ended before it answered.

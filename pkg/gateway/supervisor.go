@@ -45,6 +45,8 @@ const beatInterval = time.Second
 type Options struct {
 	Config *config.Config
 	Log    *slog.Logger
+	// ErrorLog, when not nil, writes what Log says; it is opened anew with the access log.
+	ErrorLog *logging.Queue
 	// Load reads the configuration anew, for a reload.
 	Load func() (*config.Config, error)
 	// LoadOther reads another one, to try it: a gateway.yaml, or a ratelimit.lua beside the
@@ -157,7 +159,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	s.member.join(s.escalator)
 	s.member.follow(s.config, s.policy)
 	s.crew = &crew{
-		log: s.log, zone: s.zone, signals: s.escalator.event, cores: s.cores, memory: s.workerMemory(),
+		log: s.log, zone: s.zone, signals: s.escalator.event, cores: s.cores, logLevel: s.LogLevel(), memory: s.workerMemory(),
 		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup,
 	}
 	go s.crew.tellChanges(s.servers.Changed())
@@ -178,10 +180,11 @@ func (s *supervisor) serve(ctx context.Context) error {
 	}
 	defer s.closeSyslog(syslog)
 	drainer := logging.NewDrainer(s.zone, s.accessLog, syslog, s.names())
+	drainer.Configure(&s.config.Log)
 	if err := s.makeMeter(); err != nil {
 		return err
 	}
-	view, err := s.ledger(drainer.Lost)
+	view, err := s.ledger(drainer)
 	if err != nil {
 		return err
 	}
@@ -271,9 +274,7 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *l
 		case <-reload:
 			go func() { _, _ = s.Reload(0) }() // it logs how it went
 		case <-reopen:
-			if err := drainer.Reopen(); err != nil {
-				s.log.Error("log stays as it was", "error", err)
-			}
+			s.reopen(drainer)
 		}
 	}
 }
@@ -489,14 +490,20 @@ func (s *supervisor) message(c *config.Config, p *policy.Policy, listeners []*li
 }
 
 // ledger is the read model over all that this supervisor owns.
-func (s *supervisor) ledger(lost func() (uint64, uint64)) (*ledger.Ledger, error) {
+func (s *supervisor) ledger(drainer *logging.Drainer) (*ledger.Ledger, error) {
 	kernel, err := host.ReadKernel()
 	if err != nil {
 		return nil, err
 	}
 	src := ledger.Sources{
-		Zone: s.zone, Kernel: kernel, Version: s.options.Version, LostLines: lost, Syslog: s.syslogCounts, Servers: s.serverCounts,
+		Zone: s.zone, Kernel: kernel, Version: s.options.Version, Syslog: s.syslogCounts, Servers: s.serverCounts,
 		Keys: s.keys.counts, Verdicts: s.escalator.verdictCounts, Cluster: s.member.counts(),
+	}
+	if drainer != nil {
+		src.LostLines, src.SampledOut = drainer.Lost, drainer.SampledOut
+	}
+	if s.options.ErrorLog != nil {
+		src.LostErrors = s.options.ErrorLog.Lost
 	}
 	for _, pl := range s.planes {
 		name := pl.options.Interface

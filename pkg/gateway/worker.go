@@ -20,6 +20,7 @@ import (
 
 	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/keys"
+	"github.com/xgw-project/xgw/pkg/logging"
 	"github.com/xgw-project/xgw/pkg/proxy"
 	"github.com/xgw-project/xgw/pkg/script"
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -34,13 +35,18 @@ const (
 // RunWorker is the whole life of a worker process: descriptors from the
 // supervisor, configuration over the control socket, then serving. It returns
 // when told to stop, or some time after the supervisor is gone.
-func RunWorker(slot int, log *slog.Logger) error {
+func RunWorker(slot int, stderr io.Writer) error {
 	// For ps and top: it was executed as /proc/self/exe. At most 15 bytes are kept.
 	_ = os.WriteFile("/proc/self/comm", fmt.Appendf(nil, "xgw-worker-%d", slot), 0)
 	// It holds keys: no core dump, and no other process of its user may look in.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return fmt.Errorf("worker %d: set not dumpable: %w", slot, err)
 	}
+	log, errorLog, lines, err := workerLog(slot, stderr)
+	if err != nil {
+		return err
+	}
+	defer lines.Close()
 	f := os.NewFile(fdControl, "control")
 	conn, err := net.FileConn(f)
 	if err != nil {
@@ -52,11 +58,15 @@ func RunWorker(slot int, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("worker %d: read hello: %w", slot, err)
 	}
+	setLogLevel(errorLog, hello.LogLevel)
 	z, err := zone.OpenFile(os.NewFile(fdZone, "zone"))
 	if err != nil {
 		return fmt.Errorf("worker %d: %w", slot, err)
 	}
 	defer z.Close()
+	slab := z.Worker(slot)
+	lines.Dropped = func() { slab.Add(zone.ErrorLinesDropped, 1) }
+	defer lines.Close() // before the zone, where it counts
 	known := keys.NewCache(z.Fence(), z.Worker(slot))
 	go known.Run(func(ids []string) error { return c.send(&message{Kind: kindAskKeys, IDs: ids}) }, nil)
 	w := proxy.New(proxy.Options{
@@ -69,7 +79,14 @@ func RunWorker(slot int, log *slog.Logger) error {
 		defer close(tended)
 		tendMemory(ctx, func(d time.Duration) { z.Worker(slot).Add(zone.CollectorTime, uint64(d)) })
 	}()
-	return serve(w, c, z.Worker(slot), log)
+	return serve(w, c, z.Worker(slot), log, errorLog)
+}
+
+// setLogLevel is what the supervisor said, which knows the words.
+func setLogLevel(h *logging.Handler, word string) {
+	if level, err := logging.ParseLevel(word); err == nil {
+		h.SetLevel(level)
+	}
 }
 
 // rouse tells the supervisor that there are signals in the zone. The eventfd never blocks.
@@ -97,7 +114,7 @@ func (k scriptKeys) Key(limit string, r proxy.KeyRequest, dst []byte) (key []byt
 }
 
 // serve applies what the supervisor sends and runs the accept loops.
-func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error {
+func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger, errorLog *logging.Handler) error {
 	at := sockets{worker: w, log: log, open: map[string]net.Listener{}}
 	adopted := map[int][]net.Listener{} // by the worker that is away
 	var ready *proxy.Prepared
@@ -116,6 +133,9 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger) error
 			continue
 		case kindKeys:
 			w.AnswerKeys(m.Keys)
+			continue
+		case kindLogLevel:
+			setLogLevel(errorLog, m.LogLevel)
 			continue
 		case kindTickets:
 			w.SetTicketKeys(m.TicketKeys)
@@ -184,6 +204,9 @@ func acceptLoop(w *proxy.Worker, l net.Listener, name string, log *slog.Logger) 
 	if err := w.Serve(l, name); err != nil && !errors.Is(err, net.ErrClosed) {
 		// Without its listener a worker is of no use; the supervisor starts another.
 		log.Error("accept loop ended", "address", l.Addr(), "error", err)
+		if h, ok := log.Handler().(*logging.Handler); ok {
+			h.Flush()
+		}
 		os.Exit(1)
 	}
 }

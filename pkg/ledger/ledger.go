@@ -19,6 +19,10 @@ type Sources struct {
 	Version    string
 	// LostLines counts access log lines that the writer refused; nil for none.
 	LostLines func() (diskFull, other uint64)
+	// SampledOut counts access records that are not to be logged; nil for none.
+	SampledOut func() uint64
+	// LostErrors counts error log lines that were not written; nil for none.
+	LostErrors func() (diskFull, queueFull, other uint64)
 	// Syslog counts messages sent, and those dropped by cause; nil for none.
 	Syslog func() (sent, full, unreachable uint64)
 	// Servers appends what is known of upstreams' servers; nil for nothing.
@@ -85,6 +89,9 @@ type Snapshot struct {
 	Heartbeat  int64  // CLOCK_MONOTONIC, ns
 	LostFull   uint64 // access log lines, disk full
 	LostOther  uint64 // access log lines, any other cause
+	SampledOut uint64 // access records that are not to be logged
+	// Error log lines of the supervisor, and of workers that reached it, which were lost.
+	ErrorsFull, ErrorsQueueFull, ErrorsOther uint64
 	// Syslog messages sent, dropped since the queue was full, and since nobody took them.
 	SyslogSent, SyslogFull, SyslogUnreachable uint64
 

@@ -54,6 +54,14 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 	if l.sources.LostLines != nil {
 		dst.LostFull, dst.LostOther = l.sources.LostLines()
 	}
+	dst.SampledOut = 0
+	if l.sources.SampledOut != nil {
+		dst.SampledOut = l.sources.SampledOut()
+	}
+	dst.ErrorsFull, dst.ErrorsQueueFull, dst.ErrorsOther = 0, 0, 0
+	if l.sources.LostErrors != nil {
+		dst.ErrorsFull, dst.ErrorsQueueFull, dst.ErrorsOther = l.sources.LostErrors()
+	}
 	dst.SyslogSent, dst.SyslogFull, dst.SyslogUnreachable = 0, 0, 0
 	if l.sources.Syslog != nil {
 		dst.SyslogSent, dst.SyslogFull, dst.SyslogUnreachable = l.sources.Syslog()

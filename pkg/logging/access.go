@@ -26,6 +26,16 @@
 // A request that could not be read has an empty request line. TIME is when its
 // first byte came. Strings are cut: the target at 1024 bytes, others at 256.
 //
+// As JSON (log.format) a line is an object with the same values: time (of UTC, with
+// milliseconds), client, method, target, protocol, status, bytes, referer, user_agent, request_time,
+// upstream_response_time, and then those above by their names. Seconds and counts are
+// numbers, resumed is true or false, and what a line has as "-" is null. Strings are what was
+// sent, with U+FFFD for what is not UTF-8.
+//
+// In both, and in syslog, *** stands for the values of query parameters that the
+// configuration's list names, for what stands before the @ of a URL and for secrets of API keys, in
+// target and referer. Authorization and cookies are not recorded at all.
+//
 // The error log has one line for each event, in nginx's manner:
 //
 //	2006/01/02 15:04:05 [error] PID#0: message name=value name="quoted value"

@@ -5,13 +5,11 @@ package logging
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -35,8 +33,13 @@ type Drainer struct {
 	syslog   *Syslog // nil for none
 	off      bool
 	lastWait time.Duration
-	// Observe, when not nil, sees each record; it is set before Run.
+	// Observe, when not nil, sees each record, those that are not logged, too; it is set
+	// before Run.
 	Observe func(*zone.AccessRecord)
+
+	appendLine func(b []byte, r *zone.AccessRecord) []byte
+	sampling   []samplingRule
+	redaction  *redaction // nil: nothing is left out
 
 	batch   *batch
 	full    chan *batch
@@ -47,7 +50,7 @@ type Drainer struct {
 	torn     bool        // the writer's: the last line went out in part
 	reopened atomic.Bool // a new file has no part of a line
 
-	lines, diskFull, slow, other atomic.Uint64
+	lines, diskFull, slow, other, sampledOut atomic.Uint64
 }
 
 type batch struct {
@@ -63,6 +66,7 @@ func NewDrainer(z *zone.Zone, out io.Writer, syslog *Syslog, names Names) *Drain
 		batch: new(batch), full: make(chan *batch, 1), free: make(chan *batch, batches),
 		done: make(chan struct{}), written: make(chan struct{}),
 	}
+	d.appendLine = d.format.AppendLine
 	if f, ok := out.(*File); ok {
 		d.off = f.Off()
 	}
@@ -70,6 +74,15 @@ func NewDrainer(z *zone.Zone, out io.Writer, syslog *Syslog, names Names) *Drain
 		d.free <- new(batch)
 	}
 	return d
+}
+
+// Configure says what is logged of a record, and how; call it before Run.
+func (d *Drainer) Configure(c *config.Log) {
+	d.appendLine = d.format.AppendLine
+	if c.Format == "json" {
+		d.appendLine = d.format.AppendJSON
+	}
+	d.sampling, d.redaction = samplingRules(c.Sampling), newRedaction(c.Redact)
 }
 
 // Run drains until ctx ends. Call it once, and Wait after it.
@@ -153,6 +166,9 @@ func (d *Drainer) Lost() (diskFull, other uint64) {
 	return d.diskFull.Load(), d.other.Load() + d.slow.Load()
 }
 
+// SampledOut counts records that the configuration's rules of sampling left out.
+func (d *Drainer) SampledOut() uint64 { return d.sampledOut.Load() }
+
 // turn takes some records out of each ring and hands a full batch on. It is true
 // when more may wait: a ring gave all that it was asked for.
 func (d *Drainer) turn(hand func() bool) (more bool) {
@@ -171,13 +187,20 @@ func (d *Drainer) add(r *zone.AccessRecord) {
 	if d.Observe != nil {
 		d.Observe(r)
 	}
+	if len(d.sampling) > 0 && !keeps(d.sampling, r, d.format.routes.name(r.Route)) {
+		d.sampledOut.Add(1)
+		return
+	}
+	if d.redaction != nil {
+		d.redaction.apply(r)
+	}
 	if d.syslog != nil {
 		d.syslog.Record(r)
 	}
 	if d.off {
 		return
 	}
-	d.batch.text = d.format.AppendLine(d.batch.text, r)
+	d.batch.text = d.appendLine(d.batch.text, r)
 	d.batch.lines++
 }
 
@@ -231,7 +254,7 @@ func (d *Drainer) writeOut(b *batch) {
 }
 
 func (d *Drainer) lose(lines int, cause error) {
-	if errors.Is(cause, unix.ENOSPC) || errors.Is(cause, unix.EDQUOT) {
+	if isFull(cause) {
 		d.diskFull.Add(uint64(lines))
 	} else {
 		d.other.Add(uint64(lines))

@@ -293,7 +293,7 @@ func TestDrainerFailingWriter(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := &failingWriter{room: tt.room, err: tt.err}
-			d := &Drainer{out: w, format: NewAccess(testNames())}
+			d := &Drainer{out: w, appendLine: NewAccess(testNames()).AppendLine}
 			lines := func(from, n int) *batch {
 				for i := range n {
 					r := record()

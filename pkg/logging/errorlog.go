@@ -3,11 +3,13 @@
 package logging
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,8 +37,8 @@ func ParseLevel(word string) (slog.Level, error) {
 	return 0, fmt.Errorf("log level %q: want debug, info, warn, error or crit", word)
 }
 
-// levelWord is the word of the highest level that is not above l.
-func levelWord(l slog.Level) string {
+// LevelWord is the word of the highest level that is not above l.
+func LevelWord(l slog.Level) string {
 	word := levels[0].word
 	for _, known := range levels {
 		if l >= known.level {
@@ -50,10 +52,10 @@ func levelWord(l slog.Level) string {
 const maxErrorLine = 16 << 10
 
 // Handler writes the error log, one call of Write for each line, so that lines of
-// several processes do not mix. It waits for its writer: use it where an event is
-// rare, not for each request.
+// several processes do not mix. It waits for its writer, which should be a Queue: use it
+// where an event is rare, not for each request.
 type Handler struct {
-	level slog.Leveler
+	level *slog.LevelVar // shared by a handler and those derived from it, like out
 	out   *lineWriter
 	attrs string // formatted, of WithAttrs
 	group string // with a dot at its end, of WithGroup
@@ -65,7 +67,7 @@ var _ slog.Handler = (*Handler)(nil)
 type lineWriter struct {
 	mu     sync.Mutex
 	out    io.Writer
-	prefix string // "PID#0: "; zero stands where nginx has its thread
+	pid    int
 	line   []byte
 	syslog *Syslog // nil for none
 }
@@ -80,11 +82,19 @@ func (h *Handler) Also(s *Syslog) {
 // NewHandler makes a handler for this process, writing records from level on; nil
 // means info.
 func NewHandler(out io.Writer, level slog.Leveler) *Handler {
-	if level == nil {
-		level = slog.LevelInfo
+	h := &Handler{level: new(slog.LevelVar), out: &lineWriter{out: out, pid: os.Getpid()}}
+	if level != nil {
+		h.level.Set(level.Level())
 	}
-	return &Handler{level: level, out: &lineWriter{out: out, prefix: strconv.Itoa(os.Getpid()) + "#0: "}}
+	return h
 }
+
+// SetLevel changes from which level on records are written, by this handler and all that
+// are derived from it.
+func (h *Handler) SetLevel(l slog.Level) { h.level.Set(l) }
+
+// Level is from which level on they are written.
+func (h *Handler) Level() slog.Level { return h.level.Level() }
 
 // Enabled tells whether records of the level are written.
 func (h *Handler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level.Level() }
@@ -94,14 +104,7 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	w := h.out
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	b := w.line[:0]
-	if !r.Time.IsZero() {
-		b = r.Time.AppendFormat(b, "2006/01/02 15:04:05 ")
-	}
-	b = append(b, '[')
-	b = append(b, levelWord(r.Level)...)
-	b = append(b, "] "...)
-	b = append(b, w.prefix...)
+	b := appendStart(w.line[:0], r.Time, r.Level, w.pid)
 	text := len(b)
 	b = appendEscaped(b, r.Message, quoted)
 	b = append(b, h.attrs...)
@@ -109,11 +112,55 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 		b = appendAttr(b, h.group, a)
 		return true
 	})
+	return w.finish(b, text, r.Time, r.Level)
+}
+
+// Relay writes a line of another process of this program, whose number is pid, with its level
+// and under that number, whatever it says itself. What is no such line is an error's text.
+func (h *Handler) Relay(pid int, line []byte) error {
+	level, said := slog.LevelError, bytes.TrimSuffix(line, []byte{'\n'})
+	if m := startOfLine.FindSubmatch(said); m != nil {
+		level, _ = ParseLevel(string(m[1])) // the expression has the words
+		said = said[len(m[0]):]
+	}
+	w := h.out
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	now := time.Now()
+	b := appendStart(w.line[:0], now, level, pid)
+	text := len(b)
+	for _, c := range said { // it is escaped, unless that process has been taken over
+		if c < ' ' || c > '~' {
+			b = appendEscaped(b, []byte{c}, quoted)
+		} else {
+			b = append(b, c)
+		}
+	}
+	return w.finish(b, text, now, level)
+}
+
+// startOfLine is what appendStart makes.
+var startOfLine = regexp.MustCompile(`^\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(debug|info|warn|error|crit)\] \d+#0: `)
+
+// appendStart begins a line; zero stands where nginx has its thread.
+func appendStart(b []byte, at time.Time, level slog.Level, pid int) []byte {
+	if !at.IsZero() {
+		b = at.AppendFormat(b, "2006/01/02 15:04:05 ")
+	}
+	b = append(b, '[')
+	b = append(b, LevelWord(level)...)
+	b = append(b, "] "...)
+	b = strconv.AppendInt(b, int64(pid), 10)
+	return append(b, "#0: "...)
+}
+
+// finish writes the line, whose text begins where it says. The lock is held.
+func (w *lineWriter) finish(b []byte, text int, at time.Time, level slog.Level) error {
 	if len(b) >= maxErrorLine {
 		b = append(b[:maxErrorLine-4], "..."...)
 	}
 	if w.syslog != nil {
-		w.syslog.Event(r.Time, r.Level, b[text:])
+		w.syslog.Event(at, level, b[text:])
 	}
 	b = append(b, '\n')
 	if w.line = b[:0]; cap(b) > 2*maxErrorLine {
@@ -121,6 +168,14 @@ func (h *Handler) Handle(_ context.Context, r slog.Record) error {
 	}
 	_, err := w.out.Write(b)
 	return err
+}
+
+// Flush returns when what was written is out, where the writer is a Queue: for a process that
+// is about to exit.
+func (h *Handler) Flush() {
+	if q, ok := h.out.out.(*Queue); ok {
+		q.Flush()
+	}
 }
 
 // WithAttrs is a handler that adds attributes to each record.

@@ -100,7 +100,7 @@ func TestErrorLogConcurrent(t *testing.T) {
 
 func TestLevels(t *testing.T) {
 	for _, l := range levels {
-		if got, err := ParseLevel(l.word); err != nil || got != l.level || levelWord(got) != l.word {
+		if got, err := ParseLevel(l.word); err != nil || got != l.level || LevelWord(got) != l.word {
 			t.Errorf("%s is %v, %v", l.word, got, err)
 		}
 	}
@@ -109,14 +109,13 @@ func TestLevels(t *testing.T) {
 			t.Errorf("%q: %v", word, err)
 		}
 	}
-	var level slog.LevelVar
-	level.Set(slog.LevelError)
-	h := NewHandler(new(bytes.Buffer), &level)
+	h := NewHandler(new(bytes.Buffer), slog.LevelError)
+	derived := h.WithAttrs(nil)
 	if h.Enabled(context.Background(), slog.LevelWarn) || !h.Enabled(context.Background(), LevelCrit) {
 		t.Error("the level is not obeyed")
 	}
-	level.Set(slog.LevelDebug) // while it runs
-	if !h.Enabled(context.Background(), slog.LevelDebug) {
+	h.SetLevel(slog.LevelDebug) // while it runs
+	if !h.Enabled(context.Background(), slog.LevelDebug) || !derived.Enabled(context.Background(), slog.LevelDebug) || h.Level() != slog.LevelDebug {
 		t.Error("a changed level is not obeyed")
 	}
 }

@@ -47,7 +47,11 @@ func (a *attempt) run() (again bool) {
 		err = a.readHead()
 	}
 	if err != nil {
-		if again := a.mayRepeat(err); again {
+		again := a.mayRepeat(err)
+		if !again || a.report == reportFailed {
+			a.complain(err, "reading the head of its reply")
+		}
+		if again {
 			return true
 		}
 		a.failHead(err)
@@ -202,6 +206,7 @@ func (a *attempt) passReply() zone.UpstreamOutcome {
 		a.reusable = ex.reply.KeepAlive && a.r == a.n
 		return zone.UpstreamOK
 	}
+	a.complain(upErr, "reading its reply")
 	// A reply that was cut must not be taken for a complete one.
 	switch a.conn.killed() {
 	case killCancelled:

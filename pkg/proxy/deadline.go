@@ -68,6 +68,7 @@ func (ex *Exchange) totalTimeout() time.Duration {
 // refuseLate answers for an exchange whose time is over.
 func (ex *Exchange) refuseLate(took time.Duration) {
 	ex.worker.slab.Upstream(ex.route.upstream.policy.Slot, zone.UpstreamTimeout, took)
+	ex.route.upstream.sayLate(ex.worker, string(ex.server), "the time for a reply was over before another try")
 	ex.refuse(&refusal{status: 504, outcome: zone.RequestUpstreamTimeout, text: "the upstream gave no reply in time"})
 }
 

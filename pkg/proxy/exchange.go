@@ -272,6 +272,9 @@ func (ex *Exchange) failRead(err error) {
 // give ends the exchange without a reply, or in the middle of one.
 func (ex *Exchange) give(outcome zone.RequestOutcome) {
 	ex.outcome = outcome
+	if outcome == zone.RequestClientReset {
+		ex.sayClientReset()
+	}
 	if !ex.replied {
 		ex.status = 499 // no status was sent
 	}

@@ -24,9 +24,9 @@ import (
 type upstream struct {
 	policy *policy.Upstream
 	tls    *tls.Config // nil: in the clear
-	said   atomic.Int64
 
-	requests atomic.Int64 // under way
+	complaints complaints
+	requests   atomic.Int64 // under way
 
 	mu          sync.Mutex // among this worker's goroutines
 	servers     []*server  // those to choose from; see update
@@ -287,15 +287,6 @@ func (u *upstream) release(w *Worker, ex *Exchange, s *server) (others bool) {
 	u.hear(w, s, reportFailed, s.probing)
 	u.wake()
 	return u.tried(ex, s)
-}
-
-// say tells the error log why there is no connection, once a second at most.
-func (u *upstream) say(w *Worker, s *server, err error) {
-	now := w.clock.Load()
-	if last := u.said.Load(); last != 0 && now-last < int64(time.Second) || !u.said.CompareAndSwap(last, now) {
-		return
-	}
-	w.log.Warn("no connection to an upstream's server", "upstream", u.policy.Name, "server", s.address, "error", err)
 }
 
 func (u *upstream) dial(w *Worker, ex *Exchange, s *server, within time.Duration) (*upConn, error) {

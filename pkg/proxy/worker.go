@@ -89,6 +89,7 @@ type Worker struct {
 	// Of what clients did to their connections: when it was last told, and how often not since.
 	lastMisuseSaid atomic.Int64
 	lastKeySaid    atomic.Int64 // when a key function's failure was last told
+	clientResets   complaint
 	misuseUnsaid   atomic.Int64
 	rateWindow     time.Duration
 	swept          int64 // the sweeper's last look, by clock

@@ -38,6 +38,7 @@ type metrics struct {
 	clusterVerdicts, sharesUntold                            *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                     *prometheus.Desc
 	recordsDropped, linesLost, syslog, unexplained           *prometheus.Desc
+	sampledOut, errorsLost                                   *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo             *prometheus.Desc
 	cpu, throttled, busy, attack, scaleOut                   *prometheus.Desc
 }
@@ -107,6 +108,8 @@ func newMetrics() *metrics {
 		recordsDropped:      desc("access_records_dropped_total", "Access records that a worker dropped, never waiting: ring_full is access_ring too small for the log writer's pace.", "worker", "cause"),
 		syslog:              desc("syslog_messages_total", "Messages for syslog: sent, or dropped by cause; queue_full is a receiver that is slower than what is logged.", "result"),
 		linesLost:           desc("access_lines_lost_total", "Access log lines that could not be written.", "cause"),
+		sampledOut:          desc("access_records_sampled_out_total", "Access records that log.sampling leaves out of the access log and syslog."),
+		errorsLost:          desc("error_lines_lost_total", "Error log lines that were not written, never waiting: queue_full is a reader of the log that is too slow, worker_queue_full a supervisor that was.", "cause"),
 		unexplained:         desc("unexplained", "Counts that should agree and do not; 0 at rest. requests: by status less by outcome; connections: accepted, neither closed nor open, as those of a worker that died.", "kind"),
 		zoneBytes:           desc("zone_bytes", "Size of the shared zone."),
 		generation:          desc("generation", "Generation of the configuration in force."),
@@ -158,6 +161,15 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	src := c.ledger.Sources()
 	e.counter(m.linesLost, s.LostFull, "disk_full")
 	e.counter(m.linesLost, s.LostOther, "other")
+	e.counter(m.sampledOut, s.SampledOut)
+	var unheard uint64
+	for i := range s.Workers {
+		unheard += s.Workers[i].Counter(zone.ErrorLinesDropped)
+	}
+	e.counter(m.errorsLost, s.ErrorsFull, "disk_full")
+	e.counter(m.errorsLost, s.ErrorsQueueFull, "queue_full")
+	e.counter(m.errorsLost, unheard, "worker_queue_full")
+	e.counter(m.errorsLost, s.ErrorsOther, "other")
 	e.counter(m.syslog, s.SyslogSent, "sent")
 	e.counter(m.syslog, s.SyslogFull, "queue_full")
 	e.counter(m.syslog, s.SyslogUnreachable, "unreachable")

@@ -154,6 +154,7 @@ func fill(z *zone.Zone) ledger.Sources {
 	w.Add(zone.RequestsHTTP1, 2)
 	w.Add(zone.RequestsHTTP2, 1)
 	w.Add(zone.AccessRecordsDropped, 5)
+	w.Add(zone.ErrorLinesDropped, 16)
 	w.Add(zone.Mirrored, 8)
 	w.Add(zone.MirrorDropped, 9)
 	w.Add(zone.KeysCached, 11)
@@ -186,7 +187,9 @@ func fill(z *zone.Zone) ledger.Sources {
 				{Address: "unsteered", Counts: func() (datapath.SteerCounts, bool) { return datapath.SteerCounts{}, false }},
 			}
 		},
-		LostLines: func() (uint64, uint64) { return 6, 0 },
+		LostLines:  func() (uint64, uint64) { return 6, 0 },
+		SampledOut: func() uint64 { return 17 },
+		LostErrors: func() (uint64, uint64, uint64) { return 18, 19, 20 },
 		Capacity: func() ledger.Capacity {
 			return ledger.Capacity{Busy: 0.7, Attack: 0.1, Throttled: 1.5, Scale: ledger.ScaleHelps, Seconds: [10]float64{ledger.CauseLua: 2.5}}
 		},
@@ -263,6 +266,11 @@ func TestExactValues(t *testing.T) {
 		`xgw_cache_purges_total{kind="keys"} 15`,
 		`xgw_cache_purges_total{kind="unknown_keys"} 0`,
 		`xgw_access_lines_lost_total{cause="disk_full"} 6`,
+		`xgw_access_records_sampled_out_total 17`,
+		`xgw_error_lines_lost_total{cause="disk_full"} 18`,
+		`xgw_error_lines_lost_total{cause="queue_full"} 19`,
+		`xgw_error_lines_lost_total{cause="worker_queue_full"} 16`,
+		`xgw_error_lines_lost_total{cause="other"} 20`,
 		`xgw_cpu_seconds_total{cause="lua"} 2.5`,
 		`xgw_cpu_throttled_seconds_total 1.5`,
 		`xgw_cpu_busy_ratio 0.7`,

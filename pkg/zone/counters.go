@@ -60,6 +60,7 @@ const (
 	HandshakeTime      // ns that TLS handshakes were at work, their waits left out
 	LuaTime            // ns in key functions
 	CollectorTime      // ns of CPU in the collector of garbage, as the runtime estimates
+	ErrorLinesDropped  // lines of the error log for which the supervisor was too slow
 	PlainCounters      // how many there are
 )
 
@@ -73,7 +74,7 @@ var counterNames = [PlainCounters]string{
 	"agreed_tls13", "agreed_tls12", "agreed_http2", "agreed_http1", "agreed_hybrid", "agreed_classical",
 	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped", "connections_limited",
 	"keys_cached", "keys_asked", "keys_stale", "keys_unanswered", "keys_evicted", "key_budgets", "key_faults",
-	"shares_untold", "handshake_time", "lua_time", "collector_time",
+	"shares_untold", "handshake_time", "lua_time", "collector_time", "error_lines_dropped",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
