@@ -498,6 +498,7 @@ func (s *supervisor) ledger(drainer *logging.Drainer) (*ledger.Ledger, error) {
 	src := ledger.Sources{
 		Zone: s.zone, Kernel: kernel, Version: s.options.Version, Syslog: s.syslogCounts, Servers: s.serverCounts,
 		Keys: s.keys.counts, Verdicts: s.escalator.verdictCounts, Cluster: s.member.counts(),
+		Stack: host.ReadStack,
 	}
 	if drainer != nil {
 		src.LostLines, src.SampledOut = drainer.Lost, drainer.SampledOut
@@ -509,6 +510,7 @@ func (s *supervisor) ledger(drainer *logging.Drainer) (*ledger.Ledger, error) {
 		name := pl.options.Interface
 		src.Interfaces = append(src.Interfaces, ledger.Interface{
 			Name: name, Driver: host.Driver(name), Status: pl.status, Counters: pl.counters,
+			Receive: func() (host.Receive, error) { return host.ReadReceive(name) },
 		})
 	}
 	if s.meter != nil {

@@ -36,6 +36,9 @@ type Sources struct {
 	Capacity func() Capacity
 	// Cluster tells of the other gateways; nil: there are none.
 	Cluster func() Cluster
+	// Stack tells what the kernel dropped between XDP and the listening sockets; nil: nobody
+	// asks.
+	Stack func() (host.Stack, error)
 }
 
 // Cluster is what gateways that share a redis told each other.
@@ -59,6 +62,8 @@ type Interface struct {
 	Driver   string
 	Status   func() datapath.Status
 	Counters func(*datapath.Counters) error
+	// Receive is the interface's own count; nil: nobody asks.
+	Receive func() (host.Receive, error)
 }
 
 // Listener is one address and how its connections were placed.
@@ -81,7 +86,8 @@ type Snapshot struct {
 	Held       [4]int // verdicts by policy.Step, from ThinSYNs
 	Keys       KeyStore
 	Capacity   Capacity
-	Cluster    Cluster        // nil maps: there is none
+	Cluster    Cluster // nil maps: there is none
+	Stack      host.Stack
 	Requests   []uint64       // by zone.RequestOutcome, all workers
 	Handshakes zone.Histogram // durations, all workers
 	ZoneBytes  int64
@@ -107,15 +113,21 @@ type Sums struct {
 	// Client connections of all workers. Rejected ones are not among the accepted.
 	Accepted, Closed, Rejected, Open uint64
 	// Exchanges that ended, once by the status sent and once by outcome, and those
-	// under way.
-	Statuses, Outcomes, UnderWay uint64
+	// under way; and those that began.
+	Statuses, Outcomes, UnderWay, Began uint64
 }
 
 // Unexplained are the differences that should not be. Workers count on while they
 // are read, so small ones come and go under load; at rest each is 0.
 type Unexplained struct {
-	// Requests: exchanges counted by status less those counted by outcome.
+	// Packets that interfaces in native mode received since the ledger's first look, less
+	// those counted by outcome; as of the last time that none came while they were read.
+	Packets int64
+	// Requests that began, less the exchanges that ended and those under way. Those of a
+	// worker that died stay.
 	Requests int64
+	// Statuses: exchanges counted by status less those counted by outcome.
+	Statuses int64
 	// Connections accepted that are neither closed nor open: those of a worker that
 	// died, whose end nobody counted.
 	Connections int64
@@ -127,6 +139,9 @@ type InterfaceCounts struct {
 	Driver   string
 	Status   datapath.Status
 	Counters datapath.Counters
+	Receive  host.Receive
+	// Unexplained packets, of an interface in native mode: see the sum.
+	Unexplained int64
 }
 
 // ListenerCounts are one listener's.
@@ -200,6 +215,15 @@ type Ledger struct {
 	misuses           []zone.Misuse
 	upstreamOutcomes  []zone.UpstreamOutcome
 	limitOutcomes     []zone.LimitOutcome
+	before            map[string]base // by interface
+}
+
+// base is how an interface's two counts differed when they first stood still: packets came
+// before the kernel plane was there.
+type base struct {
+	program            uint32 // that counted
+	known              bool
+	first, unexplained int64
 }
 
 // New makes a ledger over the sources, which stay the caller's and must stay open.
@@ -207,7 +231,7 @@ func New(s Sources) *Ledger {
 	return &Ledger{
 		sources: s, requestOutcomes: zone.RequestOutcomes(), handshakeOutcomes: zone.HandshakeOutcomes(),
 		upstreamOutcomes: zone.UpstreamOutcomes(), limitOutcomes: zone.LimitOutcomes(),
-		misuses: zone.Misuses(),
+		misuses: zone.Misuses(), before: map[string]base{},
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -84,6 +85,9 @@ func TestSnapshotJoinsAllPlanes(t *testing.T) {
 	second.Upstream(app, zone.UpstreamRefused, time.Second)
 	first.Upstream(app, zone.UpstreamOK, time.Millisecond)
 	second.Add(zone.ConnectionsRejected, 2)
+	first.Add(zone.RequestsHTTP1, 2)
+	second.Add(zone.RequestsHTTP2, 3)
+	second.Move(zone.GaugeRequests, 1)
 
 	var fail error
 	l := New(Sources{
@@ -102,7 +106,7 @@ func TestSnapshotJoinsAllPlanes(t *testing.T) {
 	}
 	wantSums := Sums{
 		PacketsPassed: 15, PacketsDropped: 3, BytesPassed: 1500, BytesDropped: 180,
-		Accepted: 4, Closed: 1, Open: 3, Rejected: 2, Statuses: 4, Outcomes: 4,
+		Accepted: 4, Closed: 1, Open: 3, Rejected: 2, Statuses: 4, Outcomes: 4, UnderWay: 1, Began: 5,
 	}
 	if diff := cmp.Diff(wantSums, s.Sums); diff != "" {
 		t.Errorf("sums (-want +got):\n%s", diff)
@@ -255,6 +259,7 @@ func TestCountersNeverGoDown(t *testing.T) {
 					return
 				default:
 				}
+				z.Worker(i).Add(zone.RequestsHTTP1, 1)
 				z.Worker(i).Request(api, 200+100*(n%4), time.Duration(n)*time.Microsecond, zone.RequestOK)
 			}
 		})
@@ -303,4 +308,47 @@ func BenchmarkSnapshot(b *testing.B) {
 	if len(s.Routes) != 102 {
 		b.Fatalf("%d routes", len(s.Routes))
 	}
+}
+
+// An interface counts what it hands to the kernel plane: what is missing there shows, and what
+// came before the first look, or before it was attached anew, does not.
+func TestPacketsThatNobodyCounted(t *testing.T) {
+	var fail error
+	rows := twoQueues()
+	in := fakeInterface("eth0", rows, &fail)
+	var received uint64 = 100 // 18 of them while the kernel plane was there
+	busy, program, mode := false, uint32(42), datapath.ModeNative
+	in.Status = func() datapath.Status { return datapath.Status{Attached: true, Mode: mode, Program: program} }
+	in.Receive = func() (host.Receive, error) {
+		if busy {
+			received++
+		}
+		return host.Receive{Packets: received}, nil
+	}
+	l := New(Sources{Interfaces: []Interface{in}})
+	var s Snapshot
+	look := func(want int64) {
+		t.Helper()
+		if err := l.Snapshot(&s); err != nil || s.Unexplained.Packets != want {
+			t.Errorf("%d unexplained, want %d, %v", s.Unexplained.Packets, want, err)
+		}
+	}
+	busy = true
+	look(0) // it never stands still: nothing is known
+	busy = false
+	look(0)
+	received += 5
+	look(5)
+	rows.Ingress[0].Packets += 5
+	look(0)
+	busy = true
+	look(0) // of the last time that it stood still
+	busy = false
+	look(looks + 1)
+	program++
+	look(0)
+	received += 7
+	look(7)
+	mode = datapath.ModeGeneric
+	look(0)
 }

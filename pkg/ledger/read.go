@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -18,6 +19,11 @@ const overflow = "overflow"
 // rest is filled all the same.
 func (l *Ledger) Snapshot(dst *Snapshot) error {
 	err := l.readInterfaces(dst)
+	if l.sources.Stack != nil {
+		var stackErr error
+		dst.Stack, stackErr = l.sources.Stack()
+		err = errors.Join(err, stackErr)
+	}
 	var listeners []Listener
 	if l.sources.Listeners != nil {
 		listeners = l.sources.Listeners()
@@ -68,8 +74,12 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 	}
 	dst.Sums = sum(dst)
 	dst.Unexplained = Unexplained{
-		Requests:    int64(dst.Sums.Statuses - dst.Sums.Outcomes),
+		Requests:    int64(dst.Sums.Began - dst.Sums.Outcomes - dst.Sums.UnderWay),
+		Statuses:    int64(dst.Sums.Statuses - dst.Sums.Outcomes),
 		Connections: int64(dst.Sums.Accepted - dst.Sums.Closed - dst.Sums.Open),
+	}
+	for i := range dst.Interfaces {
+		dst.Unexplained.Packets += dst.Interfaces[i].Unexplained
 	}
 	return err
 }
@@ -88,13 +98,72 @@ func (l *Ledger) readInterfaces(dst *Snapshot) error {
 	for i, in := range l.sources.Interfaces {
 		out := &dst.Interfaces[i]
 		out.Name, out.Driver, out.Status = in.Name, in.Driver, in.Status()
+		out.Receive, out.Unexplained = host.Receive{}, 0
 		if err := in.Counters(&out.Counters); err != nil {
 			// Half of the rows would look like counters that went down.
 			out.Counters.Ingress, out.Counters.Egress = out.Counters.Ingress[:0], out.Counters.Egress[:0]
 			errs = append(errs, fmt.Errorf("read ledger: interface %s: %w", in.Name, err))
+			continue
+		}
+		if in.Receive != nil {
+			errs = append(errs, l.reconcile(in, out))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// looks bounds how often two counts are read until nothing came in between.
+const looks = 4
+
+// reconcile compares the interface's own count with that of the kernel plane, at a moment at
+// which neither moves; while packets keep coming it stays with what it said last. In other
+// modes than native the stack makes one packet of several before it is counted.
+func (l *Ledger) reconcile(in Interface, out *InterfaceCounts) (err error) {
+	if out.Receive, err = in.Receive(); err != nil {
+		return fmt.Errorf("read ledger: interface %s: %w", in.Name, err)
+	}
+	if out.Status.Mode != datapath.ModeNative || !out.Status.Attached {
+		delete(l.before, in.Name)
+		return nil
+	}
+	was := l.before[in.Name]
+	if was.program != out.Status.Program { // attached anew: counts began anew
+		was = base{program: out.Status.Program}
+	}
+	last := out.twice()
+	for range looks {
+		if out.Receive, err = in.Receive(); err == nil {
+			err = in.Counters(&out.Counters)
+		}
+		if err != nil {
+			return fmt.Errorf("read ledger: interface %s: %w", in.Name, err)
+		}
+		now := out.twice()
+		if now == last {
+			if !was.known {
+				was.known, was.first = true, now.difference()
+			}
+			was.unexplained = now.difference() - was.first
+			break
+		}
+		last = now
+	}
+	l.before[in.Name] = was
+	out.Unexplained = was.unexplained
+	return nil
+}
+
+// twice is one thing counted by two.
+type twice struct{ received, counted uint64 }
+
+func (t twice) difference() int64 { return int64(t.received - t.counted) }
+
+func (c *InterfaceCounts) twice() twice {
+	t := twice{received: c.Receive.Packets}
+	for i := range c.Counters.Ingress {
+		t.counted += c.Counters.Ingress[i].Packets
+	}
+	return t
 }
 
 func (l *Ledger) readZone(dst *Snapshot) {
@@ -229,6 +298,7 @@ func sum(s *Snapshot) Sums {
 		t.Rejected += w.Counter(zone.ConnectionsRejected)
 		t.Open += w.Connections
 		t.UnderWay += w.InFlight
+		t.Began += w.Counter(zone.RequestsHTTP1) + w.Counter(zone.RequestsHTTP2)
 	}
 	for i := range s.Routes {
 		for _, n := range s.Routes[i].Classes {

@@ -37,7 +37,7 @@ type metrics struct {
 	clusterUp, clusterGateways, clusterLeases                *prometheus.Desc
 	clusterVerdicts, sharesUntold                            *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                     *prometheus.Desc
-	recordsDropped, linesLost, syslog, unexplained           *prometheus.Desc
+	recordsDropped, linesLost, syslog, ledger, unexplained   *prometheus.Desc
 	sampledOut, errorsLost                                   *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo             *prometheus.Desc
 	cpu, throttled, busy, attack, scaleOut                   *prometheus.Desc
@@ -110,7 +110,8 @@ func newMetrics() *metrics {
 		linesLost:           desc("access_lines_lost_total", "Access log lines that could not be written.", "cause"),
 		sampledOut:          desc("access_records_sampled_out_total", "Access records that log.sampling leaves out of the access log and syslog."),
 		errorsLost:          desc("error_lines_lost_total", "Error log lines that were not written, never waiting: queue_full is a reader of the log that is too slow, worker_queue_full a supervisor that was.", "cause"),
-		unexplained:         desc("unexplained", "Counts that should agree and do not; 0 at rest. requests: by status less by outcome; connections: accepted, neither closed nor open, as those of a worker that died.", "kind"),
+		ledger:              desc("ledger_total", "All hops as one table, over all interfaces, queues and workers: nic, xdp, backlog (a CPU's queue of packets, of all network namespaces), tcp (queues of all listening sockets here), connection, handshake, request (by outcome) and status: errors by who decided.", "hop", "verdict", "reason"),
+		unexplained:         desc("unexplained", "Counts that should agree and do not; 0 at rest. packets: received by interfaces in native mode, less those counted by outcome; requests: begun, neither ended nor under way, and connections: accepted, neither closed nor open, both as those of a worker that died; statuses: by status less by outcome.", "kind"),
 		zoneBytes:           desc("zone_bytes", "Size of the shared zone."),
 		generation:          desc("generation", "Generation of the configuration in force."),
 		cpu:                 desc("cpu_seconds_total", "Time of all CPUs of the machine by what it went to, each 5 s: softirq is XDP and the network stack below sockets; handshakes, lua and garbage_collection are workers' by their own clock, proxying the rest of workers; others are other programs; io_wait and idle are no load.", "cause"),
@@ -137,6 +138,7 @@ type collector struct {
 	mu       sync.Mutex // scrapes take turns with the snapshot's buffers
 	ledger   *ledger.Ledger
 	snapshot ledger.Snapshot
+	rows     []ledger.Row
 }
 
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
@@ -173,7 +175,10 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.counter(m.syslog, s.SyslogSent, "sent")
 	e.counter(m.syslog, s.SyslogFull, "queue_full")
 	e.counter(m.syslog, s.SyslogUnreachable, "unreachable")
+	c.table(e, s)
+	e.gauge(m.unexplained, float64(s.Unexplained.Packets), "packets")
 	e.gauge(m.unexplained, float64(s.Unexplained.Requests), "requests")
+	e.gauge(m.unexplained, float64(s.Unexplained.Statuses), "statuses")
 	e.gauge(m.unexplained, float64(s.Unexplained.Connections), "connections")
 	e.gauge(m.zoneBytes, float64(s.ZoneBytes))
 	e.gauge(m.generation, float64(s.Generation))
@@ -194,6 +199,27 @@ func (c *collector) read(s *ledger.Snapshot) bool {
 		c.log.Warn("scrape lacks a part", "error", err)
 	}
 	return true
+}
+
+// table sums the ledger's rows over where they were counted, in the order of hops.
+func (c *collector) table(e emitter, s *ledger.Snapshot) {
+	c.rows = s.Rows(c.rows[:0])
+	places := make(map[ledger.Row]int, len(c.rows))
+	sums := c.rows[:0] // behind what is read
+	for _, r := range c.rows {
+		n := r.Count
+		r.Where, r.Count = "", 0
+		at, known := places[r]
+		if !known {
+			at = len(sums)
+			places[r] = at
+			sums = append(sums, r)
+		}
+		sums[at].Count += n
+	}
+	for i := range sums {
+		e.counter(c.metrics.ledger, sums[i].Count, sums[i].Hop, sums[i].Verdict, sums[i].Reason)
+	}
 }
 
 func (c *collector) kernelPlane(e emitter, s *ledger.Snapshot) {

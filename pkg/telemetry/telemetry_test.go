@@ -152,7 +152,6 @@ func fill(z *zone.Zone) ledger.Sources {
 	w.Handshake(zone.HandshakeResumed, time.Millisecond)
 	w.Handshake(zone.HandshakeTimeout, 10*time.Second)
 	w.Add(zone.RequestsHTTP1, 2)
-	w.Add(zone.RequestsHTTP2, 1)
 	w.Add(zone.AccessRecordsDropped, 5)
 	w.Add(zone.ErrorLinesDropped, 16)
 	w.Add(zone.Mirrored, 8)
@@ -162,7 +161,8 @@ func fill(z *zone.Zone) ledger.Sources {
 	w.Add(zone.KeysEvicted, 13)
 	w.Request(api, 200, 3*time.Millisecond, zone.RequestOK)
 	w.Request(api, 504, 5*time.Second, zone.RequestUpstreamTimeout)
-	z.Worker(1).Add(zone.RequestsHTTP2, 4)
+	z.Worker(1).Add(zone.RequestsHTTP2, 5)
+	z.Worker(1).Move(zone.GaugeRequests, 4)
 	z.Worker(1).Request(api, 200, 3*time.Millisecond, zone.RequestOK)
 	z.Worker(1).Upstream(app, zone.UpstreamTimeout, 5*time.Second)
 	return ledger.Sources{
@@ -180,7 +180,13 @@ func fill(z *zone.Zone) ledger.Sources {
 					datapath.QueueCount{Queue: datapath.All, Verdict: "pass", Reason: "tcp", Packets: 8, Bytes: 900})
 				return nil
 			},
+			Receive: func() (host.Receive, error) {
+				return host.Receive{Packets: 20, Missed: 21, Queues: []host.QueueDrops{{Queue: 0, Packets: 22}, {Queue: 1, Packets: 24}}}, nil
+			},
 		}},
+		Stack: func() (host.Stack, error) {
+			return host.Stack{Backlog: []host.CPUDrops{{CPU: 0, Packets: 24}, {CPU: 1, Packets: 25}}, ListenOverflow: 26, SYNsDropped: 27, SYNCookies: 28}, nil
+		},
 		Listeners: func() []ledger.Listener {
 			return []ledger.Listener{
 				{Address: "[::]:443", Counts: func() (datapath.SteerCounts, bool) { return datapath.SteerCounts{Local: 9, Fallback: 1}, true }},
@@ -277,7 +283,21 @@ func TestExactValues(t *testing.T) {
 		`xgw_cpu_attack_ratio 0.1`,
 		`xgw_scale_out{verdict="helps"} 1`,
 		`xgw_scale_out{verdict="enough"} 0`,
+		`xgw_unexplained{kind="packets"} 0`,
 		`xgw_unexplained{kind="requests"} 0`,
+		`xgw_unexplained{kind="statuses"} 0`,
+		`xgw_ledger_total{hop="nic",reason="missed",verdict="drop"} 21`,
+		`xgw_ledger_total{hop="nic",reason="queue_dropped",verdict="drop"} 46`,
+		`xgw_ledger_total{hop="xdp",reason="source_limit",verdict="drop"} 12`,
+		`xgw_ledger_total{hop="backlog",reason="backlog_full",verdict="drop"} 49`,
+		`xgw_ledger_total{hop="tcp",reason="syn_cookies",verdict="pass"} 28`,
+		`xgw_ledger_total{hop="tcp",reason="syn_queue_full",verdict="drop"} 27`,
+		`xgw_ledger_total{hop="tcp",reason="listen_overflow",verdict="drop"} 26`,
+		`xgw_ledger_total{hop="connection",reason="accepted",verdict="pass"} 10`,
+		`xgw_ledger_total{hop="handshake",reason="timeout",verdict="drop"} 1`,
+		`xgw_ledger_total{hop="request",reason="upstream_timeout",verdict="drop"} 1`,
+		`xgw_ledger_total{hop="status",reason="5xx_upstream",verdict="drop"} 1`,
+		`xgw_ledger_total{hop="status",reason="5xx_gateway",verdict="drop"} 0`,
 		`xgw_unexplained{kind="connections"} 0`,
 		`xgw_zone_bytes 3.3554432e+07`,
 		`xgw_generation 3`,

@@ -14,7 +14,7 @@ import (
 )
 
 // PaneNames are the panes of every frame.
-var PaneNames = []string{"queues", "cores", "routes", "upstreams", "limits", "requests", "drops", "sources"}
+var PaneNames = []string{"queues", "cores", "routes", "upstreams", "limits", "requests", "drops", "sources", "ledger"}
 
 // fill makes the panes out of the two last samples.
 func (s *Source) fill(f *Frame) {
@@ -26,7 +26,7 @@ func (s *Source) fill(f *Frame) {
 	r := rates{now: &s.now, before: &s.before, span: span}
 	r.totals(&f.Totals)
 	f.Panes = []Table{ // in the order of PaneNames
-		r.queues(), r.cores(), r.routes(), r.upstreams(), r.limits(), r.requests(), r.drops(), s.sourcesPane(),
+		r.queues(), r.cores(), r.routes(), r.upstreams(), r.limits(), r.requests(), r.drops(), s.sourcesPane(), r.table(),
 	}
 }
 
@@ -93,7 +93,7 @@ func (r *rates) totals(t *Totals) {
 	}
 	t.Handshakes = r.per(n.Handshakes.Count, b.Handshakes.Count)
 	t.Connections, t.UnderWay = n.Sums.Open, n.Sums.UnderWay
-	t.Unexplained = n.Unexplained.Requests + n.Unexplained.Connections
+	t.Unexplained = n.Unexplained.Packets + n.Unexplained.Requests + n.Unexplained.Statuses + n.Unexplained.Connections
 }
 
 func text(s string) Cell     { return Cell{Text: s} }
@@ -278,6 +278,37 @@ func (r *rates) drops() Table {
 					number(8 * r.per(n.Bytes, b.Bytes)), whole(n.Packets)})
 			}
 		}
+	}
+	return t
+}
+
+// table is the ledger: every hop at which something was counted, and what nobody explains.
+func (r *rates) table() Table {
+	t := Table{Name: "ledger", Columns: []Column{
+		{"hop", "HOP", nil}, {"where", "WHERE", nil}, {"verdict", "VERDICT", nil}, {"reason", "REASON", nil}, {"per_second", "/s", count}, {"count", "TOTAL", count},
+	}}
+	before := map[ledger.Row]uint64{}
+	for _, row := range r.before.ledger.Rows(nil) {
+		n := row.Count
+		row.Count = 0
+		before[row] = n
+	}
+	for _, row := range r.now.ledger.Rows(nil) {
+		if n := row.Count; n > 0 {
+			row.Count = 0
+			was, known := before[row]
+			if !known {
+				was = n // nobody knows since when it counts
+			}
+			t.Rows = append(t.Rows, []Cell{text(row.Hop), text(row.Where), text(row.Verdict), text(row.Reason), number(r.per(n, was)), whole(n)})
+		}
+	}
+	u := &r.now.ledger.Unexplained
+	for _, rest := range []struct {
+		of string
+		n  int64
+	}{{"packets", u.Packets}, {"requests", u.Requests}, {"statuses", u.Statuses}, {"connections", u.Connections}} {
+		t.Rows = append(t.Rows, []Cell{text("unexplained"), text(""), text(""), text(rest.of), number(math.NaN()), number(float64(rest.n))})
 	}
 	return t
 }

@@ -265,7 +265,7 @@ var (
 	alarm   = lipgloss.NewStyle().Bold(true).Foreground(lipgloss.Red)
 )
 
-const helpText = `  1-8, Tab, arrows  the pane                  Up, Down  a row
+const helpText = `  1-9, Tab, arrows  the pane                  Up, Down  a row
   s                 sort by the next column   r         the other way round
   /                 filter rows by a text     Esc       no filter
   Space, p          pause                     v         verdict on the chosen source

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/procfs"
 
 	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/ledger"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -22,6 +23,7 @@ type Source struct {
 
 	zone    *zone.Zone // nil for none
 	planes  []*plane
+	ledger  *ledger.Ledger // over zone and planes; nil: to be made
 	now     sample
 	before  sample
 	sources map[netip.Addr]*dropped
@@ -59,7 +61,7 @@ func (s *Source) Close() error {
 	for _, p := range s.planes {
 		errs = append(errs, p.Close())
 	}
-	s.planes = nil
+	s.planes, s.ledger = nil, nil
 	if s.zone != nil {
 		errs = append(errs, s.zone.Close())
 		s.zone = nil
@@ -101,13 +103,13 @@ func (s *Source) openZone() error {
 		if err := s.zone.Close(); err != nil {
 			return err
 		}
-		s.zone, s.before, s.now = nil, sample{}, sample{}
+		s.zone, s.ledger, s.before, s.now = nil, nil, sample{}, sample{}
 	}
 	z, err := zone.Open(s.zonePath)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // Gateway.Supervisor says so
 	}
-	s.zone = z
+	s.zone, s.ledger = z, nil
 	return err
 }
 
@@ -123,6 +125,7 @@ func (s *Source) openPlanes() error {
 			return false
 		}
 		errs = append(errs, p.Close())
+		s.ledger = nil
 		return true
 	})
 	for _, name := range names {
@@ -133,6 +136,7 @@ func (s *Source) openPlanes() error {
 		errs = append(errs, err)
 		if err == nil {
 			s.planes = append(s.planes, p)
+			s.ledger = nil
 		}
 	}
 	return errors.Join(errs...)
@@ -150,13 +154,26 @@ func openPlane(o datapath.Options) (*plane, error) {
 	return &plane{d, drops}, nil
 }
 
+// reader is the ledger over what is open. It stays while that does: it remembers how counts
+// that should agree differed at first.
+func (s *Source) reader() *ledger.Ledger {
+	if s.ledger == nil {
+		sources := ledger.Sources{Zone: s.zone, Stack: host.ReadStack}
+		for _, p := range s.planes {
+			name := p.Interface()
+			sources.Interfaces = append(sources.Interfaces, ledger.Interface{
+				Name: name, Status: p.Status, Counters: p.Counters,
+				Receive: func() (host.Receive, error) { return host.ReadReceive(name) },
+			})
+		}
+		s.ledger = ledger.New(sources)
+	}
+	return s.ledger
+}
+
 // take reads everything into s.now.
 func (s *Source) take(f *Frame) error {
-	sources := ledger.Sources{Zone: s.zone}
-	for _, p := range s.planes {
-		sources.Interfaces = append(sources.Interfaces, ledger.Interface{Name: p.Interface(), Status: p.Status, Counters: p.Counters})
-	}
-	errs := []error{ledger.New(sources).Snapshot(&s.now.ledger)}
+	errs := []error{s.reader().Snapshot(&s.now.ledger)}
 	s.now.cpu = s.now.cpu[:0]
 	for i := range s.now.ledger.Workers {
 		s.now.cpu = append(s.now.cpu, cpuTime(s.now.ledger.Workers[i].PID))

@@ -45,8 +45,8 @@ type Totals struct {
 	Handshakes  float64 `json:"handshakes_per_second"`
 	Connections uint64  `json:"connections"`
 	UnderWay    uint64  `json:"requests_under_way"`
-	// Unexplained are requests and connections whose counts should agree and do not; small
-	// ones come and go under load.
+	// Unexplained are packets, requests and connections whose counts should agree and do not;
+	// small ones come and go under load.
 	Unexplained int64 `json:"unexplained"`
 }
 

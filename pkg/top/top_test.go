@@ -253,7 +253,7 @@ func TestKeys(t *testing.T) {
 	if fmt.Sprint(held) != "[192.0.2.1]" || !strings.Contains(shown(), "verdict on 192.0.2.1") {
 		t.Errorf("held %v:\n%s", held, shown())
 	}
-	press(m, "esc", "tab")
+	press(m, "esc", "tab", "tab")
 	if m.pane != "queues" || m.filter != "" {
 		t.Errorf("pane %s, filter %q", m.pane, m.filter)
 	}

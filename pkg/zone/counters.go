@@ -61,7 +61,14 @@ const (
 	LuaTime            // ns in key functions
 	CollectorTime      // ns of CPU in the collector of garbage, as the runtime estimates
 	ErrorLinesDropped  // lines of the error log for which the supervisor was too slow
-	PlainCounters      // how many there are
+	// Exchanges with a status of 4xx, then of 5xx, by Source.
+	Errors4xxClient
+	Errors4xxGateway
+	Errors4xxUpstream
+	Errors5xxClient
+	Errors5xxGateway
+	Errors5xxUpstream
+	PlainCounters // how many there are
 )
 
 var counterNames = [PlainCounters]string{
@@ -75,6 +82,7 @@ var counterNames = [PlainCounters]string{
 	"panics", "connections_drained", "cancels_held", "offences_unkeyed", "signals_dropped", "connections_limited",
 	"keys_cached", "keys_asked", "keys_stale", "keys_unanswered", "keys_evicted", "key_budgets", "key_faults",
 	"shares_untold", "handshake_time", "lua_time", "collector_time", "error_lines_dropped",
+	"errors_4xx_client", "errors_4xx_gateway", "errors_4xx_upstream", "errors_5xx_client", "errors_5xx_gateway", "errors_5xx_upstream",
 }
 
 func (c Counter) String() string { return word(counterNames[:], int(c)) }
@@ -127,6 +135,44 @@ func (o RequestOutcome) String() string { return word(requestOutcomeNames[:], in
 
 // RequestOutcomes lists all.
 func RequestOutcomes() []RequestOutcome { return upTo(requestOutcomes) }
+
+// Source is who decided how an exchange ended.
+type Source int
+
+const (
+	SourceClient   Source = iota // it broke HTTP, was too slow, or went away
+	SourceGateway                // its policy refused or answered, or it could do no more
+	SourceUpstream               // it answered, or failed to
+	sources
+)
+
+var sourceNames = [sources]string{"client", "gateway", "upstream"}
+
+func (s Source) String() string { return word(sourceNames[:], int(s)) }
+
+// Sources lists all.
+func Sources() []Source { return upTo(sources) }
+
+// Source of exchanges with the outcome.
+func (o RequestOutcome) Source() Source {
+	switch o {
+	case RequestBad, RequestHeaderTooLarge, RequestURITooLong, RequestBodyTooLarge, RequestMethodRefused,
+		RequestClientReset, RequestClientTimeout, RequestHTTP2Error:
+		return SourceClient
+	case RequestOK, RequestUpstreamRefused, RequestUpstreamReset, RequestUpstreamInvalid, RequestUpstreamSaturated,
+		RequestUpstreamTimeout, RequestConnectTimeout:
+		return SourceUpstream
+	}
+	return SourceGateway
+}
+
+// Errors is the counter of exchanges of the source with a status of 4xx, or of 5xx.
+func Errors(server bool, s Source) Counter {
+	if server {
+		return Errors5xxClient + Counter(s)
+	}
+	return Errors4xxClient + Counter(s)
+}
 
 // HandshakeOutcome is how a TLS handshake ended.
 type HandshakeOutcome int

@@ -20,6 +20,7 @@ import (
 const (
 	roleVariable   = "XGW_ZONE_TEST_ROLE"
 	roleSupervisor = "supervisor" // creates the zone in its argument and waits
+	roleOwner      = "owner"      // creates the zone in its argument and writes all of it until killed
 	roleWriter     = "writer"     // writes to slab 0 of the zone on descriptor 3 until killed
 )
 
@@ -27,6 +28,8 @@ func TestMain(m *testing.M) {
 	switch os.Getenv(roleVariable) {
 	case roleSupervisor:
 		beSupervisor()
+	case roleOwner:
+		beOwner()
 	case roleWriter:
 		beWriter()
 	}

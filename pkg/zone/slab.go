@@ -84,6 +84,9 @@ func (s *Slab) Request(route, status int, d time.Duration, outcome RequestOutcom
 	r.add(routeClasses+class, 1)
 	observe(r[routeHistogram:], d)
 	s.mem.add(slabCounters+counterRequests+int(outcome), 1)
+	if class >= 3 {
+		s.Add(Errors(class == 4, outcome.Source()), 1)
+	}
 }
 
 // Upstream counts one try at an upstream and the time until its reply's head.

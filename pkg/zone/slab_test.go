@@ -37,11 +37,11 @@ func TestSlabWrites(t *testing.T) {
 		}, "state=4 connections_accepted=3"},
 		{"draining does not", func(s *Slab) { s.Move(GaugeConnections, 3); s.Set(GaugeState, uint64(StateDraining)) }, "state=3 connections_active=3"},
 		{"request", func(s *Slab) { s.Request(1, 204, time.Second, RequestOK) }, "request ok=1 route 1=[0 1 0 0 0] 1s"},
-		{"request without route", func(s *Slab) { s.Request(NoRoute, 404, 0, RequestNoRoute) }, "request no_route=1 route 0=[0 0 0 1 0] 0s"},
+		{"request without route", func(s *Slab) { s.Request(NoRoute, 404, 0, RequestNoRoute) }, "errors_4xx_gateway=1 request no_route=1 route 0=[0 0 0 1 0] 0s"},
 		{"informational", func(s *Slab) { s.Request(1, 101, 0, RequestOK) }, "request ok=1 route 1=[1 0 0 0 0] 0s"},
-		{"status 99", func(s *Slab) { s.Request(1, 99, 0, RequestOK) }, "request ok=1 route 1=[0 0 0 0 1] 0s"},
-		{"status 600", func(s *Slab) { s.Request(1, 600, 0, RequestOK) }, "request ok=1 route 1=[0 0 0 0 1] 0s"},
-		{"last status", func(s *Slab) { s.Request(1, 599, 0, RequestPanic) }, "request panic=1 route 1=[0 0 0 0 1] 0s"},
+		{"status 99", func(s *Slab) { s.Request(1, 99, 0, RequestOK) }, "errors_5xx_upstream=1 request ok=1 route 1=[0 0 0 0 1] 0s"},
+		{"status 600", func(s *Slab) { s.Request(1, 600, 0, RequestOK) }, "errors_5xx_upstream=1 request ok=1 route 1=[0 0 0 0 1] 0s"},
+		{"last status", func(s *Slab) { s.Request(1, 599, 0, RequestPanic) }, "errors_5xx_gateway=1 request panic=1 route 1=[0 0 0 0 1] 0s"},
 		{"slot too high", func(s *Slab) { s.Request(4, 302, 0, RequestOK) }, "request ok=1 route 3=[0 0 1 0 0] 0s"},
 		{"slot below", func(s *Slab) { s.Request(-1, 302, 0, RequestOK) }, "request ok=1 route 3=[0 0 1 0 0] 0s"},
 		{"negative time", func(s *Slab) { s.Request(1, 200, -time.Second, RequestOK) }, "request ok=1 route 1=[0 1 0 0 0] 0s"},
@@ -187,6 +187,7 @@ func TestSlabWordsAreDistinct(t *testing.T) {
 	for _, m := range Misuses() {
 		write(func() { s.mem.add(slabCounters+counterMisuse+int(m), 1) })
 	}
+	clear(s.mem[slabCounters+int(Errors4xxClient) : slabCounters+int(PlainCounters)]) // a request counts there, too
 	for i, o := range RequestOutcomes() {
 		if i < 5 {
 			write(func() { s.Request(0, 100*(i+1), 0, o) })
