@@ -23,7 +23,7 @@ func topCommand(e *env) *cobra.Command {
 	var pane string
 	cmd := &cobra.Command{
 		Use:   "top",
-		Short: "Watch queues, cores, routes, upstreams, limits and drops on the terminal",
+		Short: "Watch queues, cores, routes, upstreams, limits, drops, sources and keys on the terminal",
 		Long: `Reads the shared zone and the pinned maps directly, so it works while the supervisor
 hangs, and after it died: the first line says so. Keys: ? shows them.
 

@@ -14,7 +14,7 @@ import (
 )
 
 // PaneNames are the panes of every frame.
-var PaneNames = []string{"queues", "cores", "routes", "upstreams", "limits", "requests", "drops", "sources", "ledger"}
+var PaneNames = []string{"queues", "cores", "routes", "upstreams", "limits", "requests", "drops", "sources", "keys", "ledger"}
 
 // fill makes the panes out of the two last samples.
 func (s *Source) fill(f *Frame) {
@@ -26,7 +26,7 @@ func (s *Source) fill(f *Frame) {
 	r := rates{now: &s.now, before: &s.before, span: span}
 	r.totals(&f.Totals)
 	f.Panes = []Table{ // in the order of PaneNames
-		r.queues(), r.cores(), r.routes(), r.upstreams(), r.limits(), r.requests(), r.drops(), s.sourcesPane(), r.table(),
+		r.queues(), r.cores(), r.routes(), r.upstreams(), r.limits(), r.requests(), r.drops(), s.sourcesPane(r), s.keysPane(r), r.table(),
 	}
 }
 
@@ -310,32 +310,5 @@ func (r *rates) table() Table {
 	}{{"packets", u.Packets}, {"requests", u.Requests}, {"statuses", u.Statuses}, {"connections", u.Connections}} {
 		t.Rows = append(t.Rows, []Cell{text("unexplained"), text(""), text(""), text(rest.of), number(math.NaN()), number(float64(rest.n))})
 	}
-	return t
-}
-
-// sourcesPane joins the samples of dropped frames with the verdicts that are held.
-func (s *Source) sourcesPane() Table {
-	t := Table{Name: "sources", Columns: []Column{
-		{"source", "SOURCE", nil}, {"samples", "SAMPLES", count}, {"outcome", "LAST DROPPED AS", nil}, {"ago_seconds", "AGO", since},
-		{"verdict", "VERDICT", nil}, {"left_seconds", "LEFT", since}, {"interface", "ON", nil},
-	}}
-	verdicts := map[string]held{}
-	for _, v := range s.now.verdicts {
-		verdicts[v.Source.String()] = v
-	}
-	for source, d := range s.sources {
-		v := verdicts[source.String()]
-		delete(verdicts, source.String())
-		row := []Cell{text(source.String()), whole(d.samples), text(d.outcome), number(s.now.at.Sub(d.last).Seconds()), text(""), number(0), text(v.Interface)}
-		if v.Step != 0 {
-			row[4], row[5] = text(v.Step.String()), number(v.TTL.Seconds())
-		}
-		t.Rows = append(t.Rows, row)
-	}
-	for source, v := range verdicts {
-		t.Rows = append(t.Rows, []Cell{text(source), whole(0), text(""), number(0), text(v.Step.String()), number(v.TTL.Seconds()), text(v.Interface)})
-	}
-	t.Sort(0, false) // maps have no order
-	t.Sort(1, false)
 	return t
 }

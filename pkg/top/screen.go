@@ -142,7 +142,11 @@ func (m *screen) key(k tea.KeyPressMsg) tea.Cmd {
 	case "v":
 		m.ask()
 	default:
-		if n := int(k.Code - '1'); len(k.Text) == 1 && n >= 0 && n < len(m.frame.Panes) {
+		n := int(k.Code - '1')
+		if k.Code == '0' { // behind 9, as on the keyboard
+			n = 9
+		}
+		if len(k.Text) == 1 && n >= 0 && n < len(m.frame.Panes) {
 			m.show(m.frame.Panes[n].Name)
 		}
 	}
@@ -167,14 +171,26 @@ func (m *screen) edit(k tea.KeyPressMsg) {
 
 // ask offers a verdict on the selected source.
 func (m *screen) ask() {
-	switch {
-	case m.pane != "sources" || m.selected == "":
-		m.said = "a verdict is for a source: choose one in the pane sources"
+	switch source := m.chosenSource(); {
+	case source == "":
+		m.said = "a verdict is for a source: choose one in the pane sources, or who used a key last in the pane keys"
 	case m.options.Verdict == nil:
 		m.said = "no gateway answers that could hold a verdict"
 	default:
-		m.asking = m.selected
+		m.asking = source
 	}
+}
+
+// chosenSource is what the selected row says of a source; "" for nothing.
+func (m *screen) chosenSource() string {
+	t := m.table()
+	at := m.position(t)
+	for c := range t.Columns {
+		if at >= 0 && t.Columns[c].Key == "source" {
+			return t.Rows[at][c].Text
+		}
+	}
+	return ""
 }
 
 func (m *screen) answer(k tea.KeyPressMsg) tea.Cmd {
@@ -265,14 +281,15 @@ var (
 	alarm   = lipgloss.NewStyle().Bold(true).Foreground(lipgloss.Red)
 )
 
-const helpText = `  1-9, Tab, arrows  the pane                  Up, Down  a row
+const helpText = `  1-0, Tab, arrows  the pane                  Up, Down  a row
   s                 sort by the next column   r         the other way round
   /                 filter rows by a text     Esc       no filter
   Space, p          pause                     v         verdict on the chosen source
   ?                 this help                 q         quit
 
   Rates are of the last interval. SAMPLES are of dropped frames, one of 64; the pane
-  drops has the exact counts. CPU is of one core.`
+  drops has the exact counts. CPU is of one core. Of sources and keys those are told
+  that were the busiest lately; v in the pane keys is for the address in LAST FROM.`
 
 func (m *screen) View() tea.View {
 	v := tea.NewView("")
@@ -331,15 +348,26 @@ func (m *screen) body(room int) []string {
 	return out
 }
 
+// tabLetters are of a pane's name where the screen has no room for all of all names.
+const tabLetters = 5
+
 // tabs names the panes.
 func (m *screen) tabs() string {
+	room := 0
+	for i := range m.frame.Panes {
+		room += len("1  ") + len(m.frame.Panes[i].Name)
+	}
 	var b strings.Builder
 	for i := range m.frame.Panes {
-		name := fmt.Sprintf("%d %s", i+1, m.frame.Panes[i].Name)
-		if m.frame.Panes[i].Name == m.pane {
-			name = reverse.Render(name)
+		name := m.frame.Panes[i].Name
+		tab := fmt.Sprintf("%d %s", (i+1)%10, name)
+		if room > m.width && name != m.pane {
+			tab = tab[:min(len(tab), len("1 ")+tabLetters)]
 		}
-		b.WriteString(name + " ")
+		if name == m.pane {
+			tab = reverse.Render(tab)
+		}
+		b.WriteString(tab + " ")
 	}
 	return m.cutStyled(b.String())
 }

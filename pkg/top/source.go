@@ -35,6 +35,8 @@ type sample struct {
 	ledger   ledger.Snapshot
 	cpu      []float64 // seconds of CPU, by worker
 	verdicts []held
+	clients  []zone.Busy
+	keys     []zone.Busy
 }
 
 // held is a verdict of an interface.
@@ -177,6 +179,11 @@ func (s *Source) take(f *Frame) error {
 	s.now.cpu = s.now.cpu[:0]
 	for i := range s.now.ledger.Workers {
 		s.now.cpu = append(s.now.cpu, cpuTime(s.now.ledger.Workers[i].PID))
+	}
+	s.now.clients, s.now.keys = s.now.clients[:0], s.now.keys[:0]
+	if s.zone != nil {
+		s.now.clients = s.zone.BusyAddresses().All(s.now.clients, f.Time)
+		s.now.keys = s.zone.BusyKeys().All(s.now.keys, f.Time)
 	}
 	s.now.verdicts = s.now.verdicts[:0]
 	for _, p := range s.planes {

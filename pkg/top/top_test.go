@@ -253,7 +253,18 @@ func TestKeys(t *testing.T) {
 	if fmt.Sprint(held) != "[192.0.2.1]" || !strings.Contains(shown(), "verdict on 192.0.2.1") {
 		t.Errorf("held %v:\n%s", held, shown())
 	}
-	press(m, "esc", "tab", "tab")
+	s.now.keys = []zone.Busy{{Name: "alice", From: netip.MustParseAddr("2001:db8:0:1::7"), Requests: 30}, {Name: "bob", From: netip.MustParseAddr("192.0.2.3"), Requests: 60}}
+	s.before.keys = []zone.Busy{{Name: "bob", Requests: 50}} // of bob the last ten are new
+	s.fill(f)
+	press(m, "esc", "tab", "down", "v", "y")
+	if m.pane != "keys" || first() != "alice" || fmt.Sprint(held) != "[192.0.2.1 2001:db8:0:1::]" {
+		t.Errorf("pane %s, held %v:\n%s", m.pane, held, shown())
+	}
+	press(m, "0")
+	if m.pane != "ledger" {
+		t.Errorf("pane %s", m.pane)
+	}
+	press(m, "tab")
 	if m.pane != "queues" || m.filter != "" {
 		t.Errorf("pane %s, filter %q", m.pane, m.filter)
 	}

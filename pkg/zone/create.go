@@ -17,7 +17,7 @@ import (
 // Create makes the file anew and maps it for writing; this process is then its
 // supervisor. A zone whose supervisor is alive is ErrInUse, and a file that is no
 // zone is ErrNotZone: neither is touched. One left by a dead supervisor is replaced,
-// see Replaced; processes that still map it keep the old one.
+// see Replaced: its history goes on in the new one; processes that still map it keep the old one.
 //
 // The file appears whole, by rename. All its memory is taken at once, so a full
 // /dev/shm shows here and not later as a fault.
@@ -101,6 +101,9 @@ func create(f *os.File, path string, l Layout) (*Zone, error) {
 	z.setName(l.Routes-1, overflow)
 	z.setName(l.Routes+l.Upstreams-1, overflow)
 	z.setName(l.Routes+l.Upstreams+l.Limits-1, overflow)
+	if replaced != 0 {
+		z.takeHistory(path)
+	}
 	if z.info, err = f.Stat(); err == nil {
 		err = os.Rename(f.Name(), path) // readers find the zone from here on
 	}

@@ -62,6 +62,7 @@ const (
 	sectionHistory
 	sectionHolds
 	sectionShares
+	sectionBusy
 )
 
 type section struct{ kind, offset, length uint64 }
@@ -77,7 +78,8 @@ func (o offsets) sections() []section {
 		{sectionHistory, uint64(o.history), uint64(o.buckets - o.history)},
 		{sectionBuckets, uint64(o.buckets), uint64(o.holds - o.buckets)},
 		{sectionHolds, uint64(o.holds), uint64(o.shares - o.holds)},
-		{sectionShares, uint64(o.shares), uint64(o.end - o.shares)},
+		{sectionShares, uint64(o.shares), uint64(o.busy - o.shares)},
+		{sectionBusy, uint64(o.busy), uint64(o.end - o.busy)},
 	}
 }
 

@@ -73,3 +73,18 @@ func (z *Zone) History(dst []Past) []Past {
 	}
 	return dst
 }
+
+// takeHistory goes on with that of the zone at the path, whose supervisor is dead. From one of
+// another version, or a broken one, there is none to take.
+func (z *Zone) takeHistory(path string) {
+	old, err := Open(path)
+	if err != nil {
+		return
+	}
+	defer old.Close()
+	_ = old.Guard(func() {
+		for _, row := range old.History(nil) {
+			z.AppendHistory(row)
+		}
+	})
+}

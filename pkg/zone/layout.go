@@ -81,6 +81,7 @@ type offsets struct {
 	buckets  int64
 	holds    int64
 	shares   int64
+	busy     int64
 	end      int64
 
 	// words within a slab
@@ -131,7 +132,8 @@ func (l Layout) offsets() offsets {
 	o.buckets = o.history + historyBytes
 	o.holds = o.buckets + int64(l.Buckets)*bucketBytes
 	o.shares = o.holds + int64(l.Workers)*int64(l.Holds)*bucketBytes
-	o.end = o.shares + int64(l.Shares)*shareBytes
+	o.busy = o.shares + int64(l.Shares)*shareBytes
+	o.end = o.busy + 2*busyBytes
 	return o
 }
 

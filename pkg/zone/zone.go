@@ -25,6 +25,7 @@ type Zone struct {
 	buckets  *LimitBuckets
 	shares   *Shares
 	history  words
+	busy     [2]*Busiest // addresses, API keys
 	replaced int
 }
 
@@ -103,7 +104,9 @@ func mapFile(f *os.File, l Layout, protection int) (*Zone, error) {
 	}
 	z.history = wordsOf(mem[o.history:o.buckets])
 	z.buckets = newLimitBuckets(mem[o.buckets:o.holds], z.header.load(headSecret), z.header.load(headSecret+1))
-	z.shares = newShares(mem[o.shares:o.end])
+	z.shares = newShares(mem[o.shares:o.busy])
+	z.busy[0] = &Busiest{wordsOf(mem[o.busy : o.busy+busyBytes]), z.buckets, true}
+	z.busy[1] = &Busiest{wordsOf(mem[o.busy+busyBytes : o.end]), z.buckets, false}
 	return z, nil
 }
 
@@ -191,7 +194,7 @@ func (z *Zone) Close() error {
 		err = z.file.Close()
 	}
 	err = errors.Join(err, unix.Munmap(z.mem))
-	z.mem, z.header, z.slabs, z.buckets, z.shares, z.history, z.file = nil, nil, nil, nil, nil, nil, nil
+	z.mem, z.header, z.slabs, z.buckets, z.shares, z.history, z.file, z.busy = nil, nil, nil, nil, nil, nil, nil, [2]*Busiest{}
 	if err != nil {
 		return fmt.Errorf("close zone: %w", err)
 	}

@@ -181,6 +181,7 @@ func TestCreateReplacesStaleZone(t *testing.T) {
 	path := zonePath(t)
 	other := mustSupervisor(t, path)
 	old := mustOpenWriter(t, path)
+	old.AppendHistory(Past{Time: 7, Passed: 70})
 	if err := other.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -198,6 +199,9 @@ func TestCreateReplacesStaleZone(t *testing.T) {
 	old.Worker(0).Add(BytesSent, 1) // an orphaned worker goes on in the old one
 	if z.Worker(0).Load(BytesSent) != 0 || mustOpen(t, path).PID() != os.Getpid() {
 		t.Error("old and new zone share something")
+	}
+	if past := mustOpen(t, path).History(nil); len(past) != 1 || past[0] != (Past{Time: 7, Passed: 70}) {
+		t.Errorf("the history of a dead supervisor is lost: %+v", past)
 	}
 	_ = other.Wait()
 }
