@@ -3,18 +3,18 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
-	"runtime"
 	"slices"
-	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/cluster"
 	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/gateway"
 	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/script"
@@ -82,36 +82,8 @@ func printLimits(w io.Writer, c *config.Config) error {
 	}
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nlimit\tof\ta bucket for each\trate\tburst\tscope\tmay pass beyond rate x t + burst")
-	for _, l := range c.RequestLimits {
-		burst := fmt.Sprint(l.Burst)
-		if l.Delay < l.Burst {
-			burst += fmt.Sprintf(", %d of it at once", l.Delay)
-		}
-		scope, bound := "all workers together", "nothing, while no bucket is evicted"
-		if l.Cluster {
-			scope = "all gateways of redis " + c.Redis.Address
-			bound = fmt.Sprintf("%d for each further gateway, made up for afterwards", cluster.Bound(l.Requests, l.Period, l.Burst))
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%dr/%s\t%s\t%s\t%s\n",
-			dry(l.Name, l.DryRun), requestsOf(l.Methods, l.Routes, l.Tiers), bucketFor(l.Key), l.Requests, period(l.Period), burst, scope, bound)
-	}
-	for _, l := range c.ConnectionLimits {
-		of := "connections"
-		if l.Count == "requests" {
-			of = requestsOf(l.Methods, l.Routes, l.Tiers) + " under way"
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t-\t%d at once\tall workers together\tnothing, while there is room to count\n",
-			dry(l.Name, l.DryRun), of, bucketFor(l.Key), l.Max)
-	}
-	for _, l := range c.PacketLimits {
-		key, bound := l.Key, packetBounds[l.Key]
-		if l.Port != 0 {
-			key = fmt.Sprintf("port %d", l.Port)
-		}
-		if l.Key == "port" || l.Key == "interface" {
-			bound = fmt.Sprintf("%d, on %d CPUs", l.Burst/8, runtime.NumCPU())
-		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d/s\t%d\teach interface\t%s\n", dry(l.Name, l.DryRun), l.Count, key, l.Rate, l.Burst, bound)
+	for _, l := range gateway.Limits(c) {
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", dry(l.Name, l.DryRun), l.Of, l.Key, cmp.Or(l.Rate, "-"), burstOf(&l), l.Scope, l.Bound)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -123,39 +95,15 @@ func printLimits(w io.Writer, c *config.Config) error {
 	return nil
 }
 
-func requestsOf(methods, routes, tiers []string) string {
-	of := "requests"
-	if len(methods) > 0 {
-		of = strings.Join(methods, "|")
+// burstOf is what may come at once, or be open.
+func burstOf(l *admin.Limit) string {
+	switch {
+	case l.Max > 0:
+		return fmt.Sprintf("%d at once", l.Max)
+	case l.AtOnce > 0:
+		return fmt.Sprintf("%d, %d of it at once", l.Burst, l.AtOnce)
 	}
-	if len(routes) > 0 {
-		of += " of route " + strings.Join(routes, ", ")
-	}
-	if len(tiers) > 0 {
-		of += " by keys of tier " + strings.Join(tiers, ", ")
-	}
-	return of
-}
-
-// bucketFor is what has a bucket of its own.
-func bucketFor(key []string) string {
-	if slices.Equal(key, []string{"function"}) {
-		return "function, or address where it fails"
-	}
-	out := slices.Clone(key)
-	for i, k := range out {
-		if strings.HasPrefix(k, "jwt:") { // anybody can write one
-			out[i] += " (not verified)"
-		}
-	}
-	return strings.Join(out, " and ")
-}
-
-// packetBounds are what the kernel plane may let pass beyond a limit, by its key.
-var packetBounds = map[string]string{
-	"queue":  "nothing in native mode; in tc and generic mode one for each CPU",
-	"source": "nothing for known sources; strangers once more the rate under a flood",
-	"prefix": "once more the rate under a flood",
+	return fmt.Sprint(l.Burst)
 }
 
 func dry(name string, is bool) string {
@@ -163,8 +111,4 @@ func dry(name string, is bool) string {
 		return name + " (dry run)"
 	}
 	return name
-}
-
-func period(d time.Duration) string {
-	return map[time.Duration]string{time.Second: "s", time.Minute: "m", time.Hour: "h", 24 * time.Hour: "d"}[d]
 }

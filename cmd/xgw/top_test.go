@@ -6,6 +6,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/lab"
 )
 
@@ -103,6 +106,7 @@ func TestTop(t *testing.T) {
 	l := mustLab(t, "xgwtop")
 	dir := t.TempDir()
 	text := gatewayYAML(dir, lab.GatewayAddr.String()+":443", "127.0.0.1:1", "workers: 1\npin: false\ninterfaces: [{name: edge0}]\ndeny: ["+lab.AttackerAddr.String()+"]\n")
+	text = strings.Replace(text, "upstream: back}", "upstream: back, keys: {}}", 1)
 	g := startGateway(t, inHost(l, lab.Gateway), "top", dir, text)
 	top := func() *shownFrame {
 		t.Helper()
@@ -114,8 +118,15 @@ func TestTop(t *testing.T) {
 		return &f
 	}
 	c := newClientIn(l)
+	key := mustRun(t, "--instance", "top", "keys", "add", "--consumer", "alice")
+	id := strings.Split(key, "_")[1]
 	for range 10 { // no upstream is there: 502
-		r, err := c.Get("https://" + g.address + "/")
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+g.address+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Header.Set("Authorization", "Bearer "+key)
+		r, err := c.Do(q)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -162,6 +173,16 @@ func TestTop(t *testing.T) {
 	screen.wait("ROUTE", "all")
 	screen.press("8")
 	screen.wait("SOURCE", lab.AttackerAddr.String(), "drop_deny")
+	screen.wait(lab.ClientAddr.String())
+	screen.press("9")
+	screen.wait("KEY", "LAST FROM", id, lab.ClientAddr.String())
+	screen.press("Down", "v")
+	screen.wait("new connections of " + lab.ClientAddr.String())
+	screen.press("y")
+	screen.wait("verdict on " + lab.ClientAddr.String())
+	screen.press("8")
+	screen.wait("thin")
+	testDatapath(t)
 	wide := newTerminal(t, l, 200, 60, "--instance", "top", "top", "--interval", "200ms", "--pane", "cores")
 	wide.wait("1 of 1 ready", "WORKER", "RESTARTS", "ready")
 
@@ -188,6 +209,64 @@ func TestTop(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 	}
 	t.Error("q does not end it")
+}
+
+// testDatapath holds what the admin API says of the kernel plane to what is so.
+func testDatapath(t *testing.T) {
+	t.Helper()
+	var planes []struct {
+		Interface  string
+		Attached   bool
+		Mode       string
+		Generation uint64
+		Programs   []struct {
+			Name string
+			ID   uint32
+		}
+		Maps []struct {
+			Name, Type    string
+			Entries, Used uint64
+		}
+		Outcomes map[string]uint64
+	}
+	askControl(t, "top", "/v1/datapath", &planes)
+	if len(planes) != 1 {
+		t.Fatalf("%+v", planes)
+	}
+	p := planes[0]
+	if p.Interface != "edge0" || !p.Attached || p.Mode != "native" || p.Generation != 1 || len(p.Programs) != 2 || p.Programs[1].Name != "xdp_ingress" || p.Programs[1].ID == 0 || p.Outcomes["drop_deny"] == 0 {
+		t.Errorf("%+v", p)
+	}
+	found := 0
+	for _, m := range p.Maps {
+		if m.Name == "verdicts" && m.Used == 1 && m.Entries == 65536 || m.Name == "verified" && m.Used >= 1 && m.Entries == 262144 {
+			found++
+		}
+	}
+	if found != 2 {
+		t.Errorf("maps %+v", p.Maps)
+	}
+	x, err := admin.NewClient(admin.SocketPath("top")).Explain(admin.ExplainRequest{Path: "/", Client: lab.AttackerAddr.String()})
+	if err != nil || x.Packets["edge0"].Outcome != "drop_deny" || x.Packets["edge0"].Rule != "deny "+lab.AttackerAddr.String()+"/32" {
+		t.Errorf("%+v, %v", x, err)
+	}
+	x, err = admin.NewClient(admin.SocketPath("top")).Explain(admin.ExplainRequest{Path: "/", Client: lab.ClientAddr.String()})
+	if err != nil || x.Verdict == nil || x.Verdict.Step != "thin" || x.Verdict.Reason != "operator" {
+		t.Errorf("%+v, %v", x, err)
+	}
+}
+
+// askControl reads what a gateway says over its control socket.
+func askControl(t *testing.T, instance, path string, into any) {
+	t.Helper()
+	var d net.Dialer
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return d.DialContext(ctx, "unix", admin.SocketPath(instance))
+	}}}
+	defer c.CloseIdleConnections()
+	if err := json.Unmarshal([]byte(bodyOf(t, c, "http://gateway"+path)), into); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func TestTopUsage(t *testing.T) {

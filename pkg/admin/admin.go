@@ -48,6 +48,7 @@ type Control interface {
 	// the gateway is started anew.
 	SetServer(ServerSetting) error
 	KeyControl
+	Inspection
 }
 
 // Verdict is what is held against a source.
@@ -83,6 +84,11 @@ type Status struct {
 	Configuration string    `json:"configuration,omitempty"`
 	Loaded        time.Time `json:"loaded,omitzero"`
 	Steering      []Steered `json:"steering,omitempty"`
+	// Drained: whoever balances over gateways is told to leave this one out.
+	Drained bool `json:"drained,omitempty"`
+	// Listeners are how many listen to events, and how many were dropped for being slow.
+	Listeners        int    `json:"event_listeners"`
+	ListenersDropped uint64 `json:"event_listeners_dropped"`
 }
 
 // Steered is where a listener's connections were placed since it was made.

@@ -37,7 +37,7 @@ type api struct {
 
 // endpoints are all there are.openapi.yaml describes each.
 func (a *api) endpoints() []endpoint {
-	return []endpoint{
+	return append(a.inspections(), []endpoint{
 		{"GET /v1/status", Viewer, a.status},
 		{"GET /v1/live", Viewer, a.live},
 		{"GET /v1/doctor", Viewer, a.doctor},
@@ -51,7 +51,7 @@ func (a *api) endpoints() []endpoint {
 		{"POST /v1/servers", Operator, a.setServer},
 		{"POST /v1/keys", Admin, a.keys},
 		{"POST /v1/cache/purge", Operator, a.purge},
-	}
+	}...)
 }
 
 func (a *api) status(w http.ResponseWriter, _ *http.Request) {

@@ -5,6 +5,7 @@ package admin
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -14,22 +15,21 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/net/netutil"
 )
 
 // Bounds of the listener for people and their tools: nobody who asks too much or too
 // slowly costs the gateway its memory or descriptors.
 const (
-	maxConnections = 64 // open; those beyond wait to be accepted
-	readTime       = 10 * time.Second
-	writeTime      = 30 * time.Second
-	idleTime       = 2 * time.Minute
-	headerBytes    = 16 << 10
+	readTime    = 10 * time.Second
+	writeTime   = 30 * time.Second
+	idleTime    = 2 * time.Minute
+	headerBytes = 16 << 10
 
 	maxSessions   = 256
 	sessionTime   = 12 * time.Hour
 	sessionCookie = "__Host-xgw"
+
+	certificateID = "certificate " // begins the ID of who has shown one; no token has a space
 
 	maxFailures  = 10 // of an address within failureTime: then it is not listened to
 	failureTime  = time.Minute
@@ -47,7 +47,11 @@ type RemoteOptions struct {
 	Names []string
 	// Certificate is asked at each handshake.
 	Certificate func() (*tls.Certificate, error)
-	Log         *slog.Logger
+	// Clients are the authorities that clients' certificates may be from, asked at each handshake,
+	// and Roles what who has one may do, by the subject's common name. Nil: no certificate helps.
+	Clients func() (*x509.CertPool, error)
+	Roles   map[string]Role
+	Log     *slog.Logger
 }
 
 // Remote is the admin API over TLS, with the dashboard. Who asks shows a token, in the field
@@ -71,6 +75,12 @@ type session struct {
 	until time.Time
 }
 
+// valid tells whether a right that was shown still is one. That of a certificate is looked at with
+// each request.
+func (r *Remote) valid(who Token) bool {
+	return strings.HasPrefix(who.ID, certificateID) || r.options.Tokens.valid(who.ID)
+}
+
 type failures struct {
 	n     int
 	since time.Time
@@ -89,14 +99,16 @@ func NewRemote(c Control, o RemoteOptions) *Remote {
 	for path, file := range pages {
 		r.mux.HandleFunc("GET "+path, static(file.name, file.kind))
 	}
+	certificate := func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return o.Certificate() }
 	r.http = &http.Server{
 		Handler:           http.HandlerFunc(r.serve),
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return o.Certificate() }},
+		TLSConfig:         &tls.Config{GetConfigForClient: r.handshake, GetCertificate: certificate},
 		ReadHeaderTimeout: headerTime,
 		ReadTimeout:       readTime,
 		WriteTimeout:      writeTime,
 		IdleTimeout:       idleTime,
 		MaxHeaderBytes:    headerBytes,
+		ConnContext:       withConnection,
 		ErrorLog:          slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
 	}
 	return r
@@ -104,7 +116,7 @@ func NewRemote(c Control, o RemoteOptions) *Remote {
 
 // Serve answers on the listener, in TLS, until Close, and closes it.
 func (r *Remote) Serve(l net.Listener) error {
-	if err := r.http.ServeTLS(netutil.LimitListener(l, maxConnections), "", ""); !errors.Is(err, http.ErrServerClosed) {
+	if err := r.http.ServeTLS(&gate{Listener: l}, "", ""); !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve admin API: %w", err)
 	}
 	return nil
@@ -210,7 +222,9 @@ func (r *Remote) named(host string) bool {
 	return false
 }
 
+// whoKey is for who asks, and stillKey for a function that tells whether they still may.
 type whoKey struct{}
+type stillKey struct{}
 
 // allow lets those through who have the role.
 func (r *Remote) allow(role Role, next http.HandlerFunc) http.Handler {
@@ -228,15 +242,50 @@ func (r *Remote) allow(role Role, next http.HandlerFunc) http.Handler {
 		case who.Role < role:
 			fail(w, http.StatusForbidden, fmt.Errorf("the token %s has the role %s, and this takes %s", who.Name, who.Role, role))
 		default:
-			next(w, q.WithContext(context.WithValue(q.Context(), whoKey{}, who)))
+			prove(q.Context())
+			ctx := context.WithValue(q.Context(), whoKey{}, who)
+			next(w, q.WithContext(context.WithValue(ctx, stillKey{}, func() bool { return r.valid(who) })))
 		}
 	})
+}
+
+// handshake is what TLS is made of for a client.
+func (r *Remote) handshake(*tls.ClientHelloInfo) (*tls.Config, error) {
+	own, err := r.options.Certificate()
+	if err != nil {
+		return nil, err
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{*own}, NextProtos: []string{"h2", "http/1.1"}, SessionTicketsDisabled: true}
+	if r.options.Clients != nil {
+		if c.ClientCAs, err = r.options.Clients(); err != nil {
+			return nil, err
+		}
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	return c, nil
+}
+
+// certified is who shows a certificate whose subject has a role.
+func (r *Remote) certified(q *http.Request) (Token, bool) {
+	if q.TLS == nil || len(q.TLS.VerifiedChains) == 0 {
+		return Token{}, false
+	}
+	leaf := q.TLS.VerifiedChains[0][0]
+	role, known := r.options.Roles[leaf.Subject.CommonName]
+	// It was good at the handshake; a connection may outlive it.
+	if !known || time.Now().After(leaf.NotAfter) {
+		return Token{}, false
+	}
+	return Token{ID: certificateID + leaf.SerialNumber.Text(16), Name: leaf.Subject.CommonName, Role: role, Created: leaf.NotBefore}, true
 }
 
 // identify finds who asks.
 func (r *Remote) identify(q *http.Request) (Token, int, error) {
 	bearer, isBearer := strings.CutPrefix(q.Header.Get("Authorization"), "Bearer ")
 	if !isBearer {
+		if who, ok := r.certified(q); ok {
+			return who, 0, nil
+		}
 		if c, err := q.Cookie(sessionCookie); err == nil {
 			if s, ok := r.session(c.Value); ok {
 				return s.token, 0, nil
@@ -291,7 +340,7 @@ func (r *Remote) session(cookie string) (session, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s, ok := r.sessions[cookie]
-	if ok && (time.Now().After(s.until) || !r.options.Tokens.valid(s.token.ID)) {
+	if ok && (time.Now().After(s.until) || !r.valid(s.token)) {
 		delete(r.sessions, cookie)
 		ok = false
 	}
@@ -337,14 +386,23 @@ func (r *Remote) listTokens(w http.ResponseWriter, _ *http.Request) {
 
 func (r *Remote) addToken(w http.ResponseWriter, q *http.Request) {
 	var ask struct {
-		Name string `json:"name"`
-		Role Role   `json:"role"`
+		Name string        `json:"name"`
+		Role Role          `json:"role"`
+		For  time.Duration `json:"for_ns"`
 	}
-	if err := decode(w, q, &ask); err != nil {
+	err := decode(w, q, &ask)
+	if err == nil && (ask.For < 0 || ask.For > 0 && ask.For < time.Second) {
+		err = fmt.Errorf("%w: for %s: want 1 s or more, or 0 for ever", ErrInvalid, ask.For)
+	}
+	if err != nil {
 		fail(w, http.StatusBadRequest, err)
 		return
 	}
-	t, text, err := r.options.Tokens.Add(ask.Name, ask.Role)
+	var expires time.Time
+	if ask.For > 0 {
+		expires = time.Now().UTC().Add(ask.For)
+	}
+	t, text, err := r.options.Tokens.Add(ask.Name, ask.Role, expires)
 	reply(w, r.options.Log, struct {
 		Token
 		Text string `json:"token"` // told this once

@@ -36,7 +36,9 @@ type gateway struct {
 	mu       sync.Mutex
 	reloads  int
 	confirms int
+	drains   int
 	held     []Verdict
+	events   *Events
 }
 
 func (g *gateway) Reload(confirm time.Duration) (Reloaded, error) {
@@ -101,6 +103,46 @@ func (g *gateway) Doctor() (any, error) {
 	return map[string]any{"findings": []any{map[string]any{"check": "link", "object": "eth0", "severity": "error", "title": "there is no link", "evidence": "carrier false"}}, "checks": 38}, nil
 }
 
+func (g *gateway) Limits() ([]Limit, error) {
+	return []Limit{{Name: "clients", Plane: "workers", Of: "requests", Key: "address", Rate: "100r/s", Burst: 200, Scope: "all workers together", Total: 100, Bound: "nothing", Counts: map[string]uint64{"passed": 7}}}, nil
+}
+
+func (g *gateway) Configuration() any { return map[string]any{"workers": 1} }
+
+func (g *gateway) Datapath() (any, error) {
+	return []any{map[string]any{
+		"interface": "eth0", "attached": true, "generation": 7, "programs": []any{map[string]any{"name": "xdp_ingress", "id": 5}},
+		"maps": []any{map[string]any{"name": "verdicts", "id": 6, "type": "Array", "entries": 65536, "used": 1}}, "outcomes": map[string]any{"pass_other": 5},
+	}}, nil
+}
+
+func (g *gateway) Certificates() (Certificates, error) {
+	return Certificates{Certificates: []Certificate{{Listener: ":443", Names: []string{"a.example"}, NotAfter: time.Now()}}, Handshakes: map[string]uint64{"full": 1}}, nil
+}
+
+func (g *gateway) Explain(ask ExplainRequest) (Explained, error) {
+	if ask.Path == "" {
+		return Explained{}, ErrInvalid
+	}
+	return Explained{Route: "all", Ends: "it goes to an upstream", Upstream: []string{"back"}, Servers: g.Status().Servers, Packets: map[string]ExplainedPacket{"eth0": {Outcome: "pass_other"}}}, nil
+}
+
+func (g *gateway) Busiest(kind string, k int) ([]Busy, error) {
+	if kind != "sources" {
+		return nil, ErrNotFound
+	}
+	return []Busy{{Name: "192.0.2.7", PerSecond: 5, Requests: 50, Since: time.Now()}, {Name: "192.0.2.8", Since: time.Now()}}[:min(k, 2)], nil
+}
+
+func (g *gateway) Events() *Events { return g.events }
+
+func (g *gateway) SetDrained(bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.drains++
+	return nil
+}
+
 func (g *gateway) History() []Moment {
 	var all []Moment
 	for i := range 700 {
@@ -138,7 +180,7 @@ func (l *lockedLog) lines() int {
 
 func serveRemote(t *testing.T) *served {
 	t.Helper()
-	s := &served{gateway: &gateway{}, log: &lockedLog{}}
+	s := &served{gateway: &gateway{events: NewEvents()}, log: &lockedLog{}}
 	dir := t.TempDir()
 	var first string
 	var err error
@@ -151,7 +193,7 @@ func serveRemote(t *testing.T) *served {
 	}
 	s.boss = strings.TrimSpace(string(text))
 	for role, into := range map[Role]*string{Viewer: &s.viewer, Operator: &s.operator} {
-		if _, *into, err = s.tokens.Add(role.String(), role); err != nil {
+		if _, *into, err = s.tokens.Add(role.String(), role, time.Time{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -217,6 +259,15 @@ func TestRoles(t *testing.T) {
 		{"GET", "/v1/charts/none", 404, 404, 404},
 		{"GET", "/v1/charts/packets?width=9", 400, 400, 400},
 		{"GET", "/v1/whoami", 200, 200, 200},
+		{"GET", "/v1/limits", 200, 200, 200},
+		{"GET", "/v1/config", 200, 200, 200},
+		{"GET", "/v1/datapath", 200, 200, 200},
+		{"GET", "/v1/certificates", 200, 200, 200},
+		{"GET", "/v1/top/sources?k=1", 200, 200, 200},
+		{"GET", "/v1/top/none", 404, 404, 404},
+		{"GET", "/v1/top/sources?k=0", 400, 400, 400},
+		{"POST", "/v1/explain", 400, 400, 400},
+		{"POST", "/v1/drain", 403, 400, 400},
 		{"POST", "/v1/reload", 403, 403, 200},
 		{"POST", "/v1/confirm", 403, 403, 409},
 		{"GET", "/v1/verdicts", 200, 200, 200},
@@ -311,7 +362,7 @@ func TestTokens(t *testing.T) {
 		t.Error("a token is not known after a new start")
 	}
 	for _, name := range []string{"", "a b", "x\n", strings.Repeat("x", 64)} {
-		if _, _, err := again.Add(name, Viewer); !errors.Is(err, ErrTokenName) {
+		if _, _, err := again.Add(name, Viewer, time.Time{}); !errors.Is(err, ErrTokenName) {
 			t.Errorf("a token called %q: %v", name, err)
 		}
 	}
@@ -320,17 +371,23 @@ func TestTokens(t *testing.T) {
 // Forged requests change nothing, and each is in the audit log.
 func TestForgedRequests(t *testing.T) {
 	s := serveRemote(t)
-	expired, err := s.expired()
+	revoked, err := s.revoked()
 	if err != nil {
 		t.Fatal(err)
 	}
+	_, expired, err := s.tokens.Add("over", Admin, time.Now().Add(-time.Second))
+	if err != nil {
+		t.Fatal(err)
+	}
+	before := s.log.lines()
+	dribbled := s.dribble(t)
 	type forged struct {
 		method, path, token, body string
 		fields                    []string
 	}
 	var all []forged
-	for _, path := range []string{"/v1/reload", "/v1/confirm", "/v1/tokens", "/v1/session"} {
-		for _, token := range []string{"", "x", "xgwadm_", "xgwadm_a_b", s.boss + "x", s.boss[:len(s.boss)-1], strings.ToUpper(s.boss), expired} {
+	for _, path := range []string{"/v1/reload", "/v1/confirm", "/v1/tokens", "/v1/session", "/v1/drain", "/v1/servers"} {
+		for _, token := range []string{"", "x", "xgwadm_", "xgwadm_a_b", s.boss + "x", s.boss[:len(s.boss)-1], strings.ToUpper(s.boss), expired, revoked} {
 			all = append(all, forged{"POST", path, token, `{"name":"x","role":"admin"}`, nil})
 		}
 		all = append(all,
@@ -341,7 +398,16 @@ func TestForgedRequests(t *testing.T) {
 			forged{"POST", path, s.boss, "", []string{"Sec-Fetch-Site: same-site"}},
 		)
 	}
+	for _, path := range []string{"/v1/config", "/v1/limits", "/v1/datapath", "/v1/certificates", "/v1/top/keys", "/v1/events", "/v1/tokens"} {
+		all = append(all, forged{"GET", path, "", "", nil}, forged{"GET", path, expired, "", nil}, forged{"GET", path, s.boss, "", []string{"Host: evil.example"}})
+	}
 	all = append(all,
+		forged{"POST", "/v1/drain", s.viewer, `{"drained":true}`, nil},
+		forged{"GET", "/v1/drain", s.boss, `{"drained":true}`, []string{"X-HTTP-Method: POST"}},
+		forged{"POST", "/v1/limits/../drain", s.viewer, `{"drained":true}`, nil},
+		forged{"POST", "/v1/drain", s.boss, `{"drained":"yes"}`, nil},
+		forged{"POST", "/v1/drain", s.boss, `{"drained":true` + strings.Repeat(" ", 10<<20) + `}`, nil},
+		forged{"POST", "/v1/explain", s.boss, `{"path":"` + strings.Repeat("x", 10<<20), nil},
 		forged{"POST", "/v1/reload", s.viewer, "", nil},
 		forged{"POST", "/v1/status", s.viewer, "", []string{"X-HTTP-Method-Override: POST", "X-Original-URL: /v1/reload"}},
 		forged{"POST", "/v1/status/../reload", s.operator, "", nil},
@@ -354,7 +420,6 @@ func TestForgedRequests(t *testing.T) {
 		forged{"POST", "/v1/tokens", s.boss, `{"name":"x\n","role":"admin"}`, nil},
 		forged{"POST", "/v1/tokens", s.boss, `{"name":"` + strings.Repeat("x", 10<<20), nil},
 	)
-	before := s.log.lines()
 	for i, f := range all {
 		s.forgive()
 		got, text := s.ask(t, f.method, f.path, f.token, f.body, f.fields...)
@@ -362,18 +427,43 @@ func TestForgedRequests(t *testing.T) {
 			t.Errorf("%d: %s %s: %d %s", i, f.method, f.path, got, text)
 		}
 	}
-	if len(all) < 60 || s.gateway.reloads+s.gateway.confirms+len(s.gateway.held) > 0 || len(s.tokens.List()) != 3 {
+	if len(all) < 60 || s.gateway.reloads+s.gateway.confirms+s.gateway.drains+len(s.gateway.held) > 0 || len(s.tokens.List()) != 4 {
 		t.Errorf("%d forged requests: %d reloads, %d confirms, tokens %v", len(all), s.gateway.reloads, s.gateway.confirms, s.tokens.List())
 	}
+	// Whom a dribbled body belonged to is known when the client has gone; a line may come late.
+	for end := time.Now().Add(20 * time.Second); s.log.lines()-before < len(all)+dribbled && time.Now().Before(end); {
+		time.Sleep(20 * time.Millisecond)
+	}
 	// One that is sent on to a cleaner path is there with that.
-	if lines := s.log.lines() - before; lines < len(all) {
-		t.Errorf("%d of %d are in the audit log", lines, len(all))
+	if lines := s.log.lines() - before; lines < len(all)+dribbled {
+		t.Errorf("%d of %d are in the audit log", lines, len(all)+dribbled)
+	}
+	if got := s.gateway.reloads + s.gateway.drains; got > 0 {
+		t.Errorf("half a body changes something: %d", got)
 	}
 }
 
-// expired is a token that was good and is revoked.
-func (s *served) expired() (string, error) {
-	token, text, err := s.tokens.Add("gone", Admin)
+// dribble sends bodies a byte at a time, with a good token, and goes before they end.
+func (s *served) dribble(t *testing.T) (n int) {
+	for _, path := range []string{"/v1/reload", "/v1/drain", "/v1/tokens", "/v1/explain"} {
+		c, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), &tls.Config{InsecureSkipVerify: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n", path, s.boss)
+		for _, b := range `{"drained": true, ` {
+			fmt.Fprintf(c, "%c", b)
+			time.Sleep(5 * time.Millisecond)
+		}
+		c.Close()
+		n++
+	}
+	return n
+}
+
+// revoked is a token that was good.
+func (s *served) revoked() (string, error) {
+	token, text, err := s.tokens.Add("gone", Admin, time.Time{})
 	if err == nil {
 		err = s.tokens.Revoke(token.ID)
 	}
@@ -426,10 +516,10 @@ func TestAuditLogIsBounded(t *testing.T) {
 	}
 }
 
-// A body that comes slowly and clients that say nothing keep nobody else out, and are let go of.
-func TestSlowAdminClients(t *testing.T) {
+// A body that comes slowly keeps nobody else out.
+func TestSlowAdminBodies(t *testing.T) {
 	s := serveRemote(t)
-	for range maxConnections / 2 {
+	for range 2 * maxConnections {
 		c, err := tls.Dial("tcp", strings.TrimPrefix(s.url, "https://"), &tls.Config{InsecureSkipVerify: true})
 		if err != nil {
 			t.Fatal(err)
@@ -438,7 +528,7 @@ func TestSlowAdminClients(t *testing.T) {
 		fmt.Fprintf(c, "POST /v1/reload HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\nContent-Length: 100\r\n\r\n{", s.boss)
 	}
 	if got, _ := s.ask(t, "GET", "/v1/status", s.viewer, ""); got != 200 {
-		t.Errorf("beside slow clients: %d", got)
+		t.Errorf("beside slow bodies: %d", got)
 	}
 	if s.gateway.reloads > 0 {
 		t.Error("half a body reloads")
@@ -500,8 +590,12 @@ func TestOpenAPI(t *testing.T) {
 	for _, op := range all {
 		method, path, _ := strings.Cut(op, " ")
 		path = strings.ReplaceAll(strings.ReplaceAll(path, "{name}", "latency"), "{id}", "none")
-		checkReply(t, s, router, method, path, "")
+		if path != "/v1/events" { // has no end
+			checkReply(t, s, router, method, strings.ReplaceAll(path, "{kind}", "sources"), "")
+		}
 	}
+	checkReply(t, s, router, "POST", "/v1/explain", `{"path":"/","client":"192.0.2.7"}`)
+	checkReply(t, s, router, "POST", "/v1/drain", `{"drained":true}`)
 	checkReply(t, s, router, "POST", "/v1/tokens", `{"name":"described","role":"viewer"}`)
 	checkReply(t, s, router, "POST", "/v1/verdicts", `{"source":"192.0.2.7","step":"thin","ttl_ns":60000000000}`)
 	checkReply(t, s, router, "GET", "/v1/verdicts", "")

@@ -25,7 +25,11 @@ type Token struct {
 	Name    string    `json:"name"` // whose it is
 	Role    Role      `json:"role"`
 	Created time.Time `json:"created"`
+	Expires time.Time `json:"expires,omitzero"` // zero: never
 }
+
+// good tells whether its time is not over.
+func (t *Token) good() bool { return t.Expires.IsZero() || time.Now().Before(t.Expires) }
 
 type storedToken struct {
 	Token
@@ -74,7 +78,7 @@ func OpenTokens(dir string) (t *Tokens, first string, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, "", fmt.Errorf("make admin tokens: %w", err)
 	}
-	_, text2, err := t.Add("first", Admin)
+	_, text2, err := t.Add("first", Admin, time.Time{})
 	if err != nil {
 		return nil, "", err
 	}
@@ -85,8 +89,9 @@ func OpenTokens(dir string) (t *Tokens, first string, err error) {
 	return t, first, nil
 }
 
-// Add makes a token and returns its text, which nobody can tell again.
-func (t *Tokens) Add(name string, role Role) (Token, string, error) {
+// Add makes a token, good until expires or for ever, and returns its text, which nobody can tell
+// again.
+func (t *Tokens) Add(name string, role Role, expires time.Time) (Token, string, error) {
 	if !tokenName.MatchString(name) {
 		return Token{}, "", ErrTokenName
 	}
@@ -95,7 +100,7 @@ func (t *Tokens) Add(name string, role Role) (Token, string, error) {
 	if len(t.all) >= maxTokens {
 		return Token{}, "", fmt.Errorf("there are %d tokens: revoke some", len(t.all))
 	}
-	s := storedToken{Token: Token{ID: random(5), Name: name, Role: role, Created: time.Now().UTC().Truncate(time.Second)}, Salt: make([]byte, 16)}
+	s := storedToken{Token: Token{ID: random(5), Name: name, Role: role, Created: time.Now().UTC().Truncate(time.Second), Expires: expires}, Salt: make([]byte, 16)}
 	_, _ = rand.Read(s.Salt) // never fails
 	secret := random(20)
 	s.Hash = hashSecret(s.Salt, secret)
@@ -113,7 +118,7 @@ func (t *Tokens) Revoke(id string) error {
 	if len(left) == len(t.all) {
 		return fmt.Errorf("revoke %s: %w", id, ErrToken)
 	}
-	if !slices.ContainsFunc(left, func(s storedToken) bool { return s.Role == Admin }) {
+	if !slices.ContainsFunc(left, func(s storedToken) bool { return s.Role == Admin && s.Expires.IsZero() }) {
 		return fmt.Errorf("revoke %s: %w: make another first", id, ErrLastAdmin)
 	}
 	return t.store(left)
@@ -143,14 +148,14 @@ func (t *Tokens) Check(text string) (Token, bool) {
 		}
 	}
 	right := subtle.ConstantTimeCompare(found.Hash, hashSecret(found.Salt, secret)) == 1
-	return found.Token, ok && both && right
+	return found.Token, ok && both && right && found.good()
 }
 
-// valid tells whether a token is still there.
+// valid tells whether a token is still there, and good.
 func (t *Tokens) valid(id string) bool {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
-	return slices.ContainsFunc(t.all, func(s storedToken) bool { return s.ID == id })
+	return slices.ContainsFunc(t.all, func(s storedToken) bool { return s.ID == id && s.good() })
 }
 
 // store makes the list hold, once it is on disk. The caller has the lock.

@@ -149,6 +149,14 @@ type AdminAPI struct {
 	Address     string      // "": nowhere
 	ServerNames []string    // that it goes by, beside localhost and addresses
 	Certificate Certificate // none: one is made
+	ClientCA    string      // PEM file of the authorities that clients' certificates may be from; "": none helps
+	Clients     []AdminClient
+}
+
+// AdminClient is whose certificate lets them use the admin API.
+type AdminClient struct {
+	Subject string // the common name of its subject
+	Role    string // viewer, operator or admin
 }
 
 // TCP is options of client connections' sockets.

@@ -59,6 +59,9 @@
 //	admin_api.server_names[]       none            a host name or an address
 //	admin_api.certificate          none            the path of a file
 //	admin_api.key                  none            the path of a file
+//	admin_api.client_ca            none            the path of a file
+//	admin_api.clients[].subject    required        a name: 1 to 63 letters, digits and any of -_./@+
+//	admin_api.clients[].role       required        viewer or operator or admin
 //	workers                        auto            auto or a whole number from 1 to 256
 //	pin                            true            true or false
 //	worker_user                    gateway_worker  the name of a user

@@ -102,8 +102,35 @@ func adminAPI(c *Config) mapping {
 			{"server_names", none, list{example: "gateway.example.com", item: added(&a.ServerNames, certificateName)}},
 			{"certificate", none, file(&a.Certificate.Chain, c.Path)},
 			{"key", none, file(&a.Certificate.Key, c.Path)},
+			{"client_ca", none, file(&a.ClientCA, c.Path)},
+			{"clients", none, list{example: "{subject: alice, role: operator}", item: func() reader { return adminClient(a) }}},
 		},
-		check: func(f *found) { checkPair(f, &a.Certificate) },
+		check: func(f *found) {
+			checkPair(f, &a.Certificate)
+			switch {
+			case f.faulty["client_ca"] || f.faulty["clients"]:
+			case a.ClientCA != "" && len(a.Clients) == 0:
+				f.fail("client_ca", "no certificate has a role: add `clients: [{subject: alice, role: operator}]`")
+			case a.ClientCA == "" && len(a.Clients) > 0:
+				f.fail("clients", "nobody vouches for their certificates: give client_ca, too")
+			}
+		},
+	}
+}
+
+func adminClient(a *AdminAPI) mapping {
+	v := AdminClient{}
+	return mapping{
+		rows: []row{
+			{"subject", required, label(&v.Subject)},
+			{"role", required, oneOf(&v.Role, "viewer", "operator", "admin")},
+		},
+		check: func(f *found) {
+			if v.Subject != "" && slices.ContainsFunc(a.Clients, func(o AdminClient) bool { return o.Subject == v.Subject }) {
+				f.fail("subject", "%s is in the list already", v.Subject)
+			}
+			a.Clients = append(a.Clients, v)
+		},
 	}
 }
 

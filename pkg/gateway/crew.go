@@ -10,12 +10,14 @@ import (
 	"log/slog"
 	"os"
 	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -38,7 +40,8 @@ type crew struct {
 	cores      []int // by slot; -1 for not pinned
 	memory     int64 // of each worker, bytes; 0: any
 	credential *syscall.Credential
-	signals    *os.File                // an eventfd
+	signals    *os.File // an eventfd
+	events     *admin.Events
 	servers    func() []policy.Servers // what is known of upstreams' servers now
 	keys       func(ids []string) []keys.Answer
 
@@ -95,6 +98,7 @@ func (c *crew) keep(ctx context.Context, slot int, ready chan<- error) {
 			backOff = firstBackOff
 		}
 		c.log.Error("worker exited", "worker", slot, "core", c.cores[slot], "cause", err, "restart_in", backOff)
+		c.events.Tell(admin.Event{Kind: "worker", About: strconv.Itoa(slot), What: "exited", Note: err.Error()})
 		if backOff > lendAfter {
 			c.lend(slot)
 		}
@@ -255,6 +259,7 @@ func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
 	}
 	c.reclaim(slot)
 	c.zone.Worker(slot).Set(zone.GaugeState, uint64(zone.StateReady))
+	c.events.Tell(admin.Event{Kind: "worker", About: strconv.Itoa(slot), What: "serves"})
 	for _, l := range sent.listeners {
 		if err := l.admit(slot); err != nil {
 			c.log.Error("worker gets no connections of its own", "worker", slot, "address", l.address, "error", err)

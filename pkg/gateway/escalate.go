@@ -45,6 +45,7 @@ type escalator struct {
 	conducts []escalate.Conduct
 	lanes    map[netip.Addr][]datapath.Lane // that are open, by source
 	spread   bool                           // workers are on other CPUs than the queue that feeds them
+	events   *admin.Events
 }
 
 // reasonCodes are the reasons in the kernel plane's map, by number.
@@ -168,15 +169,21 @@ func (e *escalator) Hold(v *escalate.Verdict, ttl time.Duration) error {
 			e.book.Lost(lost.Source)
 		}
 	}
+	e.events.Tell(admin.Event{Kind: "verdict", About: source(v.Source), What: v.Step.String(), Note: v.Reason})
 	return nil
 }
 
 // Release takes it off again.
 func (e *escalator) Release(source netip.Addr) error {
+	about := source.String()
+	if source.Is6() {
+		about = netip.PrefixFrom(source, 64).String()
+	}
 	errs := e.closeLanes(source, nil)
 	for _, pl := range e.planes {
 		errs = append(errs, pl.clearVerdict(source))
 	}
+	e.events.Tell(admin.Event{Kind: "verdict", About: about, What: "ended"})
 	return errors.Join(errs...)
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -110,6 +111,8 @@ func (s *supervisor) enact(c *config.Config, p *policy.Policy, confirm time.Dura
 		}
 	}
 	s.config, s.listeners, s.tickets, s.renewed = c, listeners, tickets, time.Now()
+	s.held.Store(&holding{c, p})
+	s.events.Tell(admin.Event{Kind: "generation", About: strconv.FormatUint(p.Generation, 10), What: "in force", Note: c.Path})
 	s.watch.using(now)
 	s.crew.setTicketKeys(tickets.keys())
 	s.escalator.follow(c, p)
@@ -176,6 +179,7 @@ func (s *supervisor) Confirm() error {
 	}
 	s.pending = nil
 	s.log.Info("configuration confirmed", "generation", s.policy.Generation)
+	s.events.Tell(admin.Event{Kind: "generation", About: strconv.FormatUint(s.policy.Generation, 10), What: "confirmed"})
 	return nil
 }
 
@@ -225,6 +229,7 @@ func (s *supervisor) settle() {
 	}
 	s.loaded, s.pending = s.pending.previousLoaded, nil
 	s.log.Warn("the configuration was not confirmed in time: gone back to the one before", "generation", back.Generation)
+	s.events.Tell(admin.Event{Kind: "generation", About: strconv.FormatUint(back.Generation, 10), What: "gone back", Note: "the one before was not confirmed in time"})
 }
 
 // fixed names the keys that differ and hold for a gateway's whole life.

@@ -4,8 +4,10 @@ package gateway
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"net"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -56,12 +58,27 @@ func (s *supervisor) openRemote(o *config.AdminAPI) error {
 	if _, err := shown.get(); err != nil {
 		return err
 	}
+	options := admin.RemoteOptions{Tokens: tokens, Names: o.ServerNames, Certificate: shown.get, Roles: map[string]admin.Role{}, Log: s.log}
+	if o.ClientCA != "" {
+		clients := &clientAuthorities{path: o.ClientCA}
+		if _, err := clients.get(); err != nil {
+			return err
+		}
+		options.Clients = clients.get
+	}
+	for _, c := range o.Clients {
+		var role admin.Role
+		if err := role.UnmarshalText([]byte(c.Role)); err != nil {
+			return err
+		}
+		options.Roles[c.Subject] = role
+	}
 	l, err := net.Listen("tcp", o.Address)
 	if err != nil {
 		return fmt.Errorf("listen: %w", err)
 	}
-	s.remote = admin.NewRemote(s, admin.RemoteOptions{Tokens: tokens, Names: o.ServerNames, Certificate: shown.get, Log: s.log})
-	s.remoteListener = l
+	s.remote = admin.NewRemote(s, options)
+	s.remoteListener, s.adminCertificate = l, shown.get
 	s.log.Info("admin API", "address", l.Addr().String())
 	if first != "" {
 		s.log.Warn("a first token of the admin API was made: read it, make others, remove the file", "file", first)
@@ -91,6 +108,36 @@ func (c *shownCertificate) get() (*tls.Certificate, error) {
 		c.last, c.read = &pair, time.Now()
 	case c.last == nil:
 		return nil, fmt.Errorf("certificate %s: %w", c.files.Chain, err)
+	}
+	return c.last, nil
+}
+
+// clientAuthorities are those that clients' certificates may be from; as with shownCertificate, a
+// changed file is taken, and one that cannot be used leaves the last good one.
+type clientAuthorities struct {
+	path string
+
+	mu   sync.Mutex
+	last *x509.CertPool
+	read time.Time
+}
+
+func (c *clientAuthorities) get() (*x509.CertPool, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last != nil && time.Since(c.read) < certificateAge {
+		return c.last, nil
+	}
+	text, err := os.ReadFile(c.path)
+	pool := x509.NewCertPool()
+	if err == nil && !pool.AppendCertsFromPEM(text) {
+		err = fmt.Errorf("%s has no certificate in PEM", c.path)
+	}
+	switch {
+	case err == nil:
+		c.last, c.read = pool, time.Now()
+	case c.last == nil:
+		return nil, fmt.Errorf("read authorities of clients of the admin API: %w", err)
 	}
 	return c.last, nil
 }

@@ -65,7 +65,11 @@ func (c *crew) tellChanges(changed <-chan struct{}) {
 
 // Status tells operators what is in force.
 func (s *supervisor) Status() admin.Status {
-	out := admin.Status{Generation: s.zone.Generation(), ConfirmWithin: s.confirmWithin(), Capacity: s.capacity(), Servers: []admin.Server{}}
+	out := admin.Status{
+		Generation: s.zone.Generation(), ConfirmWithin: s.confirmWithin(), Capacity: s.capacity(), Servers: []admin.Server{},
+		Drained: s.drained.Load(),
+	}
+	out.Listeners, out.ListenersDropped = s.events.Counts()
 	for _, v := range s.servers.Status() {
 		a := admin.Server{Upstream: v.Upstream, Address: v.Address, Name: v.Host, Weight: v.Weight, Drained: v.Drained, State: "unchecked", Since: v.Since}
 		switch {
@@ -86,6 +90,15 @@ func (s *supervisor) Status() admin.Status {
 		}
 	}
 	return out
+}
+
+// tellServer tells of a server whose health checks turned.
+func (s *supervisor) tellServer(upstream, address, cause string) {
+	what := "up"
+	if cause != "" {
+		what = "down"
+	}
+	s.events.Tell(admin.Event{Kind: "server", About: upstream + " " + address, What: what, Note: cause})
 }
 
 // SetServer decides on a server by hand; all workers hear of it at once.

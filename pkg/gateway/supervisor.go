@@ -125,6 +125,10 @@ type supervisor struct {
 	keys                 *keyring
 	meter                *ledger.Meter
 	member               *member
+	adminCertificate     func() (*tls.Certificate, error) // nil where remote is
+	held                 atomic.Pointer[holding]
+	events               *admin.Events
+	drained              atomic.Bool // others should be sent what comes
 
 	mu      sync.Mutex // among reloads; policy, config, loaded, listeners and secrets are theirs
 	loaded  time.Time  // when the configuration was read
@@ -136,11 +140,13 @@ type supervisor struct {
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
 // when it could not start, and then it leaves nothing behind.
 func Run(ctx context.Context, o Options) (err error) {
-	s := &supervisor{options: o, config: o.Config, loaded: time.Now(), log: o.Log, servers: servers.New(o.Log)}
+	s := &supervisor{options: o, config: o.Config, loaded: time.Now(), log: o.Log, servers: servers.New(o.Log), events: admin.NewEvents()}
+	s.servers.Turned = s.tellServer
 	defer func() { err = errors.Join(err, s.close()) }()
 	if err := s.prepare(); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
+	s.held.Store(&holding{s.config, s.policy})
 	s.watch.using(stamps(s.vault.paths(s.config.Listeners)))
 	s.renewed = time.Now()
 	first, err := s.message(s.config, s.policy, s.listeners, true)
@@ -155,12 +161,13 @@ func Run(ctx context.Context, o Options) (err error) {
 	if s.escalator, err = newEscalator(s.zone, s.planes, s.cores, s.servers, s.log); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
+	s.escalator.events = s.events
 	s.escalator.follow(s.config, s.policy)
 	s.member.join(s.escalator)
 	s.member.follow(s.config, s.policy)
 	s.crew = &crew{
 		log: s.log, zone: s.zone, signals: s.escalator.event, cores: s.cores, logLevel: s.LogLevel(), memory: s.workerMemory(),
-		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup,
+		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup, events: s.events,
 	}
 	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
@@ -189,8 +196,12 @@ func (s *supervisor) serve(ctx context.Context) error {
 		return err
 	}
 	exemplars := telemetry.NewExemplars(s.zone.Layout().Routes)
-	drainer.Observe = exemplars.Note
-	side := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Log: s.log})
+	drainer.Observe = func(r *zone.AccessRecord) {
+		exemplars.Note(r)
+		s.zone.BusyAddresses().Note(r)
+		s.zone.BusyKeys().Note(r)
+	}
+	side := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Drained: s.drained.Load, Log: s.log})
 	go func() {
 		if err := side.Serve(s.telemetry); err != nil {
 			s.log.Error("metrics listener ended", "error", err)

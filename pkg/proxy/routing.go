@@ -49,15 +49,7 @@ func (s *snapshot) newRoute(at int, p *policy.Route) (*route, error) {
 		name: p.Name, index: at, slot: p.Slot, limits: s.limitsOf(at), atOnce: s.concurrencyOf(at), methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
 		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1, webSocket: p.WebSocket, keys: newRouteKeys(p.Keys, p.Name),
 	}
-	for _, h := range p.Headers {
-		c := headerCondition{name: []byte(h.Name), equal: h.Equal != nil}
-		if h.Equal != nil {
-			c.value = []byte(*h.Equal)
-		} else if h.Prefix != nil {
-			c.value = []byte(*h.Prefix)
-		}
-		r.headers = append(r.headers, c)
-	}
+	r.headers = newHeaderConditions(p.Headers)
 	if p.Timeouts != nil {
 		r.headerTime, r.bodyTime, r.totalTime = p.Timeouts.Header, p.Timeouts.Body, p.Timeouts.Total
 	}

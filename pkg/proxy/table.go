@@ -255,6 +255,19 @@ type headerCondition struct {
 	equal       bool // to value; else value is a prefix, and any field has the empty one
 }
 
+func newHeaderConditions(list []policy.HeaderMatch) (out []headerCondition) {
+	for _, h := range list {
+		c := headerCondition{name: []byte(h.Name), equal: h.Equal != nil}
+		if h.Equal != nil {
+			c.value = []byte(*h.Equal)
+		} else if h.Prefix != nil {
+			c.value = []byte(*h.Prefix)
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
 func (c *headerCondition) holds(fields []http1.Field) bool {
 	for i := range fields {
 		f := &fields[i]

@@ -39,6 +39,9 @@ type Watcher struct {
 	resolver *net.Resolver
 	slots    chan struct{} // of checks
 	changed  chan struct{}
+	// Turned, when not nil, is called when a server is up by its checks, or down for a cause that
+	// is not empty. It must not wait, nor call the watcher. It is set before there are watches.
+	Turned func(upstream, address, cause string)
 
 	mu      sync.Mutex
 	last    uint64 // number of a watch

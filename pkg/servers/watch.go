@@ -260,6 +260,13 @@ func (x *watch) report(t *target, err error) {
 	}
 	x.version++
 	x.watcher.tell()
+	if turned := x.watcher.Turned; turned != nil {
+		cause := ""
+		if t.server.Down {
+			cause = t.cause
+		}
+		turned(x.upstream.Name, t.server.Address, cause)
+	}
 }
 
 // list is what workers get.

@@ -48,6 +48,9 @@ type Server struct {
 type Options struct {
 	// Certificate is asked at each handshake; nil: HTTP/1.1 and HTTP/2 are in the clear.
 	Certificate func() (*tls.Certificate, error)
+	// Drained, when not nil, tells whether others should be sent what comes: /healthz and the
+	// health of gRPC say so.
+	Drained func() bool
 	// Exemplars go with the durations of routes; nil: none.
 	Exemplars *Exemplars
 	Log       *slog.Logger
@@ -99,10 +102,14 @@ func New(l *ledger.Ledger, o Options) *Server {
 		Timeout:             scrapeTimeout,
 		EnableOpenMetrics:   true,
 	}))
+	drained := o.Drained
+	if drained == nil {
+		drained = func() bool { return false }
+	}
 	ready := func() bool { return ready(src.Zone, g) }
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready()) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready(), drained()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
-	calls := newService(registry, ready)
+	calls := newService(registry, func() bool { return ready() && !drained() })
 	s := &Server{gate: g, calls: calls, log: log, http: &http.Server{
 		Handler:           calls.beside(mux),
 		Protocols:         new(http.Protocols),
@@ -154,12 +161,15 @@ func ready(z *zone.Zone, g *gate) bool {
 	return false
 }
 
-func healthz(w http.ResponseWriter, ready bool) {
-	if !ready {
+func healthz(w http.ResponseWriter, ready, drained bool) {
+	switch {
+	case !ready:
 		http.Error(w, "no worker is ready", http.StatusServiceUnavailable)
-		return
+	case drained:
+		http.Error(w, "drained: `gateway-ctl undrain` takes it back", http.StatusServiceUnavailable)
+	default:
+		fmt.Fprintln(w, "ok")
 	}
-	fmt.Fprintln(w, "ok")
 }
 
 func index(w http.ResponseWriter, version string) {

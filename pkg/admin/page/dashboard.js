@@ -128,7 +128,8 @@ const columns = {
   limits: ["limit", "passed_per_second", "delayed_per_second", "rejected_per_second", "would_reject_per_second"],
   requests: ["outcome", "per_second", "requests"],
   drops: ["interface", "queue", "reason", "packets_per_second", "bits_per_second", "packets"],
-  sources: ["source", "samples", "outcome", "ago_seconds", "verdict", "left_seconds", "interface"],
+  sources: ["source", "requests_per_second", "limited_per_second", "samples", "outcome", "ago_seconds", "verdict", "left_seconds", "interface", "requests"],
+  keys: ["key", "requests_per_second", "limited_per_second", "source", "status_4xx_per_second", "status_5xx_per_second", "ago_seconds", "requests", "sent_bytes"],
 };
 
 function showLive(f) {
@@ -151,7 +152,7 @@ function showLive(f) {
   }));
   for (const p of f.panes) {
     const keys = columns[p.name] || Object.keys(p.rows[0] || {});
-    fill(pane(p.name), p.rows.slice(0, 100), keys, p.name === "sources" && role !== "viewer" ? verdictButton : null);
+    fill(pane(p.name), p.rows.slice(0, 100), keys, ["sources", "keys"].includes(p.name) && role !== "viewer" ? verdictButton : null);
   }
 }
 
