@@ -109,6 +109,7 @@ func TestAdminAPI(t *testing.T) {
 	t.Run("certificates", a.certificates)
 	t.Run("secrets", a.secrets)
 	t.Run("drain", a.drain)
+	t.Run("log level", a.logLevel)
 	t.Run("events", a.events)
 	t.Run("slow clients", a.slowClients)
 }
@@ -243,6 +244,30 @@ func (a *administered) drain(t *testing.T) {
 		}
 		if got, err := a.send(c, "GET"); err != nil || got != 200 {
 			t.Errorf("%s: who comes all the same gets %d, %v", row.command, got, err)
+		}
+	}
+}
+
+func (a *administered) logLevel(t *testing.T) {
+	level := func(args ...string) string {
+		t.Helper()
+		return mustRun(t, append([]string{"--instance", "admin", "ctl", "log", "level"}, args...)...)
+	}
+	if got := level(); got != "info" {
+		t.Errorf("at first %q", got)
+	}
+	if got := level("debug", "--for", "1h"); !strings.HasPrefix(got, "debug until ") || !strings.HasSuffix(got, ", then info") {
+		t.Errorf("for a time: %q", got)
+	}
+	level("warn", "--for", "200ms") // in its place, and what it goes back to is what stayed
+	eventually(t, "the level goes back", func() bool { return level() == "info" })
+	if got := level("error"); got != "error" {
+		t.Errorf("to stay: %q", got)
+	}
+	level("info")
+	for _, wrong := range [][]string{{"loud"}, {"debug", "--for", "25h"}, {"--for", "1m"}, {"debug", "info"}} {
+		if status, _, _ := inProcess(append([]string{"--instance", "admin", "ctl", "log", "level"}, wrong...)...); status != 2 {
+			t.Errorf("log level %v: status %d", wrong, status)
 		}
 	}
 }

@@ -177,3 +177,59 @@ func writeExplained(e *env, x *admin.Explained) {
 		fmt.Fprintf(e.out, "packets   %s: %s\n", name, line)
 	}
 }
+
+func ctlLogCommand(e *env) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:     "log",
+		Short:   "The error log of a running gateway",
+		Example: "  sudo gateway-ctl log level debug --for 10m",
+		Args:    exactly(),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	cmd.AddCommand(ctlLogLevelCommand(e))
+	return cmd
+}
+
+func ctlLogLevelCommand(e *env) *cobra.Command {
+	var lasts time.Duration
+	cmd := &cobra.Command{
+		Use:   "level [LEVEL]",
+		Short: "Show or change from which level on the error log is written",
+		Long: `Without LEVEL it shows the level; else it changes that, to debug, info, warn, error or crit, in the supervisor and all workers.
+With --for it goes back by itself; without, it stays until the next start, which takes the configuration's.`,
+		Example: `  sudo gateway-ctl log level
+  sudo gateway-ctl log level debug --for 10m`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return exactly("LEVEL")(cmd, args)
+			}
+			if len(args) == 0 && cmd.Flags().Changed("for") {
+				return usageError{errors.New("--for is for a change: name a level, too")}
+			}
+			return nil
+		},
+		RunE: func(_ *cobra.Command, args []string) error {
+			c := admin.NewClient(admin.SocketPath(e.instance))
+			l, err := c.Logging()
+			if len(args) == 1 {
+				l, err = c.SetLogging(admin.SetLogging{Level: args[0], For: lasts})
+			}
+			switch {
+			case errors.Is(err, admin.ErrInvalid):
+				return usageError{err}
+			case err != nil:
+				return err
+			case e.json:
+				return json.NewEncoder(e.out).Encode(l)
+			case l.Back != "":
+				fmt.Fprintf(e.out, "%s until %s, then %s\n", l.Level, l.Until.Local().Format(time.TimeOnly), l.Back)
+				return nil
+			}
+			fmt.Fprintln(e.out, l.Level)
+			return nil
+		},
+	}
+	cmd.Flags().DurationVar(&lasts, "for", 0, "then it goes back; up to 24h")
+	jsonFlag(cmd, e)
+	return cmd
+}

@@ -30,8 +30,25 @@ type Inspection interface {
 	Busiest(kind string, k int) ([]Busy, error)
 	// Events are told as they happen.
 	Events() *Events
+	// Logging is the error log's level.
+	Logging() Logging
+	// SetLogging changes it, in the supervisor and all workers.
+	SetLogging(SetLogging) error
 	// SetDrained has whoever balances over gateways leave this one out, or take it again.
 	SetDrained(drained bool) error
+}
+
+// Logging is from which level on the error log is written.
+type Logging struct {
+	Level string    `json:"level"`          // debug, info, warn, error or crit
+	Until time.Time `json:"until,omitzero"` // then it goes back; zero: it stays
+	Back  string    `json:"back,omitempty"` // to this one
+}
+
+// SetLogging asks for another level.
+type SetLogging struct {
+	Level string        `json:"level"`
+	For   time.Duration `json:"for_ns,omitempty"` // up to 24 h, then it goes back; 0: until the next start
 }
 
 // Limit is one limit in force, and what it did.
@@ -155,6 +172,8 @@ func (a *api) inspections() []endpoint {
 		{"POST /v1/explain", Viewer, a.explain},
 		{"GET /v1/events", Viewer, a.events},
 		{"POST /v1/drain", Operator, a.drain},
+		{"GET /v1/log", Viewer, func(w http.ResponseWriter, _ *http.Request) { reply(w, a.log, a.control.Logging(), nil) }},
+		{"POST /v1/log", Operator, a.setLogging},
 	}
 }
 
@@ -178,6 +197,16 @@ func (a *api) explain(w http.ResponseWriter, r *http.Request) {
 	reply(w, a.log, done, err)
 }
 
+func (a *api) setLogging(w http.ResponseWriter, r *http.Request) {
+	var ask SetLogging
+	if err := decode(w, r, &ask); err != nil {
+		fail(w, http.StatusBadRequest, err)
+		return
+	}
+	err := a.control.SetLogging(ask)
+	reply(w, a.log, a.control.Logging(), err)
+}
+
 func (a *api) drain(w http.ResponseWriter, r *http.Request) {
 	var ask struct {
 		Drained *bool `json:"drained"`
@@ -199,6 +228,14 @@ func (c *Client) Limits() (list []Limit, err error) { return list, c.get("/v1/li
 // Explain as of Inspection.
 func (c *Client) Explain(ask ExplainRequest) (x Explained, err error) {
 	return x, c.post("/v1/explain", ask, &x)
+}
+
+// Logging as of Inspection.
+func (c *Client) Logging() (l Logging, err error) { return l, c.get("/v1/log", &l) }
+
+// SetLogging as of Inspection. ErrInvalid when there is no such level.
+func (c *Client) SetLogging(ask SetLogging) (l Logging, err error) {
+	return l, c.post("/v1/log", ask, &l)
 }
 
 // SetDrained as of Inspection.

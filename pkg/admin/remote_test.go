@@ -37,6 +37,7 @@ type gateway struct {
 	reloads  int
 	confirms int
 	drains   int
+	levels   int
 	held     []Verdict
 	events   *Events
 }
@@ -135,6 +136,18 @@ func (g *gateway) Busiest(kind string, k int) ([]Busy, error) {
 }
 
 func (g *gateway) Events() *Events { return g.events }
+
+func (g *gateway) Logging() Logging { return Logging{Level: "info", Until: time.Now(), Back: "warn"} }
+
+func (g *gateway) SetLogging(ask SetLogging) error {
+	if ask.Level == "" {
+		return ErrInvalid
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.levels++
+	return nil
+}
 
 func (g *gateway) SetDrained(bool) error {
 	g.mu.Lock()
@@ -268,6 +281,8 @@ func TestRoles(t *testing.T) {
 		{"GET", "/v1/top/sources?k=0", 400, 400, 400},
 		{"POST", "/v1/explain", 400, 400, 400},
 		{"POST", "/v1/drain", 403, 400, 400},
+		{"GET", "/v1/log", 200, 200, 200},
+		{"POST", "/v1/log", 403, 400, 400},
 		{"POST", "/v1/reload", 403, 403, 200},
 		{"POST", "/v1/confirm", 403, 403, 409},
 		{"GET", "/v1/verdicts", 200, 200, 200},
@@ -386,7 +401,7 @@ func TestForgedRequests(t *testing.T) {
 		fields                    []string
 	}
 	var all []forged
-	for _, path := range []string{"/v1/reload", "/v1/confirm", "/v1/tokens", "/v1/session", "/v1/drain", "/v1/servers"} {
+	for _, path := range []string{"/v1/reload", "/v1/confirm", "/v1/tokens", "/v1/session", "/v1/drain", "/v1/log", "/v1/servers"} {
 		for _, token := range []string{"", "x", "xgwadm_", "xgwadm_a_b", s.boss + "x", s.boss[:len(s.boss)-1], strings.ToUpper(s.boss), expired, revoked} {
 			all = append(all, forged{"POST", path, token, `{"name":"x","role":"admin"}`, nil})
 		}
@@ -403,6 +418,8 @@ func TestForgedRequests(t *testing.T) {
 	}
 	all = append(all,
 		forged{"POST", "/v1/drain", s.viewer, `{"drained":true}`, nil},
+		forged{"POST", "/v1/log", s.viewer, `{"level":"debug"}`, nil},
+		forged{"POST", "/v1/log", s.boss, `{"level":"debug","for_ns":"1"}`, nil},
 		forged{"GET", "/v1/drain", s.boss, `{"drained":true}`, []string{"X-HTTP-Method: POST"}},
 		forged{"POST", "/v1/limits/../drain", s.viewer, `{"drained":true}`, nil},
 		forged{"POST", "/v1/drain", s.boss, `{"drained":"yes"}`, nil},
@@ -427,7 +444,7 @@ func TestForgedRequests(t *testing.T) {
 			t.Errorf("%d: %s %s: %d %s", i, f.method, f.path, got, text)
 		}
 	}
-	if len(all) < 60 || s.gateway.reloads+s.gateway.confirms+s.gateway.drains+len(s.gateway.held) > 0 || len(s.tokens.List()) != 4 {
+	if len(all) < 60 || s.gateway.reloads+s.gateway.confirms+s.gateway.drains+s.gateway.levels+len(s.gateway.held) > 0 || len(s.tokens.List()) != 4 {
 		t.Errorf("%d forged requests: %d reloads, %d confirms, tokens %v", len(all), s.gateway.reloads, s.gateway.confirms, s.tokens.List())
 	}
 	// Whom a dribbled body belonged to is known when the client has gone; a line may come late.
@@ -596,6 +613,7 @@ func TestOpenAPI(t *testing.T) {
 	}
 	checkReply(t, s, router, "POST", "/v1/explain", `{"path":"/","client":"192.0.2.7"}`)
 	checkReply(t, s, router, "POST", "/v1/drain", `{"drained":true}`)
+	checkReply(t, s, router, "POST", "/v1/log", `{"level":"debug","for_ns":60000000000}`)
 	checkReply(t, s, router, "POST", "/v1/tokens", `{"name":"described","role":"viewer"}`)
 	checkReply(t, s, router, "POST", "/v1/verdicts", `{"source":"192.0.2.7","step":"thin","ttl_ns":60000000000}`)
 	checkReply(t, s, router, "GET", "/v1/verdicts", "")

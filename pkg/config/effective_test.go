@@ -58,6 +58,7 @@ client_address: {trusted: [192.0.2.4]}
 admin_api: {server_names: [a.example], certificate: a, key: b, client_ca: c, clients: [{subject: alice, role: admin}]}
 telemetry: {certificate: a, key: b}
 session_tickets: {file: k}
+log: {sampling: [{routes: [a], share: 0.5, slow: 1s}], redact: [token]}
 redis: {address: "127.0.0.1:6379", user: u, password_file: p}
 `
 	c, err := Parse("gateway.yaml", []byte(more), nil)

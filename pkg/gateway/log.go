@@ -9,10 +9,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/logging"
 )
 
@@ -43,6 +46,75 @@ func (s *supervisor) LogLevel() string {
 		return logging.LevelWord(h.Level())
 	}
 	return ""
+}
+
+// levelChange is a level of the error log that is for a time.
+type levelChange struct {
+	mu    sync.Mutex
+	back  string // "": what is stays
+	until time.Time
+	end   *time.Timer
+}
+
+// longestLevel is how long a level may be for a time at most.
+const longestLevel = 24 * time.Hour
+
+// Logging is the level, and when it goes back.
+func (s *supervisor) Logging() admin.Logging {
+	c := &s.level
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return admin.Logging{Level: s.LogLevel(), Until: c.until, Back: c.back}
+}
+
+// SetLogging changes the level, for a time or to stay.
+func (s *supervisor) SetLogging(ask admin.SetLogging) error {
+	if _, err := logging.ParseLevel(ask.Level); err != nil {
+		return fmt.Errorf("%w: %w", admin.ErrInvalid, err)
+	}
+	if ask.For < 0 || ask.For > longestLevel {
+		return fmt.Errorf("%w: for %s: want up to %s, or 0 for a level that stays", admin.ErrInvalid, ask.For, longestLevel)
+	}
+	c := &s.level
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	back := c.back
+	if back == "" {
+		back = s.LogLevel()
+	}
+	if err := s.SetLogLevel(ask.Level); err != nil {
+		return err
+	}
+	if c.end != nil {
+		c.end.Stop()
+	}
+	c.back, c.until, c.end = "", time.Time{}, nil
+	note := ""
+	if ask.For > 0 {
+		note = "for " + ask.For.String()
+		c.back, c.until = back, time.Now().Add(ask.For)
+		until := c.until
+		c.end = time.AfterFunc(ask.For, func() { s.levelBack(until) })
+	}
+	s.events.Tell(admin.Event{Kind: "log_level", About: "gateway", What: ask.Level, Note: note})
+	return nil
+}
+
+// levelBack ends the change that was to end then, unless there is another by now.
+func (s *supervisor) levelBack(until time.Time) {
+	c := &s.level
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.until.Equal(until) {
+		return
+	}
+	back := c.back
+	c.back, c.until, c.end = "", time.Time{}, nil
+	if err := s.SetLogLevel(back); err != nil {
+		s.log.Error("log level does not go back", "to", back, "error", err)
+		return
+	}
+	s.events.Tell(admin.Event{Kind: "log_level", About: "gateway", What: back, Note: "the time of the other one is over"})
 }
 
 // reopen opens both logs' files anew, which logrotate has moved away.

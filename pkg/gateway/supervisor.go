@@ -129,6 +129,7 @@ type supervisor struct {
 	held                 atomic.Pointer[holding]
 	events               *admin.Events
 	drained              atomic.Bool // others should be sent what comes
+	level                levelChange
 
 	mu      sync.Mutex // among reloads; policy, config, loaded, listeners and secrets are theirs
 	loaded  time.Time  // when the configuration was read
