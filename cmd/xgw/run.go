@@ -31,7 +31,7 @@ func runCommand(e *env) *cobra.Command {
 interfaces named there unless it is attached already, and starts one worker on
 each core. On SIGTERM and SIGINT it lets the workers finish what is under way and
 takes off what it attached itself; what xgw attach made stays. On SIGHUP it reloads, as
-gateway-ctl reload does. On SIGUSR1 it opens the access log anew, for logrotate.
+gateway-ctl reload does. On SIGUSR1 it opens its logs anew, for logrotate.
 
 With --confirm the rules and limits of the kernel plane undo themselves unless xgw
 confirm comes in time: an interface that had others before has those again, any other

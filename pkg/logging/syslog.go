@@ -16,6 +16,8 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -263,6 +265,7 @@ func (s *Syslog) run(ctx context.Context) {
 	c := &sender{options: &s.options}
 	defer c.close()
 	var frame []byte
+	var sent uint64
 	for m := range s.queue {
 		b := *m
 		if s.options.Transport != "udp" {
@@ -270,12 +273,26 @@ func (s *Syslog) run(ctx context.Context) {
 			frame = append(frame, b...)
 			b = frame
 		}
-		if err := c.send(ctx, b); err != nil {
-			s.unreachable.Add(1)
-		} else {
-			s.sent.Add(1)
-		}
+		refused, err := c.send(ctx, b)
+		s.count(&sent, refused, err)
 		s.free.Put(m)
+	}
+	s.sent.Add(sent)
+}
+
+// count tells what became of a message; sent is those that are not counted yet, for of a
+// datagram the kernel says only when the next one goes out that nobody listened to it.
+func (s *Syslog) count(sent *uint64, refused bool, err error) {
+	if refused && *sent > 0 {
+		*sent--
+		s.unreachable.Add(1)
+	}
+	s.sent.Add(*sent)
+	*sent = 0
+	if err != nil {
+		s.unreachable.Add(1)
+	} else {
+		*sent = 1
 	}
 }
 
@@ -288,30 +305,28 @@ type sender struct {
 
 var errBackOff = errors.New("the receiver could not be reached a moment ago")
 
-func (c *sender) send(ctx context.Context, b []byte) error {
+// send sends a message; refused: nobody listened to the one before, a datagram.
+func (c *sender) send(ctx context.Context, b []byte) (refused bool, err error) {
 	if c.conn == nil {
 		if time.Since(c.failed) < syslogBackOff {
-			return errBackOff
+			return false, errBackOff
 		}
 		if err := c.dial(ctx); err != nil {
 			c.failed = time.Now()
-			return err
+			return false, err
 		}
 	}
 	_ = c.conn.SetWriteDeadline(time.Now().Add(syslogWrite))
-	_, err := c.conn.Write(b)
-	switch {
-	case err == nil:
-		return nil
-	case c.options.Transport == "udp" && !errors.Is(err, os.ErrDeadlineExceeded):
-		// Nobody listened to an earlier one. This one was not sent: once more.
-		if _, err = c.conn.Write(b); err == nil {
-			return nil
-		}
+	_, err = c.conn.Write(b)
+	if refused = c.options.Transport == "udp" && errors.Is(err, unix.ECONNREFUSED); refused {
+		_, err = c.conn.Write(b) // it was not sent: once more
+	}
+	if err == nil {
+		return refused, nil
 	}
 	c.close()
 	c.failed = time.Now()
-	return fmt.Errorf("send to syslog: %w", err)
+	return refused, fmt.Errorf("send to syslog: %w", err)
 }
 
 func (c *sender) dial(ctx context.Context) (err error) {

@@ -91,7 +91,7 @@ func newStoppedGateway(t testing.TB, servers []string) *gateway {
 	g.roots = x509.NewCertPool()
 	g.roots.AppendCertsFromPEM(chain)
 	g.worker = New(Options{
-		Slab: g.slab, Limits: z.LimitBuckets(), Shares: z.Shares(), Holds: z.Holds(0), Core: -1, Log: slog.New(slog.NewTextHandler(g.log, nil)),
+		Slab: g.slab, Limits: z.LimitBuckets(), Shares: z.Shares(), Holds: z.Holds(0), Core: -1, Log: slog.New(slog.NewTextHandler(g.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		TicketKeys: [][32]byte{{1, 2, 3}}, window: testWindow,
 	})
 	g.snapshot = testSnapshot(z, servers)
