@@ -41,6 +41,9 @@ func (a *attempt) run() (again bool) {
 	a.conn.arm(ex.replyBy(ex.sentAt, a.streamed))
 	err := a.sendRequest()
 	if a.streamed && err == nil {
+		if len(ex.request) > inputSize { // with the beginning of its body
+			ex.request = nil
+		}
 		ex.pump.start(ex, a.conn)
 	}
 	if err == nil {

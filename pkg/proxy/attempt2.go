@@ -66,7 +66,7 @@ func (a *attempt) openStream() error {
 	s.Begin(method, scheme, authority, target)
 	err := s.EndHeaders(len(b) == 0 && !a.streamed)
 	if err == nil && len(b) > 0 {
-		_, err = s.Write(b, true)
+		_, err = s.Write(b, !a.streamed)
 		if errors.Is(err, http2.ErrEnded) {
 			err = nil // the reply is here, and tells why
 		}

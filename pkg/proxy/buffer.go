@@ -34,7 +34,7 @@ func (p *bufferPool) get() *buffer {
 // resize gives b back and returns a large buffer, of bufferSize at least, or else a small one;
 // or b itself, if it is one. What b held is gone.
 func (w *Worker) resize(b *buffer, large bool) *buffer {
-	if large == (len(b.b) >= bufferSize) {
+	if b != nil && large == (len(b.b) >= bufferSize) {
 		return b
 	}
 	w.putBack(b)
@@ -46,6 +46,9 @@ func (w *Worker) resize(b *buffer, large bool) *buffer {
 
 // putBack returns a buffer that is large or small.
 func (w *Worker) putBack(b *buffer) {
+	if b == nil {
+		return
+	}
 	if cap(b.b) >= bufferSize {
 		w.buffers.put(b)
 	} else {

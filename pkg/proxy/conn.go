@@ -49,10 +49,11 @@ type conn struct {
 	// HTTP/1.1 writeBy tells that).
 	receiving, sending atomic.Int32
 	slow               [2]slowness
-	idle               atomic.Bool // between requests
-	asked              bool        // a request has come; its reader's
-	makesRoom          int64       // the sweeper's: when it was told to, by the worker's clock
-	closing            atomic.Bool // no more requests
+	parked             atomic.Int64 // bytes of small bodies that are not whole yet
+	idle               atomic.Bool  // between requests
+	asked              bool         // a request has come; its reader's
+	makesRoom          int64        // the sweeper's: when it was told to, by the worker's clock
+	closing            atomic.Bool  // no more requests
 	http2              atomic.Pointer[http2.Conn]
 
 	// The upstream connection that an HTTP/1.1 exchange has in use, and since when; streams

@@ -358,6 +358,10 @@ func (c *conn) compactRaw() {
 	}
 }
 
+func (c *conn) dropBody() {} // the end of the exchange decides
+
+func (c *conn) hasLeft() bool { return false } // the sweeper looks
+
 func (c *conn) bound(most int64, wait time.Duration) {
 	c.http1.most, c.http1.bodyTime = most, wait
 }

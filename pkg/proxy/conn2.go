@@ -187,6 +187,10 @@ func (st *stream) watch(u *upConn) {
 	}
 }
 
+func (st *stream) dropBody() { st.s.Discard() }
+
+func (st *stream) hasLeft() bool { return st.s.Cancelled() }
+
 func (st *stream) proceed() {
 	if !st.expects {
 		return
@@ -264,6 +268,9 @@ func (st *stream) write(ex *Exchange, p []byte) error {
 	if st.left > 0 {
 		st.left -= int64(len(p))
 		st.ended = st.left <= 0
+	}
+	if cap(ex.request) > inputSize && st.s.Starved(len(p)) {
+		ex.request = nil // it was sent, or never will be, and the client may take its time
 	}
 	st.conn.sending.Add(1)
 	_, err := st.s.Write(p, st.ended)

@@ -127,6 +127,10 @@ type client interface {
 	bound(most int64, wait time.Duration)
 	// stopBody makes a readBody of another goroutine return, now and from now on.
 	stopBody()
+	// dropBody gives up what nobody has read of the request's body.
+	dropBody()
+	// hasLeft says that the client is known to have gone away; false: it is not known.
+	hasLeft() bool
 	// watch lets the client's going away end the wait for u; nil ends the watch.
 	watch(u *upConn)
 	// readError says how a failed readBody ended the exchange.
@@ -206,7 +210,8 @@ func (ex *Exchange) forward() {
 	}
 	streamed := ex.body.Chunked || ex.body.Length > smallBody || ex.announcesTrailers()
 	if !streamed && (ex.body.Length > 0 || ex.late) {
-		if err := ex.readSmallBody(); err != nil {
+		var err error
+		if streamed, err = ex.readSmallBody(); err != nil {
 			ex.failRead(err)
 			return
 		}
@@ -229,25 +234,36 @@ func (ex *Exchange) forward() {
 	}
 }
 
+// parkedMost is how much of small bodies that are not whole yet a client's connection may make
+// the gateway hold. What is above, the upstream is to hold.
+const parkedMost = 512 << 10
+
 // readSmallBody reads to the body's end, which HTTP/2 tells apart from its last byte: what is
-// longer than it says must not go on.
-func (ex *Exchange) readSmallBody() error {
-	at, n := len(ex.request), int(ex.body.Length)
-	for got := 0; ; {
+// longer than it says must not go on. parted: its connection has too many of them under way, and the rest is
+// to be sent as it comes.
+func (ex *Exchange) readSmallBody() (parted bool, err error) {
+	at, n, got := len(ex.request), int(ex.body.Length), 0
+	parked := &ex.conn.parked
+	defer func() { parked.Add(int64(-got)) }()
+	for {
 		// It grows with what comes: a client that only announces a body costs no room for it.
 		room := min(n-got+1, max(bodyStep, cap(ex.request)-at-got))
 		ex.request = slices.Grow(ex.request[:at+got], room)[:at+got+room]
 		read, err := ex.client.readBody(ex.request[at+got:])
 		got += read
 		ex.bytesIn += uint64(read)
+		all := parked.Add(int64(read))
 		switch {
 		case errors.Is(err, io.EOF) && got == n:
 			ex.request = ex.request[:at+n]
-			return nil
+			return false, nil
 		case errors.Is(err, io.EOF), err == nil && got > n:
-			return io.ErrUnexpectedEOF
+			return false, io.ErrUnexpectedEOF
 		case err != nil:
-			return err
+			return false, err
+		case all > parkedMost:
+			ex.request = ex.request[:at+got]
+			return true, nil
 		}
 	}
 }
@@ -290,10 +306,19 @@ func (ex *Exchange) try(streamed, fresh bool) (again bool) {
 		ex.refuseLate(time.Duration(began - ex.start))
 		return false
 	}
+	if ex.client.hasLeft() {
+		ex.give(ex.client.readError(io.ErrUnexpectedEOF))
+		return false
+	}
 	c, passed, err := u.take(w, ex, fresh)
 	ex.retries += passed
 	if err != nil {
 		ex.failTake(err, began)
+		return false
+	}
+	if ex.client.hasLeft() { // meanwhile: nothing was sent yet, so that others can have the connection
+		c.give(w, true, reportNone)
+		ex.give(ex.client.readError(io.ErrUnexpectedEOF))
 		return false
 	}
 	ex.sentAt = began

@@ -13,6 +13,8 @@ import (
 	"os"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -207,4 +209,80 @@ func TestMemoryOfConnections(t *testing.T) {
 			leave()
 		})
 	}
+}
+
+// A hundred small bodies that come together, each a bit at a time, are held as far as one connection may have
+// the gateway hold; of those beyond, the upstream has the beginnings before any is whole. All arrive as they were sent.
+func TestParkedBodies(t *testing.T) {
+	bothProtocols(t, func(t *testing.T, upstream2 bool) {
+		const n, size, early = 100, smallBody, 12 << 10
+		var begun atomic.Int64
+		g := newGateway(t, []string{goUpstream(t, upstream2, func(w http.ResponseWriter, r *http.Request) {
+			if r.ContentLength == size {
+				begun.Add(1)
+			}
+			echo(w, r)
+		})}, func(s *policy.Snapshot) {
+			s.Upstreams[0].MaxConnections = 2 * n
+			if upstream2 {
+				http2Upstream(s)
+			}
+		})
+		client := g.client(true)
+		if resp, err := client.Get(g.url("/")); err != nil { // so that all have one connection
+			t.Fatal(err)
+		} else {
+			resp.Body.Close()
+		}
+		rest := make(chan struct{})
+		var all sync.WaitGroup
+		for i := range n {
+			all.Go(func() {
+				body := bytes.Repeat([]byte{byte(i)}, size)
+				in, out := io.Pipe()
+				go func() {
+					for at := 0; at < size; at += 1 << 10 {
+						if at == early {
+							<-rest
+						}
+						_, _ = out.Write(body[at : at+1<<10])
+					}
+					out.Close()
+				}()
+				req, err := http.NewRequestWithContext(t.Context(), "POST", g.url("/"), in)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				req.ContentLength = size
+				resp, err := client.Do(req)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				defer resp.Body.Close()
+				if b, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != 200 || !bytes.Equal(b, body) {
+					t.Errorf("body %d: status %d, %d bytes, %v", i, resp.StatusCode, len(b), err)
+				}
+			})
+		}
+		var parked int64
+		eventually(t, "those beyond are with the upstream", func() bool {
+			parked = 0
+			g.worker.mu.Lock()
+			for c := range g.worker.conns {
+				parked += c.parked.Load()
+			}
+			g.worker.mu.Unlock()
+			return begun.Load() >= n-parkedMost/early-1 && parked > 0
+		})
+		if parked > parkedMost+early {
+			t.Errorf("%d bytes are held, want at most %d", parked, parkedMost)
+		}
+		if least := int64(parkedMost / size / 2); n-begun.Load() < least {
+			t.Errorf("%d of %d went on before they were whole: %d can wait", begun.Load(), n, least)
+		}
+		close(rest)
+		all.Wait()
+	})
 }

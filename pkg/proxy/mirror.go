@@ -137,6 +137,8 @@ func (n *nobody) write(_ *Exchange, p []byte) error {
 
 func (n *nobody) trailers() []http1.Field                  { return nil }
 func (n *nobody) interim(*Exchange, *http1.Response) error { return nil }
+func (n *nobody) dropBody()                                {}
+func (n *nobody) hasLeft() bool                            { return false }
 func (n *nobody) proceed()                                 {}
 func (n *nobody) awaitBody() bool                          { return true }
 func (n *nobody) readBody([]byte) (int, error)             { return 0, io.EOF }

@@ -421,7 +421,7 @@ func (c *conn) refuseOverload(ex *Exchange) {
 	_ = giveID(ex)
 	defer ex.record()
 	if ex.leavesSmallBody() {
-		if err := ex.readSmallBody(); err != nil {
+		if _, err := ex.readSmallBody(); err != nil {
 			ex.failRead(err)
 			return
 		}

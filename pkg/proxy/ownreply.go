@@ -104,7 +104,7 @@ func (o *ownReply) needsHost() bool {
 // answer sends the reply. It allocates nothing once the exchange's room has grown.
 func (ex *Exchange) answer(o *ownReply) {
 	if ex.leavesSmallBody() {
-		if err := ex.readSmallBody(); err != nil {
+		if _, err := ex.readSmallBody(); err != nil {
 			ex.failRead(err)
 			return
 		}

@@ -76,11 +76,11 @@ func (p *pump) run(ex *Exchange, c *upConn) {
 		}
 	}()
 	w := ex.worker
-	buffer := w.inputs.get()
+	var buffer *buffer // none while the client is waited for, where that can be told
 	defer func() { w.putBack(buffer) }()
 	for fast := false; ; {
 		p.arm(c, 0) // the client has its own time
-		// A client that is waited for is given a small buffer, one that sends fast a large one.
+		// A client that is waited for in a read is given a small buffer, one that sends fast a large one.
 		here := ex.client.awaitBody()
 		buffer = w.resize(buffer, here || fast)
 		room := buffer.b[http1.ChunkRoom : len(buffer.b)-http1.ChunkTail]
@@ -103,7 +103,8 @@ func (p *pump) run(ex *Exchange, c *upConn) {
 			return // the reader of the reply finds out why
 		}
 		if here {
-			buffer, fast = w.resize(buffer, false), false
+			w.putBack(buffer)
+			buffer, fast = nil, false
 		}
 		if ended {
 			p.whole = true

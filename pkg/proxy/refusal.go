@@ -23,6 +23,7 @@ type refusal struct {
 // refuse answers in place of an upstream.
 func (ex *Exchange) refuse(r *refusal) {
 	ex.outcome = r.outcome
+	ex.client.dropBody()
 	if ex.isGRPC() {
 		ex.refuseGRPC(r)
 		return

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"net"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -206,6 +207,14 @@ func (u *upstream) take(w *Worker, ex *Exchange, fresh bool) (c *upConn, passed 
 	}
 }
 
+// dialTurn lets whoever has something else to do go before each connection that is to be opened. One costs
+// more than the rest of an exchange, and a single client may ask for a hundred of them at once.
+func (w *Worker) dialTurn() {
+	w.dialling.Lock()
+	defer w.dialling.Unlock()
+	runtime.Gosched()
+}
+
 // reserve finds an idle connection of the server whose turn it is, or the right to
 // dial it; when no more may be dialled, an idle connection of any server.
 func (u *upstream) reserve(w *Worker, ex *Exchange, fresh bool) (*upConn, *server, error) {
@@ -293,6 +302,7 @@ func (u *upstream) dial(w *Worker, ex *Exchange, s *server, within time.Duration
 	if u.policy.Protocol == "http2" {
 		return u.dialShared(w, ex, s, within)
 	}
+	w.dialTurn()
 	began := time.Now()
 	dialer := net.Dialer{Timeout: within}
 	nc, err := dialer.Dial("tcp", s.address)

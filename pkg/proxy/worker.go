@@ -97,6 +97,8 @@ type Worker struct {
 	mirrors        atomic.Int64 // copies of requests under way
 	overload       overload
 
+	dialling sync.Mutex // see dialTurn
+
 	mu         sync.Mutex
 	conns      map[*conn]struct{}
 	upConns    map[*upConn]struct{}

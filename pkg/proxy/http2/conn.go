@@ -21,6 +21,7 @@ type Conn struct {
 	handler Handler
 	ownPool bool
 	run     func(func())
+	turn    int // bytes since others had theirs; the reader's
 
 	// All that follows is guarded by the wire's lock.
 

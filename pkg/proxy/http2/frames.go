@@ -105,7 +105,11 @@ func (c *Conn) onData(fh h2.FrameHeader, p []byte) error {
 		c.giveBack(size)
 		return c.streamError(s, h2.ErrCodeProtocol, "body is not as long as content-length says")
 	}
-	s.body.put(c.pool, data)
+	if s.discards {
+		c.giveBack(int64(len(data)))
+	} else {
+		s.body.put(c.pool, data)
+	}
 	if pad := size - int64(len(data)); pad > 0 {
 		c.giveBack(pad)
 		s.giveBack(pad)
@@ -195,7 +199,10 @@ func (c *Conn) onReset(fh h2.FrameHeader, p []byte) error {
 	}
 	c.remove(s, closedByEnd)
 	c.abort(s, &ResetError{Code: binary.BigEndian.Uint32(p), Remote: true})
-	return c.charge(Resets, 2)
+	if !s.headed && c.lastActive.Load()-s.began < int64(earlyReset) {
+		return c.charge(Resets, costEarlyReset)
+	}
+	return c.charge(Resets, costReset)
 }
 
 func (c *Conn) onSettings(fh h2.FrameHeader, p []byte) error {
@@ -326,7 +333,7 @@ func (c *Conn) streamError(s *Stream, code h2.ErrCode, cause string) error {
 	c.writeReset(s.id, code)
 	c.remove(s, closedByUs)
 	c.abort(s, &ResetError{Code: uint32(code), Cause: cause})
-	return c.charge(CausedResets, 4)
+	return c.charge(CausedResets, costCaused)
 }
 
 // remove takes a stream out of those that are open. The handler may still hold it.

@@ -21,7 +21,15 @@ type headerBlock struct {
 	cause  string
 	frames int
 	bytes  int
+	// unpacked is the size of the fields, as far as they are looked at.
+	unpacked int
 }
+
+const (
+	blockPiece = 1 << 10
+	// Beyond so many times the allowed size no answer is owed: few bytes unpack to more without end.
+	blockGrowth = 4
+)
 
 type blockKind int
 
@@ -136,11 +144,19 @@ func (c *Conn) fragment(fh h2.FrameHeader, p []byte) error {
 		// It came to its end while its trailers were coming in, and may serve another request by now.
 		b.kind, b.stream = blockIgnored, nil
 	}
-	if _, err := c.decoder.Write(p); err != nil {
-		if errors.Is(err, hpack.ErrStringLength) {
+	for len(p) > 0 { // in pieces, so that what is made to be large is noticed while it is unpacked
+		n := min(len(p), blockPiece)
+		_, err := c.decoder.Write(p[:n])
+		switch {
+		case err != nil && !errors.Is(err, hpack.ErrStringLength):
+			return connError(h2.ErrCodeCompression, err.Error())
+		case err != nil, b.unpacked > blockGrowth*c.cfg.MaxHeaderBytes:
+			if b.frames > 1 {
+				return &Misuse{Kind: Continuations}
+			}
 			return &Misuse{Kind: HeaderFloods}
 		}
-		return connError(h2.ErrCodeCompression, err.Error())
+		p = p[n:]
 	}
 	if fh.Flags&h2.FlagHeadersEndHeaders == 0 {
 		if c.partial == 0 {
@@ -169,7 +185,8 @@ func (c *Conn) onField(f hpack.HeaderField) {
 		s.addTrailer(&c.cfg, f.Name, f.Value)
 	case blockReset, blockIgnored:
 	}
-	if s.tooLarge {
+	c.block.unpacked += len(f.Name) + len(f.Value) + fieldOverhead
+	if c.block.unpacked > blockGrowth*c.cfg.MaxHeaderBytes {
 		c.decoder.SetEmitEnabled(false) // the rest need not even be unpacked
 	}
 }
@@ -188,7 +205,7 @@ func (c *Conn) finishBlock(b headerBlock) error {
 		if b.code == h2.ErrCodeRefusedStream {
 			return nil // charged already
 		}
-		return c.charge(CausedResets, 4)
+		return c.charge(CausedResets, costCaused)
 	case blockTrailers:
 		return c.finishTrailers(s)
 	case blockRequest:
@@ -198,11 +215,11 @@ func (c *Conn) finishBlock(b headerBlock) error {
 	}
 	switch {
 	case s.tooLarge:
-		return c.refuse(s, b.end, 431, errTooLarge, HeaderFloods)
+		return c.refuse(s, b.end, 431, errTooLarge, HeaderFloods, costRefused+b.bytes>>11) // it had to be unpacked all the same
 	case s.bad != nil:
-		return c.refuse(s, b.end, 0, s.bad, CausedResets)
+		return c.refuse(s, b.end, 0, s.bad, CausedResets, costCaused)
 	case !s.allowed(c.cfg.Methods):
-		return c.refuse(s, b.end, 501, errMethod, CausedResets)
+		return c.refuse(s, b.end, 501, errMethod, CausedResets, costRefused)
 	case c.cfg.Admit != nil && !c.cfg.Admit():
 		c.answer(s, b.end, 503, errOverload)
 		return nil // it is no fault of the client
@@ -239,9 +256,9 @@ var (
 )
 
 // refuse answers a request that does not reach the handler for a fault of its client.
-func (c *Conn) refuse(s *Stream, end bool, status int, cause error, kind MisuseKind) error {
+func (c *Conn) refuse(s *Stream, end bool, status int, cause error, kind MisuseKind, cost int) error {
 	c.answer(s, end, status, cause)
-	return c.charge(kind, 4)
+	return c.charge(kind, cost)
 }
 
 // answer ends a request that does not reach the handler: with a status, or by RST_STREAM.

@@ -5,6 +5,7 @@ package http2
 import (
 	"errors"
 	"io"
+	"runtime"
 
 	h2 "golang.org/x/net/http2"
 )
@@ -129,8 +130,24 @@ func (c *Conn) readFrame() error {
 			return err
 		}
 	}
-	err = c.handle(fh, c.in.next(int(fh.Length)))
-	return err
+	if err = c.handle(fh, c.in.next(int(fh.Length))); err != nil {
+		return err
+	}
+	if fh.Type != h2.FrameData {
+		c.letOthers(int(fh.Length))
+	}
+	return nil
+}
+
+// turnBytes of header blocks and control frames are work for a tenth of a millisecond, at the worst.
+const turnBytes = 8 << 10
+
+// letOthers lets other connections have their turn, for one that sends without a pause.
+func (c *Conn) letOthers(n int) {
+	if c.turn += n; c.turn >= turnBytes {
+		c.turn = 0
+		runtime.Gosched()
+	}
 }
 
 // markPartial starts the clock for a frame or header block that has begun and not ended.

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"runtime"
 	"testing"
 	"time"
@@ -98,6 +99,48 @@ func TestFloods(t *testing.T) {
 		})
 	}
 }
+
+// Streams that are reset as soon as they are begun, by either side, end their connection the soonest: each of them may
+// have cost a connection to a server. Who cancels all of its streams once is a browser.
+func TestResetsEndSoon(t *testing.T) {
+	for _, row := range []struct {
+		kind  MisuseKind
+		pairs int // that are enough
+		frame func(rc *rawClient, id uint32)
+	}{
+		{Resets, misuseBudget/costEarlyReset + 1, func(rc *rawClient, id uint32) { rc.fr.WriteRSTStream(id, h2.ErrCodeCancel) }},
+		{CausedResets, misuseBudget/costCaused + 1, func(rc *rawClient, id uint32) { rc.fr.WriteRawFrame(h2.FrameWindowUpdate, 0, id, u32(0)) }},
+	} {
+		t.Run(row.kind.String(), func(t *testing.T) {
+			s := startServer(t, "127.0.0.1:0", Config{}, handlerFunc(testHandler), nil)
+			rc := dialRaw(t, s.addr())
+			go io.Copy(io.Discard, rc.nc)
+			for i := range row.pairs + misuseRefill { // a second is more than this takes
+				rc.request(oddID(i), true, get("/hang")...)
+				row.frame(rc, oddID(i))
+			}
+			rc.nc.(*net.TCPConn).CloseWrite()
+			var m *Misuse
+			if err := s.serveErr(); !errors.As(err, &m) || m.Kind != row.kind {
+				t.Errorf("Serve: %v, want %v", err, row.kind)
+			}
+		})
+	}
+	s := startServer(t, "127.0.0.1:0", Config{}, handlerFunc(testHandler), nil)
+	rc := dialRaw(t, s.addr())
+	for i := range 100 {
+		rc.request(oddID(i), true, get("/hang")...)
+	}
+	for i := range 100 {
+		rc.fr.WriteRSTStream(oddID(i), h2.ErrCodeCancel)
+	}
+	rc.request(oddID(100), true, get("/")...)
+	if o := rc.await(oddID(100)); o.String() != "200" {
+		t.Errorf("after all streams were cancelled once: %v", o)
+	}
+}
+
+func oddID(i int) uint32 { return uint32(2*i + 1) }
 
 func TestFloodIsToldToTheClient(t *testing.T) {
 	s := startServer(t, "127.0.0.1:0", Config{}, handlerFunc(testHandler), nil)

@@ -56,7 +56,7 @@ func (s *Stream) addField(cfg *Config, name, value string) {
 	p := &s.parse
 	p.count++
 	p.bytes += len(name) + len(value) + fieldOverhead
-	if p.count > cfg.MaxFields || p.bytes > cfg.MaxHeaderBytes {
+	if s.tooLarge || p.count > cfg.MaxFields || p.bytes > cfg.MaxHeaderBytes {
 		s.tooLarge = true
 		return
 	}
@@ -255,7 +255,7 @@ func (s *Stream) allowed(methods []string) bool {
 // addTrailer takes one decoded trailer field.
 func (s *Stream) addTrailer(cfg *Config, name, value string) {
 	s.trailBytes += len(name) + len(value) + fieldOverhead
-	if s.trailBytes > cfg.MaxHeaderBytes || len(s.trailers) >= cfg.MaxFields {
+	if s.tooLarge || s.trailBytes > cfg.MaxHeaderBytes || len(s.trailers) >= cfg.MaxFields {
 		s.tooLarge = true
 		return
 	}

@@ -24,6 +24,7 @@ type Stream struct {
 	fields                          []Field
 	length                          int64 // content-length, -1 when there is none
 	noBody                          bool
+	began                           int64 // when the client was read that began it
 	parse                           requestParse
 	arena                           []byte // what the slices above point into
 	bad                             error  // malformed; of the trailers while those are read
@@ -43,6 +44,7 @@ type Stream struct {
 	body       body
 	recvWindow int64
 	unacked    int64
+	discards   bool // see Discard
 	readable   sync.Cond
 	readSince  int64         // since when Read waits, 0 when it does not
 	readErr    error         // sticky, of Read only
@@ -58,7 +60,7 @@ type Stream struct {
 // newStream takes a stream from the pool. The lock is held.
 func (c *Conn) newStream(id uint32) *Stream {
 	s := c.pool.stream()
-	s.c, s.wire, s.id, s.length = c, &c.wire, id, -1
+	s.c, s.wire, s.id, s.length, s.began = c, &c.wire, id, -1, c.lastActive.Load()
 	s.readable.L, s.writable.L, s.calm.L = &c.mu, &c.mu, &c.mu
 	s.sendWindow = c.peerWindow
 	s.recvWindow = c.initialWindow()
@@ -85,7 +87,7 @@ func (s *Stream) recycle() {
 		s.trailArena = nil
 	}
 	s.reply.reset(keep)
-	s.noBody, s.bad, s.tooLarge, s.refusedWith = false, nil, false, 0
+	s.noBody, s.bad, s.tooLarge, s.refusedWith, s.discards = false, nil, false, 0, false
 	s.open, s.done, s.remoteEnd, s.localEnd, s.headed = false, false, false, false, false
 	s.err, s.cancel, s.cancelling, s.readErr = nil, nil, false, nil
 	s.cancelled.Store(false)
@@ -257,6 +259,22 @@ func (s *Stream) Read(p []byte) (int, error) {
 		return 0, s.readErr
 	}
 	return 0, ErrEnded // reset by the handler itself
+}
+
+// Discard gives up the body, what is here and what is still to come: nobody reads any more.
+func (s *Stream) Discard() {
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s.discards = true
+	c.giveBack(s.body.drop(c.pool))
+}
+
+// Starved says that Write would wait for the client's windows before it has sent n bytes.
+func (s *Stream) Starved(n int) bool {
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	return int64(n) > min(s.sendWindow, s.c.sendWindow)
 }
 
 // Await waits until Read will not wait: for a reader that borrows its buffer only then.
