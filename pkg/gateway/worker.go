@@ -22,6 +22,7 @@ import (
 	"github.com/xgw-project/xgw/pkg/keys"
 	"github.com/xgw-project/xgw/pkg/logging"
 	"github.com/xgw-project/xgw/pkg/proxy"
+	"github.com/xgw-project/xgw/pkg/sandbox"
 	"github.com/xgw-project/xgw/pkg/script"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -66,7 +67,14 @@ func RunWorker(slot int, stderr io.Writer) error {
 	defer z.Close()
 	slab := z.Worker(slot)
 	lines.Dropped = func() { slab.Add(zone.ErrorLinesDropped, 1) }
-	defer lines.Close() // before the zone, where it counts
+	defer lines.Close()             // before the zone, where it counts
+	missing, err := sandbox.Enter() // before it hears of any stranger
+	if err != nil {
+		return fmt.Errorf("worker %d: confine: %w", slot, err)
+	}
+	for _, what := range missing {
+		log.Warn("worker is less confined than it could be", "missing", what)
+	}
 	known := keys.NewCache(z.Fence(), z.Worker(slot))
 	go known.Run(func(ids []string) error { return c.send(&message{Kind: kindAskKeys, IDs: ids}) }, nil)
 	w := proxy.New(proxy.Options{
