@@ -72,17 +72,20 @@ func run(ctx context.Context, args []string, e *env) int {
 	return exitFailure
 }
 
-// byName puts in front the command that the binary's own name stands for.
+// aliases are the binary's other names, and the command that each stands for.
+var aliases = map[string]string{"gateway-engine": "run", "gateway-ctl": "ctl", "gateway-top": "top"}
+
+// byName puts in front the command that the binary's own name stands for. What shells ask for
+// completions by comes before it.
 func byName(args []string) []string {
-	switch filepath.Base(args[0]) {
-	case "gateway-engine":
-		return append([]string{"run"}, args[1:]...)
-	case "gateway-ctl":
-		return append([]string{"ctl"}, args[1:]...)
-	case "gateway-top":
-		return append([]string{"top"}, args[1:]...)
+	command, rest := aliases[filepath.Base(args[0])], args[1:]
+	switch {
+	case command == "":
+		return rest
+	case len(rest) > 0 && (rest[0] == cobra.ShellCompRequestCmd || rest[0] == cobra.ShellCompNoDescRequestCmd):
+		return append([]string{rest[0], command}, rest[1:]...)
 	}
-	return args[1:]
+	return append([]string{command}, rest...)
 }
 
 func rootCommand(e *env) *cobra.Command {
@@ -135,6 +138,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		policyCommand(e),
 		demoCommand(e),
 		versionCommand(e),
+		manualCommand(e),
 		workerCommand(e),
 		upstreamCommand(e),
 	)
