@@ -143,13 +143,15 @@ var secretParameters = []string{
 
 func logs(c *Config) mapping {
 	l := &c.Log
+	errorLog := absolute(&l.Error, "-")
+	errorLog.example = "/var/log/gateway/error.log"
 	return mapping{
 		rows: []row{
 			{"access", "-", absolute(&l.Access, "-", "off")},
 			{"format", "combined", oneOf(&l.Format, "combined", "json")},
 			{"sampling", none, list{example: "share: 0.1", most: 64, item: func() reader { return sampling(c) }}},
 			{"redact", none, list{example: "token", most: 256, item: added(&l.Redact, parameter)}},
-			{"error", "-", absolute(&l.Error, "-")},
+			{"error", "-", errorLog},
 			{"level", "info", oneOf(&l.Level, "debug", "info", "warn", "error", "crit")},
 			{"syslog", none, syslog(c)},
 		},

@@ -184,15 +184,15 @@ func (d *Drainer) turn(hand func() bool) (more bool) {
 }
 
 func (d *Drainer) add(r *zone.AccessRecord) {
+	if d.redaction != nil {
+		d.redaction.apply(r) // before anybody sees it
+	}
 	if d.Observe != nil {
 		d.Observe(r)
 	}
 	if len(d.sampling) > 0 && !keeps(d.sampling, r, d.format.routes.name(r.Route)) {
 		d.sampledOut.Add(1)
 		return
-	}
-	if d.redaction != nil {
-		d.redaction.apply(r)
 	}
 	if d.syslog != nil {
 		d.syslog.Record(r)

@@ -66,7 +66,11 @@ func TestDrainerConfigured(t *testing.T) {
 	d := NewDrainer(z, &out, nil, zoneNames(z))
 	d.Configure(&config.Log{Format: "json", Redact: []string{"token"}, Sampling: []config.Sampling{{Routes: []string{"health"}, Share: 0, Slow: time.Hour}}})
 	seen := 0
-	d.Observe = func(*zone.AccessRecord) { seen++ }
+	d.Observe = func(r *zone.AccessRecord) {
+		if seen++; bytes.Contains(r.Target, []byte("s3cret")) {
+			t.Errorf("observed %s", r.Target)
+		}
+	}
 	stop := start(d)
 	for _, status := range []int{200, 500, 200} {
 		r := record()

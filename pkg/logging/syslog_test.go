@@ -5,9 +5,15 @@ package logging
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/netip"
 	"os"
@@ -19,6 +25,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/leodido/go-syslog/v4"
+	"github.com/leodido/go-syslog/v4/octetcounting"
 	"github.com/leodido/go-syslog/v4/rfc5424"
 
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -370,4 +378,85 @@ func receives(transport, address, out string) bool {
 		}
 	}
 	return false
+}
+
+// Over TLS messages are counted in octets (RFC 5425), and go to nobody else than the receiver
+// that the authorities vouch for.
+func TestSyslogOverTLS(t *testing.T) {
+	chain, authorities := testCertificate(t)
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{chain}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const messages = 1000
+	received := make(chan int, 1)
+	go func() {
+		n := 0
+		defer func() { received <- n }()
+		for { // one that does not trust us ends its connection
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			octetcounting.NewParser(syslog.WithListener(func(r *syslog.Result) {
+				if r.Error == nil && r.Message != nil {
+					n++
+				}
+			})).Parse(c)
+			c.Close()
+		}
+	}()
+	to := func(roots *x509.CertPool) *Syslog {
+		return NewSyslog(SyslogOptions{
+			Transport: "tls", Address: l.Addr().String(), Facility: 16, Size: SyslogSize, Names: plainNames,
+			TLS: &tls.Config{ServerName: "127.0.0.1", RootCAs: roots, MinVersion: tls.VersionTLS12},
+		})
+	}
+	strict := to(x509.NewCertPool())
+	strict.Record(exampleRecord())
+	if err := strict.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if sent, _, unreachable := strict.Counts(); sent != 0 || unreachable != 1 {
+		t.Errorf("to somebody unknown %d went, %d did not", sent, unreachable)
+	}
+	s := to(authorities)
+	hostile := hostileTexts()
+	for i := range messages {
+		r := exampleRecord()
+		r.Host = hostile[i%len(hostile)]
+		s.Record(r)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	if n := <-received; n != messages {
+		sent, full, unreachable := s.Counts()
+		t.Errorf("%d of %d messages came; %d sent, %d and %d dropped", n, messages, sent, full, unreachable)
+	}
+}
+
+// testCertificate is one for 127.0.0.1, and the pool that vouches for it.
+func testCertificate(t *testing.T) (tls.Certificate, *x509.CertPool) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	parsed, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(parsed)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, pool
 }
