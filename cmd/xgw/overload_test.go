@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"net/http"
@@ -24,6 +25,7 @@ import (
 // which it asks, whether the last reply took long or not.
 type crowd struct {
 	url     string
+	body    []byte // of a POST; nil: it is a GET
 	clients []*http.Client
 	waits   []time.Time // each user, by when it was told to
 	obey    bool        // and does so
@@ -41,8 +43,8 @@ type seen struct {
 	lastBad time.Time
 }
 
-func newCrowd(url string, worker, users int, h2, obey bool) *crowd {
-	c := &crowd{url: url, worker: worker, waits: make([]time.Time, users), obey: obey}
+func newCrowd(url string, body []byte, worker, users int, h2, obey bool) *crowd {
+	c := &crowd{url: url, body: body, worker: worker, waits: make([]time.Time, users), obey: obey}
 	n := users // connections
 	if h2 {
 		n = 16
@@ -122,7 +124,15 @@ func (s *seen) note(status int, err error, at time.Time, took time.Duration, ear
 
 // once asks, and says for how long it was told to wait.
 func (c *crowd) once(one *http.Client) (status int, wait time.Duration, err error) {
-	r, err := one.Get(c.url)
+	method, body := http.MethodGet, io.Reader(nil)
+	if c.body != nil {
+		method, body = http.MethodPost, bytes.NewReader(c.body)
+	}
+	req, err := http.NewRequest(method, c.url, body)
+	if err != nil {
+		return 0, 0, err
+	}
+	r, err := one.Do(req)
 	if err != nil {
 		return 0, 0, err
 	}
@@ -176,22 +186,34 @@ func control(t *testing.T, pid, percent int) {
 func TestOverload(t *testing.T) {
 	needRoot(t, "holds the worker to a tenth of a CPU")
 	control(t, os.Getpid(), 0)
-	for _, row := range []struct {
-		name     string
-		h2, obey bool
-		users    int
-		least    float64 // goodput, in peaks; half of what it is on a quiet machine, or less
-	}{
-		{"h1", false, true, 600, 0.4}, {"h2", true, true, 1000, 0.4},
-		{"h1 that does not wait", false, false, 600, 0.25}, {"h2 that does not wait", true, false, 1000, 0.4},
-	} {
+	type row struct {
+		name        string
+		h2, obey    bool
+		users       int
+		least       float64 // goodput, in peaks; half of what it is on a quiet machine, or less
+		body, reply int     // bytes; of a GET the body has none
+	}
+	rows := []row{
+		{"h1", false, true, 600, 0.4, 0, 16 << 10}, {"h2", true, true, 1000, 0.4, 0, 16 << 10},
+		{"h1 that does not wait", false, false, 600, 0.25, 0, 16 << 10}, {"h2 that does not wait", true, false, 1000, 0.4, 0, 16 << 10},
+	}
+	if os.Getenv("XGW_OVERLOAD_SIZES") != "" { // for the figures: nothing else differs
+		rows = append(rows,
+			row{"h1 of 100 bytes", false, true, 600, 0.25, 0, 100}, row{"h2 of 100 bytes", true, true, 1000, 0.25, 0, 100},
+			row{"h1 with bodies", false, true, 600, 0.25, 16 << 10, 100}, row{"h2 with bodies", true, true, 1000, 0.25, 16 << 10, 100})
+	}
+	for _, row := range rows {
 		t.Run(row.name, func(t *testing.T) {
 			dir := t.TempDir()
 			o := &overloading{up: upstream(t), dir: dir}
 			o.g = startGateway(t, startHere, "overload", dir, o.text("off"))
 			o.worker = o.g.workers(t)["0"]
-			url := "https://" + o.g.address + "/bytes/16384"
-			o.few, o.many = newCrowd(url, o.worker, 64, row.h2, true), newCrowd(url, o.worker, row.users, row.h2, row.obey)
+			url := fmt.Sprintf("https://%s/bytes/%d", o.g.address, row.reply)
+			var body []byte
+			if row.body > 0 {
+				body = make([]byte, row.body)
+			}
+			o.few, o.many = newCrowd(url, body, o.worker, 64, row.h2, true), newCrowd(url, body, o.worker, row.users, row.h2, row.obey)
 			defer o.few.close()
 			defer o.many.close()
 			o.few.ask(0, 200*time.Millisecond)

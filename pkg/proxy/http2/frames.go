@@ -83,7 +83,7 @@ func (c *Conn) onData(fh h2.FrameHeader, p []byte) error {
 	s := c.streams[fh.StreamID]
 	if s == nil {
 		c.giveBack(size)
-		return c.onClosed(fh.StreamID)
+		return c.onClosed(fh.StreamID, size)
 	}
 	if s.remoteEnd {
 		c.giveBack(size)
@@ -142,13 +142,13 @@ func (c *Conn) widen(read int64) int64 {
 func (c *Conn) isIdle(id uint32) bool { return id > c.lastID || id&1 == 0 }
 
 // onClosed judges DATA on a stream that is over.
-func (c *Conn) onClosed(id uint32) error {
+func (c *Conn) onClosed(id uint32, size int64) error {
 	switch c.closed.how(id) {
 	case closedByEnd:
 		return connError(h2.ErrCodeStreamClosed, "frame on a stream that is closed")
 	case closedByUs, closedUnknown: // it may have been under way when we reset the stream
 	}
-	return c.charge(ClosedStreams, 1)
+	return c.misuse.chargeLate(size, time.Now)
 }
 
 func (c *Conn) onWindowUpdate(fh h2.FrameHeader, p []byte) error {

@@ -273,6 +273,7 @@ func (c *Conn) answer(s *Stream, end bool, status int, cause error) {
 			how = closedByEnd
 		} else {
 			c.writeReset(s.id, h2.ErrCodeNo)
+			c.misuse.early(c.initialWindow())
 		}
 	}
 	c.closed.add(s.id, how)

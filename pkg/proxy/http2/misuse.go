@@ -75,6 +75,7 @@ const (
 	continuations = 64      // CONTINUATION frames in a block: 32 KiB in pieces of 512 bytes
 	controlBytes  = 64 << 10
 	answersMost   = 4096 // what a client with a window of 2 MiB may owe
+	lateMost      = 4 << 20
 
 	// A stream that is reset costs an exchange, and one that has reached its server a connection to that as well. Who does it
 	// for the harm does it again and again, to streams that it began a moment ago.
@@ -90,6 +91,7 @@ type budget struct {
 	left    int
 	filled  time.Time // when time was last counted as refill
 	answers int       // WINDOW_UPDATE and PING frames that DATA we sent gives reason for
+	late    int64     // bytes of DATA that may be under way to streams that we answered before their end
 	charged [misuseKinds]uint32
 }
 
@@ -128,6 +130,18 @@ func (b *budget) chargeAnswer(kind MisuseKind, now func() time.Time) error {
 		return nil
 	}
 	return b.charge(kind, 1, now)
+}
+
+// early notes that a stream was answered before the client had sent its body, of which so much may be under way.
+func (b *budget) early(window int64) { b.late = min(b.late+max(window, 0), lateMost) }
+
+// chargeLate is charge for DATA on a stream that is over.
+func (b *budget) chargeLate(size int64, now func() time.Time) error {
+	if size = max(size, usefulFrame); b.late >= size {
+		b.late -= size
+		return nil
+	}
+	return b.charge(ClosedStreams, 1, now)
 }
 
 // sent notes a DATA frame of n bytes. The client may give both windows back for it, in pieces of 1 KiB.

@@ -239,3 +239,30 @@ func TestMemoryIsBounded(t *testing.T) {
 		t.Errorf("a connection holds %d bytes", per)
 	}
 }
+
+// A body that is under way when its request is answered is no misuse, however often that happens.
+func TestAnsweredBeforeTheBody(t *testing.T) {
+	for _, row := range []struct {
+		name   string
+		cfg    Config
+		path   string
+		status string
+	}{
+		{"by the handler", Config{}, "/early", "403"},
+		{"for want of room", Config{Admit: func() bool { return false }}, "/", "503"},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			s := startServer(t, "127.0.0.1:0", row.cfg, handlerFunc(testHandler), nil)
+			rc := dialRaw(t, s.addr())
+			for i := range misuseBudget {
+				rc.request(oddID(i), false, post(row.path)...)
+				if o := rc.await(oddID(i)); o.status != row.status {
+					t.Fatalf("request %d: %v", i, o)
+				}
+				for range 4 {
+					_ = rc.fr.WriteData(oddID(i), false, make([]byte, 4<<10))
+				}
+			}
+		})
+	}
+}

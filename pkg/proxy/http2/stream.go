@@ -131,6 +131,9 @@ func (s *Stream) settle() {
 		// With the response sent as a whole this asks the client to stop sending the rest of its request (RFC 9113, 8.1).
 		c.writeReset(s.id, code)
 		c.remove(s, closedByUs)
+		if code == h2.ErrCodeNo {
+			c.misuse.early(s.recvWindow)
+		}
 	}
 	s.done = true
 	c.giveBack(s.body.drop(c.pool))
