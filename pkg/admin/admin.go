@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package admin is how an operator's tools reach a running gateway: JSON over HTTP, on a
-// socket of the file system that only its owner may open. Errors are problems as of
+// socket of the file system that only its owner and a group may open. Errors are problems as of
 // RFC 9457.
 package admin
 
@@ -170,13 +170,13 @@ var (
 )
 
 // SocketPath is where a gateway's control socket is: in /run/xgw, or for a plain user in a
-// directory of that user.
+// directory of that user, unless the one in /run/xgw lets that user in.
 func SocketPath(instance string) string {
 	if instance == "" {
 		instance = "xgw"
 	}
 	dir := "/run/xgw"
-	if uid := os.Geteuid(); uid != 0 {
+	if uid := os.Geteuid(); uid != 0 && unix.Access(filepath.Join(dir, instance+".sock"), unix.W_OK) != nil {
 		dir = filepath.Join(os.TempDir(), fmt.Sprintf("xgw-%d", uid))
 		if own := os.Getenv("XDG_RUNTIME_DIR"); own != "" {
 			dir = filepath.Join(own, "xgw")
@@ -185,9 +185,12 @@ func SocketPath(instance string) string {
 	return filepath.Join(dir, instance+".sock")
 }
 
-// Listen makes the socket, mode 0600, in the place of one that nobody answers at. Its
-// directory is made, and refused if somebody else could put another socket into it.
-func Listen(path string) (net.Listener, error) {
+// Listen makes the socket, for its user alone or for those of Group as well, in the place of one
+// that nobody answers at. Its directory is made, and refused if somebody else could put another
+// socket into it.
+func Listen(path string) (net.Listener, error) { return listen(path, groupID()) }
+
+func listen(path string, group int) (net.Listener, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make control socket: %w", err)
@@ -214,7 +217,7 @@ func Listen(path string) (net.Listener, error) {
 		return nil, fmt.Errorf("make control socket: %w", err)
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	if err := errors.Join(os.Chmod(private, 0o600), os.Rename(private, path)); err != nil {
+	if err := errors.Join(share(private, group), os.Rename(private, path)); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("make control socket: %w", err)
 	}
@@ -248,10 +251,10 @@ func NewServer(c Control, log *slog.Logger) *http.Server {
 	}
 	// Not for the admin API: they name a file of this machine.
 	if t, ok := c.(Trials); ok {
-		mux.HandleFunc("POST /v1/policy/try", a.tryPolicy(t))
+		mux.HandleFunc("POST /v1/policy/try", ownerOnly(a.tryPolicy(t)))
 		mux.HandleFunc("POST /v1/policy/try/end", a.endTrial(t))
 	}
-	return &http.Server{Handler: mux, ReadHeaderTimeout: headerTime, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	return &http.Server{Handler: a.audited(mux), ConnContext: withPeer, ReadHeaderTimeout: headerTime, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 }
 
 func decode(w http.ResponseWriter, r *http.Request, into any) error {
