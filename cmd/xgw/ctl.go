@@ -20,8 +20,7 @@ func ctlCommand(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ctl",
 		Short: "Tell a running gateway what to do; also gateway-ctl",
-		Long:  "Speaks with the gateway of this machine over its control socket, which the user that runs it may open, and where root
-does, the members of the group gateway_admin.",
+		Long:  "Speaks with the gateway of this machine over its control socket, which the user that runs it may open, and where root does, members of the group gateway_admin.",
 		Example: `  sudo xgw ctl reload
   sudo gateway-ctl reload # the same`,
 		Args: func(cmd *cobra.Command, args []string) error {

@@ -75,6 +75,7 @@ func adminAddress(t *testing.T, g *running) string {
 func TestDashboard(t *testing.T) {
 	dir := t.TempDir()
 	yaml := strings.Replace(gatewayYAML(dir, "127.0.0.1:0", upstream(t), "workers: 1\npin: false\n"), "admin_api: {address: off}", `admin_api: {address: "127.0.0.1:0"}`, 1)
+	yaml = strings.Replace(yaml, "upstream: back}", "upstream: back, keys: {}}", 1)
 	g := startGateway(t, startHere, "dash", dir, yaml)
 	address := adminAddress(t, g)
 	text, err := os.ReadFile(filepath.Join(dir, "admin-token"))
@@ -83,8 +84,23 @@ func TestDashboard(t *testing.T) {
 	}
 	token := strings.TrimSpace(string(text))
 	c := client(true)
+	key := mustRun(t, "--instance", "dash", "keys", "add", "--consumer", "alice")
+	send := func() {
+		q, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+g.address+"/", nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		q.Header.Set("Authorization", "Bearer "+key)
+		r, err := c.Do(q)
+		if err != nil || r.StatusCode != 200 {
+			t.Errorf("%+v, %v", r, err)
+			return
+		}
+		r.Body.Close()
+	}
 	for range 25 {
-		get(t, c, "https://"+g.address+"/")
+		send()
 	}
 	ctx := browser(t, 360, 740, true)
 	shown := func(what, script, want string) {
@@ -113,6 +129,19 @@ func TestDashboard(t *testing.T) {
 	}
 	const cells = `[...document.querySelectorAll("#pane-routes tbody tr")].map((r) => r.cells[0].textContent + " " + r.cells[8].textContent).join()`
 	shown("requests of the route", cells, "all 25")
+	const keyCells = `[...document.querySelectorAll("#pane-keys tbody tr")].map((r) => [r.cells[0], r.cells[3], r.cells[7]].map((c) => c.textContent).join(" ")).join()`
+	shown("the busiest keys", keyCells, strings.Split(key, "_")[1]+" 127.0.0.1 25")
+	shown("the busiest sources", `document.querySelector("#pane-sources tbody td").textContent`, "127.0.0.1")
+	// The button asks, and does: of this address no verdict can be.
+	err = chromedp.Do(ctx, chromedp.Click(chromedp.CSS("#pane-keys button")), chromedp.WaitVisible(chromedp.CSS("#ask")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown("the question", `document.getElementById("ask-text").textContent`, "Drop three of four new connections of 127.0.0.1 for ten minutes?")
+	if err := chromedp.Do(ctx, chromedp.Click(chromedp.CSS("#ask-yes"))); err != nil {
+		t.Fatal(err)
+	}
+	shown("what came of it", `String(document.getElementById("said").textContent.includes("is no address of a client"))`, "true")
 	q, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+address+"/v1/live", nil)
 	q.Header.Set("Authorization", "Bearer "+token)
 	r, err := (&http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}).Do(q)
@@ -133,28 +162,47 @@ func TestDashboard(t *testing.T) {
 	shown("charts", `String([...document.images].length === 4 && [...document.images].every((i) => i.complete && i.naturalWidth > 0))`, "true")
 	shown("dark", `String(matchMedia("(prefers-color-scheme: dark)").matches)`, "true")
 	shown("what was asked of others", `String(performance.getEntriesByType("resource").every((e) => e.name.startsWith(location.origin)))`, "true")
-	screenshots(t, ctx)
+	screenshots(t, ctx, send)
 	if err := chromedp.Do(ctx, chromedp.Click(chromedp.CSS("#logout")), chromedp.WaitVisible(chromedp.CSS("#login"))); err != nil {
 		t.Fatal(err)
 	}
 }
 
-// screenshots writes what the page looks like, on a small and on a large screen, into the
-// directory that XGW_SCREENSHOTS names.
-func screenshots(t *testing.T, ctx context.Context) {
+// screenshots writes what the page looks like beside some traffic, on a small and on a large
+// screen, into the directory that XGW_SCREENSHOTS names.
+func screenshots(t *testing.T, ctx context.Context, send func()) {
 	t.Helper()
 	dir := os.Getenv("XGW_SCREENSHOTS")
 	if dir == "" {
 		return
 	}
-	for name, width := range map[string]int64{"narrow": 360, "wide": 1280} {
-		err := chromedp.Do(ctx, chromedp.EmulateViewport(width, 900), chromedp.Sleep(12*time.Second))
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Duration(5+i/100%10) * time.Millisecond):
+				send()
+			}
+		}
+	}()
+	defer func() { close(stop); <-done }()
+	if _, err := chromedp.Run(ctx, chromedp.Evaluate[string](`scrollTo(0, 0); document.getElementById("said").textContent = ""`)); err != nil {
+		t.Fatal(err)
+	}
+	for _, screen := range []struct {
+		name          string
+		width, height int64
+	}{{"wide", 1280, 1500}, {"narrow", 360, 1500}} {
+		err := chromedp.Do(ctx, chromedp.EmulateViewport(screen.width, screen.height), chromedp.Sleep(30*time.Second))
 		if err != nil {
 			t.Fatal(err)
 		}
-		png, err := chromedp.Run(ctx, chromedp.FullScreenshot(100))
+		png, err := chromedp.Run(ctx, chromedp.CaptureScreenshot())
 		if err == nil {
-			err = os.WriteFile(filepath.Join(dir, name+".png"), png, 0o600)
+			err = os.WriteFile(filepath.Join(dir, screen.name+".png"), png, 0o600)
 		}
 		if err != nil {
 			t.Fatal(err)

@@ -266,6 +266,8 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *l
 	defer signal.Stop(reload)
 	for ctx.Err() == nil {
 		s.zone.Beat(monotonic())
+		s.zone.BusyAddresses().Publish()
+		s.zone.BusyKeys().Publish()
 		if watchdog != "" {
 			s.notify(watchdog)
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math"
 	"net/netip"
+	"sync"
 	"time"
 )
 
@@ -18,6 +19,11 @@ type Busiest struct {
 	mem       words
 	buckets   *LimitBuckets // its hash is keyed: nobody can choose whom to push out
 	addresses bool          // else of API keys
+
+	mu        sync.Mutex // among the goroutines of the writing process
+	rows      []busyRow  // the writer's own, for stores that others see cost ten times as much
+	changed   []int      // of these, since they were published
+	published time.Time
 }
 
 // Busy is one of them. Its counts are since then, and at least so many.
@@ -36,13 +42,16 @@ type Busy struct {
 // BusyPlaces is how many of a kind are told apart at most.
 const BusyPlaces = 512
 
-// A set is eight places of two cache lines. The sequence is odd while a row is written.
+// busyRow is two cache lines, a set eight rows.
+type busyRow [busyWords]uint64
+
+// Words of a row. In the zone the sequence is odd while the row is written.
 const (
 	busyWays  = 8
 	busyWords = 2 * lineWords
 	busyBytes = BusyPlaces * busyWords * 8
 
-	busySeq    = 0
+	busySeq    = 0 // of the writer's own: whether it waits to be published
 	busyName   = 1 // length byte, then up to 39 bytes; no name: a free place
 	busyRank   = 6 // float64: exchanges, halved each busyHalf before busyLast
 	busyCounts = 7 // requests, 4xx, 5xx, limited, bytes
@@ -54,13 +63,17 @@ const (
 	busyHalf      = time.Minute
 	// busyHash tells keys of these tables from those of limits.
 	busyHash = 0x79737562
+	// busyInterval is between two times that rows are published, while there are exchanges.
+	busyInterval = 100 * time.Millisecond
+	// busyLookups is how often a reader tries a row that is being written.
+	busyLookups = 3
 )
 
-// busyLookups is how often a reader tries a row that is being written.
-const busyLookups = 3
-
 // Note counts an exchange of its client, of IPv6 of the /64; or of its API key, where it has one.
+// Readers see it within a tenth of a second, or when Publish is called.
 func (t *Busiest) Note(r *AccessRecord) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	a := r.Client.Addr()
 	switch sixteen := a.As16(); {
 	case !t.addresses && len(r.Key) > 0:
@@ -74,6 +87,9 @@ func (t *Busiest) Note(r *AccessRecord) {
 }
 
 func (t *Busiest) note(name []byte, r *AccessRecord) {
+	if t.rows == nil {
+		t.rows = make([]busyRow, BusyPlaces)
+	}
 	var room [busyNameWords * 8]byte
 	room[0] = byte(len(name))
 	copy(room[1:], name)
@@ -81,116 +97,130 @@ func (t *Busiest) note(name []byte, r *AccessRecord) {
 	for i := range text {
 		text[i] = binary.LittleEndian.Uint64(room[8*i:])
 	}
-	last := r.Start.Add(r.Duration).UnixNano()
-	set := int(t.buckets.Key(busyHash, name)%(BusyPlaces/busyWays)) * busyWays * busyWords
+	end := r.Start.Add(r.Duration)
+	last := end.UnixNano()
+	set := int(t.buckets.Key(busyHash, name)%(BusyPlaces/busyWays)) * busyWays
 	at, found := t.place(set, &text, last)
-	t.mem.store(at+busySeq, t.mem.load(at+busySeq)|1)
-	rank := 1.0
+	row := &t.rows[at]
 	if found {
-		rank += t.rank(at, last)
-		last = max(last, int64(t.mem.load(at+busyLast)))
+		row[busyRank] = math.Float64bits(row.rank(last) + 1)
+		row[busyLast] = uint64(max(last, int64(row[busyLast])))
 	} else {
-		for i, w := range text {
-			t.mem.store(at+busyName+i, w)
-		}
-		for i := busyCounts; i < busySince; i++ {
-			t.mem.store(at+i, 0)
-		}
-		t.mem.store(at+busySince, uint64(last))
+		*row = busyRow{busySeq: row[busySeq], busyRank: math.Float64bits(1), busySince: uint64(last), busyLast: uint64(last)}
+		copy(row[busyName:], text[:])
 	}
-	t.mem.store(at+busyRank, math.Float64bits(rank))
-	t.count(at, r)
-	t.mem.store(at+busyLast, uint64(last))
+	row.count(r)
 	from := r.Client.Addr().As16()
-	t.mem.store(at+busyFrom, binary.LittleEndian.Uint64(from[:]))
-	t.mem.store(at+busyFrom+1, binary.LittleEndian.Uint64(from[8:]))
-	t.mem.store(at+busySeq, t.mem.load(at+busySeq)+1)
+	row[busyFrom], row[busyFrom+1] = binary.LittleEndian.Uint64(from[:]), binary.LittleEndian.Uint64(from[8:])
+	if row[busySeq] == 0 {
+		row[busySeq] = 1
+		t.changed = append(t.changed, at)
+	}
+	if since := end.Sub(t.published); since >= busyInterval || since < -busyInterval {
+		t.publish(end)
+	}
 }
 
-func (t *Busiest) count(at int, r *AccessRecord) {
-	add := func(i int, n uint64) { t.mem.store(at+busyCounts+i, t.mem.load(at+busyCounts+i)+n) }
-	add(0, 1)
+func (r *busyRow) count(x *AccessRecord) {
+	r[busyCounts]++
 	switch {
-	case r.Status >= 400 && r.Status < 500:
-		add(1, 1)
-	case r.Status >= 500:
-		add(2, 1)
+	case x.Status >= 400 && x.Status < 500:
+		r[busyCounts+1]++
+	case x.Status >= 500:
+		r[busyCounts+2]++
 	}
-	if r.Outcome == RequestLimited || r.Outcome == RequestConcurrencyLimited {
-		add(3, 1)
+	if x.Outcome == RequestLimited || x.Outcome == RequestConcurrencyLimited {
+		r[busyCounts+3]++
 	}
-	add(4, r.BytesOut)
+	r[busyCounts+4] += x.BytesOut
 }
 
-// rank is the place's at the time.
-func (t *Busiest) rank(at int, now int64) float64 {
-	age := max(now-int64(t.mem.load(at+busyLast)), 0)
-	return math.Float64frombits(t.mem.load(at+busyRank)) * math.Exp2(-float64(age)/float64(busyHalf))
+// rank is the row's at the time.
+func (r *busyRow) rank(now int64) float64 {
+	rank, age := math.Float64frombits(r[busyRank]), now-int64(r[busyLast])
+	if age <= 0 {
+		return rank
+	}
+	return rank * math.Exp2(-float64(age)/float64(busyHalf))
 }
 
 // place is where the name is in its set, or where it may go.
 func (t *Busiest) place(set int, text *[busyNameWords]uint64, now int64) (at int, found bool) {
-	least, victim := math.Inf(1), set
-	for at := set; at < set+busyWays*busyWords; at += busyWords {
-		same := true
-		for i, w := range text {
-			same = same && t.mem.load(at+busyName+i) == w
-		}
-		if same {
-			return at, true
-		}
-		if least > 0 && t.mem.load(at+busyName) == 0 {
-			least, victim = 0, at
-		} else if least > 0 {
-			if rank := t.rank(at, now); rank < least {
-				least, victim = rank, at
-			}
+	for i := range busyWays {
+		if [busyNameWords]uint64(t.rows[set+i][busyName:busyRank]) == *text {
+			return set + i, true
 		}
 	}
-	return victim, false
+	least := math.Inf(1)
+	for i := range busyWays {
+		rank := t.rows[set+i].rank(now) // of a free place 0
+		if rank < least {
+			least, at = rank, set+i
+		}
+	}
+	return at, false
+}
+
+// Publish lets readers see all that was noted.
+func (t *Busiest) Publish() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.publish(t.published)
+}
+
+func (t *Busiest) publish(now time.Time) {
+	for _, i := range t.changed {
+		at := i * busyWords
+		seq := t.mem.load(at + busySeq)
+		t.mem.store(at+busySeq, seq+1)
+		for w := busyName; w < busyWords; w++ {
+			t.mem.store(at+w, t.rows[i][w])
+		}
+		t.mem.store(at+busySeq, seq+2)
+		t.rows[i][busySeq] = 0
+	}
+	t.changed, t.published = t.changed[:0], now
 }
 
 // All appends all rows to dst, in no order.
 func (t *Busiest) All(dst []Busy, now time.Time) []Busy {
-	for at := 0; at < BusyPlaces*busyWords; at += busyWords {
-		for range busyLookups {
-			seq := t.mem.load(at + busySeq)
-			if seq&1 != 0 {
-				continue // its writer is at it, or died of it
-			}
-			b, there := t.read(at, now)
-			if t.mem.load(at+busySeq) != seq {
-				continue
-			}
-			if there {
-				dst = append(dst, b)
-			}
-			break
+	for place := range BusyPlaces {
+		if row := t.read(place * busyWords); row[busyName] != 0 {
+			dst = append(dst, t.decode(&row, now))
 		}
 	}
 	return dst
 }
 
-func (t *Busiest) read(at int, now time.Time) (Busy, bool) {
-	var room [busyNameWords * 8]byte
-	for i := range busyNameWords {
-		binary.LittleEndian.PutUint64(room[8*i:], t.mem.load(at+busyName+i))
+// read is a whole row, or an empty one: its writer is at it, or died of it.
+func (t *Busiest) read(at int) (row busyRow) {
+	for range busyLookups {
+		seq := t.mem.load(at + busySeq)
+		for w := busyName; w < busyWords; w++ {
+			row[w] = t.mem.load(at + w)
+		}
+		if seq&1 == 0 && t.mem.load(at+busySeq) == seq {
+			return row
+		}
 	}
-	n := min(int(room[0]), len(room)-1)
-	if n == 0 {
-		return Busy{}, false
+	return busyRow{}
+}
+
+func (t *Busiest) decode(r *busyRow, now time.Time) Busy {
+	var room [busyNameWords * 8]byte
+	for i, w := range r[busyName:busyRank] {
+		binary.LittleEndian.PutUint64(room[8*i:], w)
 	}
 	var from [16]byte
-	binary.LittleEndian.PutUint64(from[:], t.mem.load(at+busyFrom))
-	binary.LittleEndian.PutUint64(from[8:], t.mem.load(at+busyFrom+1))
-	count := func(i int) uint64 { return t.mem.load(at + busyCounts + i) }
+	binary.LittleEndian.PutUint64(from[:], r[busyFrom])
+	binary.LittleEndian.PutUint64(from[8:], r[busyFrom+1])
 	return Busy{
-		Name: t.text(room[1 : 1+n]), From: netip.AddrFrom16(from).Unmap(),
+		Name: t.text(room[1 : 1+min(int(room[0]), len(room)-1)]), From: netip.AddrFrom16(from).Unmap(),
 		// So many a second, and for ever, have a rank of busyHalf / ln 2 of that.
-		PerSecond: t.rank(at, now.UnixNano()) * math.Ln2 / busyHalf.Seconds(),
-		Requests:  count(0), ClientFault: count(1), ServerFault: count(2), Limited: count(3), Sent: count(4),
-		Since: time.Unix(0, int64(t.mem.load(at+busySince))), Last: time.Unix(0, int64(t.mem.load(at+busyLast))),
-	}, true
+		PerSecond: r.rank(now.UnixNano()) * math.Ln2 / busyHalf.Seconds(),
+		Requests:  r[busyCounts], ClientFault: r[busyCounts+1], ServerFault: r[busyCounts+2], Limited: r[busyCounts+3], Sent: r[busyCounts+4],
+		Since: time.Unix(0, int64(r[busySince])), Last: time.Unix(0, int64(r[busyLast])),
+	}
 }
 
 func (t *Busiest) text(name []byte) string {

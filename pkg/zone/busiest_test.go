@@ -41,6 +41,8 @@ func TestBusiest(t *testing.T) {
 	note(exchangeOf("2001:db8:0:1::5", "a-key-of-32-letters-and-digits-x", 502, now))
 	note(exchangeOf("2001:db8:0:1::6", "", 404, now))
 	note(&AccessRecord{Status: 400}) // nobody knows whose
+	z.BusyAddresses().Publish()
+	z.BusyKeys().Publish()
 	reader := mustOpen(t, path)
 	got := byRate(reader.BusyAddresses().All(nil, now))
 	if len(got) != 2 || got[0].Name != "192.0.2.7" || got[1].Name != "2001:db8:0:1::/64" {
@@ -80,6 +82,7 @@ func TestBusiestInACrowd(t *testing.T) {
 		}
 		at = at.Add(time.Second)
 	}
+	z.BusyAddresses().Publish()
 	all := byRate(z.BusyAddresses().All(nil, at))
 	if len(all) > BusyPlaces || all[0].Name != "192.0.2.7" || all[0].Requests != seconds*loud {
 		t.Fatalf("%d rows, first %+v", len(all), all[0])
@@ -109,6 +112,7 @@ func TestBusiestIsNeverTorn(t *testing.T) {
 			r := exchangeOf("192.0.2.7", fmt.Sprintf("%0*d", 1+i%30, i%10), 400, now)
 			r.BytesOut = uint64(1 + i%30)
 			z.BusyKeys().Note(r)
+			z.BusyKeys().Publish()
 		}
 	}()
 	var rows []Busy

@@ -105,8 +105,8 @@ func mapFile(f *os.File, l Layout, protection int) (*Zone, error) {
 	z.history = wordsOf(mem[o.history:o.buckets])
 	z.buckets = newLimitBuckets(mem[o.buckets:o.holds], z.header.load(headSecret), z.header.load(headSecret+1))
 	z.shares = newShares(mem[o.shares:o.busy])
-	z.busy[0] = &Busiest{wordsOf(mem[o.busy : o.busy+busyBytes]), z.buckets, true}
-	z.busy[1] = &Busiest{wordsOf(mem[o.busy+busyBytes : o.end]), z.buckets, false}
+	z.busy[0] = &Busiest{mem: wordsOf(mem[o.busy : o.busy+busyBytes]), buckets: z.buckets, addresses: true}
+	z.busy[1] = &Busiest{mem: wordsOf(mem[o.busy+busyBytes : o.end]), buckets: z.buckets}
 	return z, nil
 }
 

@@ -49,7 +49,7 @@ async function act(question, method, path, body) {
   $("ask").showModal();
   const answer = await new Promise((done) => $("ask").addEventListener("close", () => done($("ask").returnValue), { once: true }));
   if (answer !== "yes") { return; }
-  try { await api(method, path, body); $("trouble").textContent = ""; } catch (e) { $("trouble").textContent = e.message; }
+  try { await api(method, path, body); $("said").textContent = ""; } catch (e) { $("said").textContent = e.message; }
 }
 
 function brief(v) {
@@ -129,6 +129,7 @@ const columns = {
   requests: ["outcome", "per_second", "requests"],
   drops: ["interface", "queue", "reason", "packets_per_second", "bits_per_second", "packets"],
   sources: ["source", "requests_per_second", "limited_per_second", "samples", "outcome", "ago_seconds", "verdict", "left_seconds", "interface", "requests"],
+  ledger: ["hop", "where", "verdict", "reason", "per_second", "count"],
   keys: ["key", "requests_per_second", "limited_per_second", "source", "status_4xx_per_second", "status_5xx_per_second", "ago_seconds", "requests", "sent_bytes"],
 };
 
