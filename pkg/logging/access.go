@@ -60,6 +60,8 @@ type Access struct {
 	routes, upstreams nameCache
 	second            int64 // that stamp is for
 	stamp             []byte
+	secondJSON        int64 // that stampJSON is for
+	stampJSON         []byte
 	queue             func(napi uint32) string
 	queues            map[uint32]string
 }
@@ -68,7 +70,7 @@ type Access struct {
 func NewAccess(names Names) *Access {
 	return &Access{
 		routes: nameCache{lookup: names.Route}, upstreams: nameCache{lookup: names.Upstream},
-		second: -1 << 63, stamp: make([]byte, 0, len(stampLayout)+8),
+		second: -1 << 63, secondJSON: -1 << 63, stamp: make([]byte, 0, len(stampLayout)+8),
 		queue: names.Queue, queues: map[uint32]string{},
 	}
 }

@@ -15,7 +15,7 @@ import (
 // once b and the names have grown.
 func (a *Access) AppendJSON(b []byte, r *zone.AccessRecord) []byte {
 	b = append(b, `{"time":"`...)
-	b = r.Start.UTC().AppendFormat(b, "2006-01-02T15:04:05.000Z")
+	b = a.appendTime(b, r.Start)
 	b = append(b, `","client":`...)
 	if r.Client.IsValid() {
 		b = append(b, '"')
@@ -51,6 +51,16 @@ func (a *Access) AppendJSON(b []byte, r *zone.AccessRecord) []byte {
 	}
 	b = a.appendNamedJSON(b, r)
 	return append(b, '}', '\n')
+}
+
+// appendTime formats a second once, as appendStamp does.
+func (a *Access) appendTime(b []byte, t time.Time) []byte {
+	if second := t.Unix(); second != a.secondJSON {
+		a.secondJSON, a.stampJSON = second, t.UTC().AppendFormat(a.stampJSON[:0], "2006-01-02T15:04:05.")
+	}
+	ms := t.Nanosecond() / int(time.Millisecond)
+	b = append(b, a.stampJSON...)
+	return append(b, '0'+byte(ms/100), '0'+byte(ms/10%10), '0'+byte(ms%10), 'Z')
 }
 
 func (a *Access) appendNamedJSON(b []byte, r *zone.AccessRecord) []byte {

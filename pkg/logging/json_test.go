@@ -126,3 +126,19 @@ func BenchmarkAppendJSON(b *testing.B) {
 		b.Fatalf("wrote %q", buf)
 	}
 }
+
+// Lines that follow have their own time, before 1970 too.
+func TestJSONTimes(t *testing.T) {
+	a := NewAccess(testNames())
+	for _, want := range []string{"2026-01-01T00:00:00.000Z", "2026-01-01T00:00:00.999Z", "2026-01-01T00:00:01.000Z", "2025-12-31T23:59:59.001Z", "1969-12-31T23:59:59.999Z", "1970-01-01T00:00:00.010Z"} {
+		at, err := time.Parse(time.RFC3339, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := record()
+		r.Start = at
+		if line := string(a.AppendJSON(nil, &r)); !strings.HasPrefix(line, `{"time":"`+want+`",`) {
+			t.Errorf("%s: %s", want, line)
+		}
+	}
+}
