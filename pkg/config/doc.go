@@ -55,6 +55,10 @@
 //	telemetry.certificate          none            the path of a file
 //	telemetry.key                  none            the path of a file
 //	telemetry.file                 off             off or a path from the root
+//	telemetry.otlp.endpoint        off             off or http://HOST:PORT, or https://HOST:PORT
+//	telemetry.otlp.ca              none            the path of a file
+//	telemetry.otlp.interval        10s             a time with its unit from 1s to 1h
+//	telemetry.otlp.trace_one_in    off             off or a whole number from 1 to 1073741824
 //	admin_api.address              127.0.0.1:8444  off or HOST:PORT, or :PORT for every address
 //	admin_api.server_names[]       none            a host name or an address
 //	admin_api.certificate          none            the path of a file

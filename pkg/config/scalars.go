@@ -236,6 +236,14 @@ func hostPort(dst *string) scalar {
 	return text(dst, "HOST:PORT", "", func(s string) bool { return isHostPort(s, false, 1) })
 }
 
+// collector is a receiver of OTLP by gRPC.
+func collector(dst *string) scalar {
+	return text(dst, "http://HOST:PORT, or https://HOST:PORT", "http://127.0.0.1:4317", func(s string) bool {
+		scheme, address, _ := strings.Cut(s, "://")
+		return (scheme == "http" || scheme == "https") && isHostPort(address, false, 1)
+	})
+}
+
 func isHostPort(s string, anyHost bool, least uint64) bool {
 	host, port, err := net.SplitHostPort(s)
 	if err != nil {

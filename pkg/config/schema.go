@@ -89,6 +89,12 @@ func telemetry(c *Config) mapping {
 			{"certificate", none, file(&t.Certificate.Chain, c.Path)},
 			{"key", none, file(&t.Certificate.Key, c.Path)},
 			{"file", "off", offOr(&t.File, absolute(&t.File))},
+			{"otlp", none, mapping{rows: []row{
+				{"endpoint", "off", offOr(&t.OTLP.Endpoint, collector(&t.OTLP.Endpoint))},
+				{"ca", none, file(&t.OTLP.CA, c.Path)},
+				{"interval", "10s", duration(&t.OTLP.Interval, time.Second, time.Hour)},
+				{"trace_one_in", "off", offOr(&t.OTLP.OneIn, whole(&t.OTLP.OneIn, 1, 1<<30))},
+			}}},
 		},
 		check: func(f *found) { checkPair(f, &t.Certificate) },
 	}

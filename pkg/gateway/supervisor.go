@@ -121,6 +121,7 @@ type supervisor struct {
 	renewed              time.Time // when certificates were last looked at
 	tickets              *ticketRing
 	syslog               atomic.Pointer[logging.Syslog] // nil for none
+	push                 atomic.Pointer[push]           // nil for none
 	escalator            *escalator
 	keys                 *keyring
 	meter                *ledger.Meter
@@ -208,6 +209,13 @@ func (s *supervisor) serve(ctx context.Context) error {
 			s.log.Error("metrics listener ended", "error", err)
 		}
 	}()
+	pushed, err := s.openPush(ctx, side)
+	if err != nil {
+		return err
+	}
+	if pushed != nil {
+		drainer.Observe = func(r *zone.AccessRecord) { exemplars.Note(r); pushed.Note(r) }
+	}
 	// It drains until the workers, who end with ctx, have written their last.
 	draining, drained := context.WithCancel(context.Background())
 	defer drained()
@@ -247,6 +255,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 	s.crew.wait()
 	drained()
 	drainer.Wait()
+	s.closePush()
 	last, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	return side.Shutdown(last)
@@ -512,7 +521,7 @@ func (s *supervisor) ledger(drainer *logging.Drainer) (*ledger.Ledger, error) {
 	src := ledger.Sources{
 		Zone: s.zone, Kernel: kernel, Version: s.options.Version, Syslog: s.syslogCounts, Servers: s.serverCounts,
 		Keys: s.keys.counts, Verdicts: s.escalator.verdictCounts, Cluster: s.member.counts(),
-		Stack: host.ReadStack,
+		Stack: host.ReadStack, Pushed: s.pushedCounts,
 	}
 	if drainer != nil {
 		src.LostLines, src.SampledOut = drainer.Lost, drainer.SampledOut

@@ -22,14 +22,9 @@ func (s *supervisor) openSyslog() (*logging.Syslog, error) {
 	if c.Transport == "tls" {
 		host, _, _ := net.SplitHostPort(c.Address) // as the configuration checked
 		o.TLS = &tls.Config{ServerName: host, MinVersion: tls.VersionTLS12}
-		if c.CA != "" {
-			pem, err := os.ReadFile(c.CA)
-			if o.TLS.RootCAs = x509.NewCertPool(); err == nil && !o.TLS.RootCAs.AppendCertsFromPEM(pem) {
-				err = fmt.Errorf("%s has no certificate in PEM", c.CA)
-			}
-			if err != nil {
-				return nil, fmt.Errorf("authorities of the syslog receiver: %w", err)
-			}
+		var err error
+		if o.TLS.RootCAs, err = authorities(c.CA); err != nil {
+			return nil, fmt.Errorf("authorities of the syslog receiver: %w", err)
 		}
 	}
 	out := logging.NewSyslog(o)
@@ -38,6 +33,22 @@ func (s *supervisor) openSyslog() (*logging.Syslog, error) {
 	}
 	s.syslog.Store(out)
 	return out, nil
+}
+
+// authorities are those of a file; nil, the system's, for none.
+func authorities(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s has no certificate in PEM", file)
+	}
+	return pool, nil
 }
 
 // closeSyslog ends it, after the last who writes to it.

@@ -36,9 +36,19 @@ type Sources struct {
 	Capacity func() Capacity
 	// Cluster tells of the other gateways; nil: there are none.
 	Cluster func() Cluster
+	// Pushed tells of what goes to a Collector; nil: there is none.
+	Pushed func() Pushed
 	// Stack tells what the kernel dropped between XDP and the listening sockets; nil: nobody
 	// asks.
 	Stack func() (host.Stack, error)
+}
+
+// Pushed is what became of what was to go to a Collector by OTLP.
+type Pushed struct {
+	On                         bool
+	MetricsSent, MetricsFailed uint64 // readings
+	SpansSent, SpansFailed     uint64
+	SpansDropped               uint64 // there was no room for them
 }
 
 // Cluster is what gateways that share a redis told each other.
@@ -88,6 +98,7 @@ type Snapshot struct {
 	Capacity   Capacity
 	Cluster    Cluster // nil maps: there is none
 	Stack      host.Stack
+	Pushed     Pushed
 	Requests   []uint64       // by zone.RequestOutcome, all workers
 	Handshakes zone.Histogram // durations, all workers
 	ZoneBytes  int64

@@ -56,6 +56,10 @@ func (l *Ledger) Snapshot(dst *Snapshot) error {
 	if l.sources.Cluster != nil {
 		dst.Cluster = l.sources.Cluster()
 	}
+	dst.Pushed = Pushed{}
+	if l.sources.Pushed != nil {
+		dst.Pushed = l.sources.Pushed()
+	}
 	dst.LostFull, dst.LostOther = 0, 0
 	if l.sources.LostLines != nil {
 		dst.LostFull, dst.LostOther = l.sources.LostLines()

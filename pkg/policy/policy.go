@@ -43,6 +43,9 @@ type Snapshot struct {
 	// A wait for the worker that is longer, and stands, has requests refused; 0: none does.
 	OverloadDelay time.Duration `json:"overload_delay"`
 	Keys          KeyTimes      `json:"keys"`
+	// Of so many requests whose client decided nothing one begins a trace that is recorded; 0:
+	// none does.
+	TraceOneIn int `json:"trace_one_in,omitempty"`
 	// KeySlot is where limits that API keys have of their own count in the zone; the
 	// supervisor fills it.
 	KeySlot int `json:"key_slot"`
@@ -169,7 +172,7 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		},
 		Snapshot: Snapshot{
 			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, Handshakes: c.Handshakes,
-			OverloadDelay: c.OverloadDelay, TCP: c.TCP,
+			OverloadDelay: c.OverloadDelay, TCP: c.TCP, TraceOneIn: c.Telemetry.OTLP.OneIn,
 			Keys: KeyTimes{Known: c.Keys.Known, Unknown: c.Keys.Unknown, Stale: c.Keys.Stale},
 			Client: ClientAddress{
 				Trusted: slices.Clone(c.Client.Trusted), ProxyProtocol: c.Client.ProxyProtocol, Header: c.Client.Header,

@@ -11,15 +11,24 @@ import (
 // trace is where an exchange stands in a distributed trace: W3C Trace Context, level 1.
 type trace struct {
 	id        [32]byte // of the whole trace
-	flags     [2]byte  // 01: the client records it
+	flags     [2]byte  // 01: whoever began it records it
 	parent    [16]byte // the client's span
 	continued bool     // the client began it: its tracestate goes on, too
 }
 
-// sampled tells whether the client records the trace.
+// sampled tells whether the trace is recorded.
 func (t *trace) sampled() bool {
 	c := t.flags[1]
-	return t.continued && (c&1 != 0) == (c <= '9') // hexadecimal: 1 3 5 7 9 b d f
+	return (c&1 != 0) == (c <= '9') // hexadecimal: 1 3 5 7 9 b d f
+}
+
+// newTrace is one that the exchange begins, under its own id.
+func (ex *Exchange) newTrace() trace {
+	t := trace{id: ex.id, flags: [2]byte{'0', '0'}}
+	if n := ex.snap.policy.TraceOneIn; n > 0 && ex.worker.traceCounter.Add(1)%uint64(n) == 0 {
+		t.flags[1] = '1'
+	}
+	return t
 }
 
 // parentLength is that of a traceparent of version 00; later versions may be longer.
@@ -28,7 +37,7 @@ const parentLength = 2 + 1 + 32 + 1 + 16 + 1 + 2
 // traceContext continues the client's trace. Without one, or with one that is not well
 // formed or comes twice, the exchange's own id is a new trace's.
 func traceContext(ex *Exchange) *refusal {
-	ex.trace = trace{id: ex.id, flags: [2]byte{'0', '0'}}
+	ex.trace = trace{}
 	found := 0
 	for i := range ex.fields {
 		f := &ex.fields[i]
@@ -36,13 +45,16 @@ func traceContext(ex *Exchange) *refusal {
 			continue
 		}
 		if found++; found > 1 || !validParent(f.Value) {
-			ex.trace = trace{id: ex.id, flags: [2]byte{'0', '0'}}
+			ex.trace = ex.newTrace()
 			return nil
 		}
 		copy(ex.trace.id[:], f.Value[3:])
 		copy(ex.trace.parent[:], f.Value[36:])
 		copy(ex.trace.flags[:], f.Value[53:])
 		ex.trace.continued = true
+	}
+	if found == 0 {
+		ex.trace = ex.newTrace()
 	}
 	return nil
 }

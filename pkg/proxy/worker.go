@@ -79,6 +79,7 @@ type Worker struct {
 	filters      []filter
 	idPrefix     uint64 // random; half of each request id
 	idCounter    atomic.Uint64
+	traceCounter atomic.Uint64 // requests whose client decided nothing about a trace
 	inputs       bufferPool
 	buffers      bufferPool
 	outputs      bufferPool

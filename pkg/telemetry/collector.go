@@ -38,7 +38,7 @@ type metrics struct {
 	clusterVerdicts, sharesUntold                            *prometheus.Desc
 	workerInfo, workerUp, workerRestarts                     *prometheus.Desc
 	recordsDropped, linesLost, syslog, ledger, unexplained   *prometheus.Desc
-	sampledOut, errorsLost                                   *prometheus.Desc
+	sampledOut, errorsLost, pushed                           *prometheus.Desc
 	zoneBytes, generation, buildInfo, kernelInfo             *prometheus.Desc
 	cpu, throttled, busy, attack, scaleOut                   *prometheus.Desc
 }
@@ -107,6 +107,7 @@ func newMetrics() *metrics {
 		workerRestarts:      desc("worker_restarts_total", "Times a worker was started again.", "worker"),
 		recordsDropped:      desc("access_records_dropped_total", "Access records that a worker dropped, never waiting: ring_full is access_ring too small for the log writer's pace.", "worker", "cause"),
 		syslog:              desc("syslog_messages_total", "Messages for syslog: sent, or dropped by cause; queue_full is a receiver that is slower than what is logged.", "result"),
+		pushed:              desc("otlp_pushed_total", "What went to the Collector: readings of all metrics, and spans of sampled traces; failed ones it did not take within 5 s, queue_full are spans that waited for it in vain.", "signal", "result"),
 		linesLost:           desc("access_lines_lost_total", "Access log lines that could not be written.", "cause"),
 		sampledOut:          desc("access_records_sampled_out_total", "Access records that log.sampling leaves out of the access log and syslog."),
 		errorsLost:          desc("error_lines_lost_total", "Error log lines that were not written, never waiting: queue_full is a reader of the log that is too slow, worker_queue_full a supervisor that was.", "cause"),
@@ -175,6 +176,13 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	e.counter(m.syslog, s.SyslogSent, "sent")
 	e.counter(m.syslog, s.SyslogFull, "queue_full")
 	e.counter(m.syslog, s.SyslogUnreachable, "unreachable")
+	if s.Pushed.On {
+		e.counter(m.pushed, s.Pushed.MetricsSent, "metrics", "sent")
+		e.counter(m.pushed, s.Pushed.MetricsFailed, "metrics", "failed")
+		e.counter(m.pushed, s.Pushed.SpansSent, "spans", "sent")
+		e.counter(m.pushed, s.Pushed.SpansFailed, "spans", "failed")
+		e.counter(m.pushed, s.Pushed.SpansDropped, "spans", "queue_full")
+	}
 	c.table(e, s)
 	e.gauge(m.unexplained, float64(s.Unexplained.Packets), "packets")
 	e.gauge(m.unexplained, float64(s.Unexplained.Requests), "requests")

@@ -42,6 +42,8 @@ type Server struct {
 	gate  *gate
 	calls *service
 	log   *slog.Logger
+
+	version string
 }
 
 // Options of a Server.
@@ -110,7 +112,7 @@ func New(l *ledger.Ledger, o Options) *Server {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready(), drained()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
 	calls := newService(registry, func() bool { return ready() && !drained() })
-	s := &Server{gate: g, calls: calls, log: log, http: &http.Server{
+	s := &Server{gate: g, calls: calls, log: log, version: src.Version, http: &http.Server{
 		Handler:           calls.beside(mux),
 		Protocols:         new(http.Protocols),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},

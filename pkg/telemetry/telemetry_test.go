@@ -184,6 +184,7 @@ func fill(z *zone.Zone) ledger.Sources {
 				return host.Receive{Packets: 20, Missed: 21, Queues: []host.QueueDrops{{Queue: 0, Packets: 22}, {Queue: 1, Packets: 24}}}, nil
 			},
 		}},
+		Pushed: func() ledger.Pushed { return ledger.Pushed{On: true, MetricsSent: 41, SpansDropped: 42} },
 		Stack: func() (host.Stack, error) {
 			return host.Stack{Backlog: []host.CPUDrops{{CPU: 0, Packets: 24}, {CPU: 1, Packets: 25}}, ListenOverflow: 26, SYNsDropped: 27, SYNCookies: 28}, nil
 		},
@@ -286,6 +287,8 @@ func TestExactValues(t *testing.T) {
 		`xgw_unexplained{kind="packets"} 0`,
 		`xgw_unexplained{kind="requests"} 0`,
 		`xgw_unexplained{kind="statuses"} 0`,
+		`xgw_otlp_pushed_total{result="sent",signal="metrics"} 41`,
+		`xgw_otlp_pushed_total{result="queue_full",signal="spans"} 42`,
 		`xgw_ledger_total{hop="nic",reason="missed",verdict="drop"} 21`,
 		`xgw_ledger_total{hop="nic",reason="queue_dropped",verdict="drop"} 46`,
 		`xgw_ledger_total{hop="xdp",reason="source_limit",verdict="drop"} 12`,
