@@ -147,10 +147,10 @@ type Telemetry struct {
 
 // OTLP is the Collector that gets metrics and spans.
 type OTLP struct {
-	Endpoint string        // http://HOST:PORT, or https://HOST:PORT for TLS; "": none
-	CA       string        // a file of authorities in PEM; "": the system's
-	Interval time.Duration // between two readings of the metrics
-	OneIn    int           // of so many requests whose client decided nothing one is traced; 0: none
+	Endpoint   string        // http://HOST:PORT, or https://HOST:PORT for TLS; "": none
+	CA         string        // a file of authorities in PEM; "": the system's
+	Interval   time.Duration // between two readings of the metrics
+	TraceOneIn int           // of so many requests whose client decided nothing one is traced; 0: none
 }
 
 // AdminAPI is where an operator's tools and the dashboard are served, in TLS.

@@ -93,7 +93,7 @@ func telemetry(c *Config) mapping {
 				{"endpoint", "off", offOr(&t.OTLP.Endpoint, collector(&t.OTLP.Endpoint))},
 				{"ca", none, file(&t.OTLP.CA, c.Path)},
 				{"interval", "10s", duration(&t.OTLP.Interval, time.Second, time.Hour)},
-				{"trace_one_in", "off", offOr(&t.OTLP.OneIn, whole(&t.OTLP.OneIn, 1, 1<<30))},
+				{"trace_one_in", "off", offOr(&t.OTLP.TraceOneIn, whole(&t.OTLP.TraceOneIn, 1, 1<<30))},
 			}}},
 		},
 		check: func(f *found) { checkPair(f, &t.Certificate) },

@@ -172,7 +172,7 @@ func Compile(c *config.Config, generation uint64) (*Policy, error) {
 		},
 		Snapshot: Snapshot{
 			Generation: generation, Timeouts: c.Timeouts, Sizes: c.Limits, Connections: c.Connections, Handshakes: c.Handshakes,
-			OverloadDelay: c.OverloadDelay, TCP: c.TCP, TraceOneIn: c.Telemetry.OTLP.OneIn,
+			OverloadDelay: c.OverloadDelay, TCP: c.TCP, TraceOneIn: c.Telemetry.OTLP.TraceOneIn,
 			Keys: KeyTimes{Known: c.Keys.Known, Unknown: c.Keys.Unknown, Stale: c.Keys.Stale},
 			Client: ClientAddress{
 				Trusted: slices.Clone(c.Client.Trusted), ProxyProtocol: c.Client.ProxyProtocol, Header: c.Client.Header,
