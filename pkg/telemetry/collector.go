@@ -115,16 +115,21 @@ func newMetrics() *metrics {
 		unexplained:         desc("unexplained", "Counts that should agree and do not; 0 at rest. packets: received by interfaces in native mode, less those counted by outcome; requests: begun, neither ended nor under way, and connections: accepted, neither closed nor open, both as those of a worker that died; statuses: by status less by outcome.", "kind"),
 		zoneBytes:           desc("zone_bytes", "Size of the shared zone."),
 		generation:          desc("generation", "Generation of the configuration in force."),
-		cpu:                 desc("cpu_seconds_total", "Time of all CPUs of the machine by what it went to, each 5 s: softirq is XDP and the network stack below sockets; handshakes, lua and garbage_collection are workers' by their own clock, proxying the rest of workers; others are other programs; io_wait and idle are no load.", "cause"),
-		throttled:           desc("cpu_throttled_seconds_total", "Time that a core was slowed down for its heat: of the core that was so the longest; 0 where the machine does not tell."),
-		busy:                desc("cpu_busy_ratio", "Mean share of the machine's CPUs in use over the last 5 minutes, waits for disks left out."),
-		attack:              desc("cpu_attack_ratio", "Share of the machine's CPUs that went to packets that were dropped and requests that were refused over the last 5 minutes, at most: it counts a refusal as dear as a service."),
-		scaleOut:            desc("scale_out", "1 for whether another node would help: helps; or enough, attack, throttled, steal, others or io_wait, which say why not; unknown in the first 5 minutes.", "verdict"),
-		buildInfo:           desc("build_info", "The program; always 1.", "version", "revision", "goversion"),
-		kernelInfo:          desc("kernel_info", "The running kernel; always 1.", "release", "machine"),
 	}
+	m.ofMachine(desc)
 	m.all = all
 	return m
+}
+
+// ofMachine are those of program and machine.
+func (m *metrics) ofMachine(desc func(name, help string, labels ...string) *prometheus.Desc) {
+	m.cpu = desc("cpu_seconds_total", "Time of all CPUs of the machine by what it went to, each 5 s: softirq is XDP and the network stack below sockets; handshakes, lua and garbage_collection are workers' by their own clock, proxying the rest of workers; others are other programs; io_wait and idle are no load.", "cause")
+	m.throttled = desc("cpu_throttled_seconds_total", "Time that a core was slowed down for its heat: of the core that was so the longest; 0 where the machine does not tell.")
+	m.busy = desc("cpu_busy_ratio", "Mean share of the machine's CPUs in use over the last 5 minutes, waits for disks left out.")
+	m.attack = desc("cpu_attack_ratio", "Share of the machine's CPUs that went to packets that were dropped and requests that were refused over the last 5 minutes, at most: it counts a refusal as dear as a service.")
+	m.scaleOut = desc("scale_out", "1 for whether another node would help: helps; or enough, attack, throttled, steal, others or io_wait, which say why not; unknown in the first 5 minutes.", "verdict")
+	m.buildInfo = desc("build_info", "The program; always 1.", "version", "revision", "goversion")
+	m.kernelInfo = desc("kernel_info", "The running kernel; always 1.", "release", "machine")
 }
 
 // collector turns a ledger snapshot into metrics at each scrape.
