@@ -214,7 +214,8 @@ func (s *supervisor) serve(ctx context.Context) error {
 		return err
 	}
 	if pushed != nil {
-		drainer.Observe = func(r *zone.AccessRecord) { exemplars.Note(r); pushed.Note(r) }
+		observe := drainer.Observe
+		drainer.Observe = func(r *zone.AccessRecord) { observe(r); pushed.Note(r) }
 	}
 	// It drains until the workers, who end with ctx, have written their last.
 	draining, drained := context.WithCancel(context.Background())
