@@ -97,7 +97,7 @@ func (r *traffic) during(t *testing.T, d time.Duration) time.Duration {
 	if r.fault != nil {
 		t.Fatalf("requests were lost: %v", r.fault)
 	}
-	if len(r.took) < 50 {
+	if len(r.took) < 10 {
 		t.Fatalf("%d requests in %s: that is no traffic", len(r.took), d)
 	}
 	slices.Sort(r.took)
@@ -198,7 +198,7 @@ func TestHangingObservers(t *testing.T) {
 	}
 	r := startTraffic("https://" + g.address + "/bytes/1000")
 	defer r.end()
-	r.during(t, 200*time.Millisecond) // connections are there
+	r.during(t, time.Second) // connections are there
 
 	r.beside(t, "80 scrapers that hang", 3*time.Second, func() func() { return hangingScrapers(t, g.metrics) })
 	eventually(t, "a scraper that does not hang is served", func() bool { return strings.Contains(g.scrape(t), "\nxgw_generation 1\n") })
