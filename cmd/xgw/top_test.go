@@ -181,7 +181,11 @@ func TestTop(t *testing.T) {
 	screen.press("y")
 	screen.wait("verdict on " + lab.ClientAddr.String())
 	screen.press("8")
-	screen.wait("thin")
+	if shown := screen.wait("thin"); os.Getenv("XGW_SCREENSHOTS") != "" {
+		if err := os.WriteFile(filepath.Join(os.Getenv("XGW_SCREENSHOTS"), "top.txt"), []byte(shown), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	testDatapath(t)
 	wide := newTerminal(t, l, 200, 60, "--instance", "top", "top", "--interval", "200ms", "--pane", "cores")
 	wide.wait("1 of 1 ready", "WORKER", "RESTARTS", "ready")

@@ -3,6 +3,7 @@
 package top
 
 import (
+	"math"
 	"net/netip"
 
 	"github.com/xgw-project/xgw/pkg/zone"
@@ -36,13 +37,13 @@ func (r *busyRates) of(b *zone.Busy) (all, client, server, limited float64) {
 func (s *Source) sourcesPane(r rates) Table {
 	t := Table{Name: "sources", Columns: []Column{
 		{"source", "SOURCE", nil}, {"requests_per_second", "REQ/s", count}, {"limited_per_second", "LIMITED/s", count}, {"samples", "SAMPLES", count},
-		{"outcome", "LAST DROPPED AS", nil}, {"ago_seconds", "AGO", since}, {"verdict", "VERDICT", nil}, {"left_seconds", "LEFT", since}, {"interface", "ON", nil},
+		{"outcome", "DROPPED AS", nil}, {"ago_seconds", "AGO", since}, {"verdict", "VERDICT", nil}, {"left_seconds", "LEFT", since}, {"interface", "ON", nil},
 		{"requests", "REQUESTS", count},
 	}}
 	rows := map[string][]Cell{}
 	row := func(source string) []Cell {
 		if rows[source] == nil {
-			rows[source] = []Cell{text(source), number(0), number(0), whole(0), text(""), number(0), text(""), number(0), text(""), whole(0)}
+			rows[source] = []Cell{text(source), number(0), number(0), whole(0), text(""), number(math.NaN()), text(""), number(math.NaN()), text(""), whole(0)}
 		}
 		return rows[source]
 	}

@@ -102,6 +102,9 @@ func whole(v uint64) Cell    { return Cell{Number: float64(v)} }
 func plain(v float64) string { return strconv.FormatFloat(v, 'f', -1, 64) }
 func bits(v float64) string  { return count(v) + "b" }
 func since(v float64) string {
+	if math.IsNaN(v) {
+		return "-"
+	}
 	return time.Duration(v * float64(time.Second)).Round(time.Second).String()
 }
 func share(of, all float64) float64 {
