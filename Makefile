@@ -38,6 +38,17 @@ help: ## list the commands
 build: ## build bin/xgw; needs Go alone
 	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/xgw ./cmd/xgw
 
+.PHONY: man
+man: build ## manual pages and completions into bin/share
+	bin/xgw manual bin/share deploy/gateway.yaml
+
+NFPM := $(GO) build -modfile=deploy/package/nfpm.mod -o bin/nfpm github.com/goreleaser/nfpm/v2/cmd/nfpm
+
+.PHONY: package
+package: ## .deb and .rpm for amd64 and arm64 into bin/packages
+	$(NFPM)
+	deploy/package/build
+
 .PHONY: demo
 demo: ## the whole gateway on real traffic in a lab of namespaces (root; KEEP=1 stays up)
 	@deploy/setup.sh build
@@ -65,6 +76,7 @@ test: setup ## lint and every test; as a plain user those that need root are ski
 go-test:
 	$(GO) build -o /dev/null $(PKG)
 	@$(GO) build -modfile=tools.mod -o bin/h2spec github.com/summerwind/h2spec/cmd/h2spec 2>/dev/null || echo 'test: h2spec could not be built: what needs it is skipped'
+	@$(NFPM) 2>/dev/null || echo 'test: nfpm could not be built: what needs it is skipped'
 	$(GO) test -json -count=1 -p 1 -timeout 20m $(TESTFLAGS) $(PKG) | $(GO) run ./vmtest/testsum $(if $(COUNTS),-counts $(COUNTS))
 
 .PHONY: lint
@@ -74,7 +86,7 @@ lint: ## golangci-lint (gofmt, vet, the import arrows), clang-format, shell synt
 	if command -v $(CLANG_FORMAT) >/dev/null; then \
 		$(CLANG_FORMAT) --dry-run -Werror $(C_FILES) || bad=1; \
 	else echo 'lint: $(CLANG_FORMAT) is not installed: the C code was not looked at'; fi; \
-	for script in deploy/*.sh vmtest/run vmtest/guest .ci/run; do bash -n "$$script" || bad=1; done; \
+	for script in deploy/*.sh deploy/package/{build,postinstall,preremove,postremove} vmtest/run vmtest/guest .ci/run; do bash -n "$$script" || bad=1; done; \
 	exit $$bad
 
 .PHONY: format

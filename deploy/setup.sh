@@ -30,6 +30,10 @@ needs() {
 		test      chromium             chromium        looks at the dashboard
 		test      rsyslogd             rsyslog         receives syslog in the tests
 		test      redis-server         redis-server    a real store that gateways share
+		test      systemd-nspawn       systemd-container runs the package in a root of its own
+		test      qemu-aarch64-static  qemu-user-static  runs what is built for arm64
+		test      rpm                  rpm             reads the package
+		test      groff                groff-base      sets the manual pages
 		test      clang-format-14      clang-format-14 the layout of the C code
 		generate  clang-14             clang-14        compiles the BPF objects
 		generate  llvm-strip-14        llvm-14         strips the BPF objects
@@ -37,6 +41,7 @@ needs() {
 		generate  /usr/include/linux/bpf.h             linux-libc-dev  headers of the BPF objects
 		vm        qemu-system-x86_64   qemu-system-x86 runs the kernels of the matrix
 		vm        /usr/share/doc/busybox-static       busybox-static  the first process of a virtual machine
+		vm        debootstrap          debootstrap     makes the root that packages are installed into
 		vm        file                 file            looks into kernel images
 		vm        depmod               kmod            indexes the modules of a kernel
 		vm        xz                   xz-utils        unpacks the modules of a kernel
