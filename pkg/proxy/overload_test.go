@@ -80,6 +80,20 @@ func TestOverloadRefusal(t *testing.T) {
 	})
 }
 
+// What is done most in an overload makes no garbage.
+func TestRefusalDoesNotAllocate(t *testing.T) {
+	if raceEnabled {
+		t.Skip("the race detector allocates")
+	}
+	ex := &Exchange{client: &nobody{}, method: []byte("HEAD")}
+	if n := testing.AllocsPerRun(100, func() { ex.refuse(&overloadRefusal) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if r := &ex.reply; r.Status != 503 || len(r.Fields) != 3 || string(r.Fields[2].Value) != "1" || r.Body.Length != int64(len("503 the gateway is overloaded\n")) {
+		t.Errorf("reply: %+v", r)
+	}
+}
+
 // While refusals are many, an HTTP/1.1 client that does not wait is not read.
 func TestOverloadRest(t *testing.T) {
 	g := newGateway(t, []string{httpUpstream(t, echo)}, nil)

@@ -20,7 +20,7 @@ type refusal struct {
 	fields     []http1.Field // further ones
 }
 
-// refuse answers in place of an upstream.
+// refuse answers in place of an upstream. In an overload it is most of what is done: it allocates nothing.
 func (ex *Exchange) refuse(r *refusal) {
 	ex.outcome = r.outcome
 	ex.client.dropBody()
@@ -28,20 +28,24 @@ func (ex *Exchange) refuse(r *refusal) {
 		ex.refuseGRPC(r)
 		return
 	}
-	body := append(strconv.AppendInt(nil, int64(r.status), 10), ' ')
-	body = append(body, r.text...)
-	body = append(body, '\n')
-	fields := []http1.Field{
-		{Name: []byte("Date"), Value: time.Now().UTC().AppendFormat(nil, http.TimeFormat)},
-		{Name: []byte("Content-Type"), Value: []byte("text/plain; charset=utf-8")},
+	// Nothing is sent to an upstream any more, so that there is room for text.
+	text := ex.request[:0]
+	if cap(text) > inputSize {
+		text = nil // that may be given up while the reply is sent
 	}
+	text = append(strconv.AppendInt(text, int64(r.status), 10), ' ')
+	text = append(append(text, r.text...), '\n')
+	n := len(text)
+	text = time.Now().UTC().AppendFormat(text, http.TimeFormat)
+	ex.request = text
+	body, date := text[:n], text[n:]
+	reply := &ex.reply
+	*reply = http1.Response{Status: r.status, Body: http1.Body{Length: int64(n)}, Fields: append(reply.Fields[:0],
+		http1.Field{Name: nameDate, Value: date}, http1.Field{Name: nameContentType, Value: typeText})}
 	if r.retryAfter {
-		fields = append(fields, http1.Field{Name: []byte("Retry-After"), Value: []byte("1")})
+		reply.Fields = append(reply.Fields, http1.Field{Name: nameRetryAfter, Value: soon})
 	}
-	fields = append(fields, r.fields...)
-	reply := &http1.Response{
-		Status: r.status, Reason: []byte(http.StatusText(r.status)), Fields: fields, Body: http1.Body{Length: int64(len(body))},
-	}
+	reply.Fields = append(reply.Fields, r.fields...)
 	ex.dress(reply)
 	err := ex.client.begin(ex, reply)
 	if err == nil && string(ex.method) != "HEAD" {
@@ -54,6 +58,8 @@ func (ex *Exchange) refuse(r *refusal) {
 		ex.client.abort() // the outcome stays: it is why there was nothing better to send
 	}
 }
+
+var nameContentType, typeText, soon = []byte("Content-Type"), []byte("text/plain; charset=utf-8"), []byte("1")
 
 // outcomeOf maps a fault of a request's head.
 func outcomeOf(f *http1.Fault) zone.RequestOutcome {
