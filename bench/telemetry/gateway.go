@@ -4,7 +4,6 @@ package main
 
 import (
 	"bufio"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -25,7 +24,8 @@ type gateway struct {
 	address, metrics string
 }
 
-func start(dir, upstream string, logs bool) (*gateway, error) {
+// start runs one; more are routes, each with a comma behind it.
+func start(dir, upstream string, logs bool, more string) (*gateway, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return nil, err
 	}
@@ -37,11 +37,11 @@ func start(dir, upstream string, logs bool) (*gateway, error) {
 telemetry: {address: "127.0.0.1:0"}
 admin_api: {address: off}
 workers: 1
-routes: [{name: all, path: /, upstream: back}]
+routes: [%s{name: all, path: /, upstream: back}]
 upstreams: [{name: back, servers: [%q]}]
 log: {access: %s}
 state: %s
-`, upstream, access, dir)
+`, more, upstream, access, dir)
 	path := filepath.Join(dir, "gateway.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return nil, err
@@ -75,26 +75,10 @@ var wrkRequests = regexp.MustCompile(`(\d+) requests in `)
 
 // load is the CPU time of all processes of the gateway for each request of a slice, in us.
 func (g *gateway) load(name string, scraped bool) (float64, error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() {
-		for scraped {
-			if _, err := scrape(g.metrics, ""); err != nil {
-				ended <- err
-				return
-			}
-			select {
-			case <-ctx.Done():
-				scraped = false
-			case <-time.After(time.Second):
-			}
-		}
-		ended <- nil
-	}()
+	stop := g.scrapeEach(scraped)
 	before := g.used()
 	out, err := exec.Command("wrk", "-t1", "-c16", "-d"+strconv.Itoa(int(slice.Seconds()))+"s", "https://"+g.address+"/").CombinedOutput()
-	cancel()
-	err = errors.Join(err, <-ended)
+	err = errors.Join(err, stop())
 	after := g.used()
 	m := wrkRequests.FindSubmatch(out)
 	if err != nil || m == nil || strings.Contains(string(out), "Non-2xx") || strings.Contains(string(out), "Socket errors") {
