@@ -32,7 +32,7 @@ func ctlCommand(e *env) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(ctlReloadCommand(e), ctlConfirmCommand(e), ctlStatusCommand(e), ctlCacheCommand(e), ctlVerdictsCommand(e), ctlUpstreamsCommand(e),
-		ctlLimitsCommand(e), ctlExplainCommand(e), ctlEventsCommand(e), ctlLogCommand(e), ctlDrainCommand(e, true), ctlDrainCommand(e, false))
+		ctlLimitsCommand(e), ctlExplainCommand(e), ctlEventsCommand(e), ctlLogCommand(e), ctlDrainCommand(e, true), ctlDrainCommand(e, false), ctlUpgradeCommand(e))
 	return cmd
 }
 

@@ -139,21 +139,23 @@ func patientServer() http.Handler {
 		}
 		fmt.Fprintf(w, "%s %d\n", h, slowBody)
 	})
-	mux.HandleFunc("/ws", func(w http.ResponseWriter, r *http.Request) {
-		c, err := websocket.Accept(w, r, nil)
-		if err != nil {
+	mux.HandleFunc("/ws", echoWebSocket)
+	return mux
+}
+
+func echoWebSocket(w http.ResponseWriter, r *http.Request) {
+	c, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		return
+	}
+	defer c.CloseNow()
+	c.SetReadLimit(-1)
+	for {
+		kind, b, err := c.Read(r.Context())
+		if err != nil || c.Write(r.Context(), kind, b) != nil {
 			return
 		}
-		defer c.CloseNow()
-		c.SetReadLimit(-1)
-		for {
-			kind, b, err := c.Read(r.Context())
-			if err != nil || c.Write(r.Context(), kind, b) != nil {
-				return
-			}
-		}
-	})
-	return mux
+	}
 }
 
 func TestRealPeers(t *testing.T) {

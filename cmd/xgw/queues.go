@@ -90,7 +90,7 @@ func readQueues(e *env, name string) (*queueReport, error) {
 	if z, err := zone.Open(gateway.ZonePath(e.instance)); err == nil {
 		err := z.Guard(func() {
 			for i := range z.Workers() {
-				r.Workers = append(r.Workers, int(z.Worker(i).LoadGauge(zone.GaugeCore))-1)
+				r.Workers = append(r.Workers, int(z.Worker(z.Shift()+i).LoadGauge(zone.GaugeCore))-1)
 			}
 		})
 		if err := errors.Join(err, z.Close()); err != nil {

@@ -50,6 +50,9 @@ passes everything.`,
 				return usageError{err}
 			}
 			c.Instance = e.instance
+			if os.Getenv(gateway.HandoverEnv) != "" {
+				confirm = 0 // that was for the process before
+			}
 			log, errorLog, err := openErrorLog(c.Log, e.err)
 			if err != nil {
 				return err

@@ -97,7 +97,7 @@ func readTuned(e *env) (all []tuned) {
 	defer z.Close()
 	_ = z.Guard(func() {
 		for i := range z.Workers() {
-			if t, ok := openFiles(m, i, int(z.Worker(i).LoadGauge(zone.GaugePID))); ok {
+			if t, ok := openFiles(m, i, int(z.Worker(z.Shift()+i).LoadGauge(zone.GaugePID))); ok {
 				all = append(all, t)
 			}
 		}

@@ -75,6 +75,7 @@ type AddVerdict struct {
 
 // Status is a gateway's present state.
 type Status struct {
+	PID        int    `json:"pid"` // of the supervisor
 	Generation uint64 `json:"generation"`
 	// ConfirmWithin is the time until what is in force is undone; 0: nothing waits.
 	ConfirmWithin time.Duration `json:"confirm_within_ns,omitempty"`
@@ -231,6 +232,9 @@ type socket struct {
 	once sync.Once
 }
 
+// File is a descriptor of the socket, which outlives Close.
+func (s *socket) File() (*os.File, error) { return s.Listener.(*net.UnixListener).File() }
+
 func (s *socket) Close() error {
 	s.once.Do(func() { _ = os.Remove(s.path) })
 	return s.Listener.Close()
@@ -253,6 +257,9 @@ func NewServer(c Control, log *slog.Logger) *http.Server {
 	if t, ok := c.(Trials); ok {
 		mux.HandleFunc("POST /v1/policy/try", ownerOnly(a.tryPolicy(t)))
 		mux.HandleFunc("POST /v1/policy/try/end", a.endTrial(t))
+	}
+	if u, ok := c.(Upgrader); ok {
+		mux.HandleFunc("POST /v1/upgrade", ownerOnly(a.upgrade(u))) // it names a program to run
 	}
 	return &http.Server{Handler: a.audited(mux), ConnContext: withPeer, ReadHeaderTimeout: headerTime, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 }

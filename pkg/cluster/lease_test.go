@@ -55,7 +55,7 @@ var start = time.Now()
 
 func newGateway(t *testing.T, s *server, r zone.Rate) *gateway {
 	t.Helper()
-	z, err := zone.Create(filepath.Join(t.TempDir(), "zone"), zone.Layout{Size: 8 << 20, Workers: 1})
+	z, err := zone.Create(filepath.Join(t.TempDir(), "zone"), zone.Layout{Size: 16 << 20, Workers: 1})
 	if err != nil {
 		t.Fatal(err)
 	}

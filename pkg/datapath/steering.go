@@ -5,6 +5,7 @@ package datapath
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/rlimit"
@@ -28,7 +29,40 @@ type Steering struct {
 
 // NewSteering makes the program for a listener whose worker in slot i runs on
 // cpus[i]; -1 stands for no CPU of its own. It needs CAP_BPF and CAP_NET_ADMIN.
-func NewSteering(cpus []int) (*Steering, error) {
+func NewSteering(cpus []int) (*Steering, error) { return makeSteering(cpus, nil) }
+
+// InheritSteering is NewSteering for sockets that are in the arrays of a steering already:
+// this version's program chooses among them once it is attached. The arrays are those of
+// Files, which stay the caller's.
+func InheritSteering(cpus []int, arrays [2]*os.File) (*Steering, error) {
+	have := map[string]*ebpf.Map{}
+	for i, name := range []string{bpf.GatewayMapWorkers, bpf.GatewayMapSteered} {
+		// The map owns a descriptor of its own.
+		fd, err := unix.FcntlInt(arrays[i].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err == nil {
+			have[name], err = ebpf.NewMapFromFD(fd)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("inherit steering: map %s: %w", name, err)
+		}
+		defer have[name].Close() // the program holds it, and so does the steering's copy
+	}
+	return makeSteering(cpus, have)
+}
+
+// Files are the arrays for InheritSteering, in another process; the caller closes them.
+func (s *Steering) Files() (arrays [2]*os.File, err error) {
+	for i, m := range []*ebpf.Map{s.workers, s.counts} {
+		fd, err := unix.FcntlInt(uintptr(m.FD()), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return arrays, fmt.Errorf("hand steering over: %w", err)
+		}
+		arrays[i] = os.NewFile(uintptr(fd), "steering")
+	}
+	return arrays, nil
+}
+
+func makeSteering(cpus []int, have map[string]*ebpf.Map) (*Steering, error) {
 	if len(cpus) < 1 || len(cpus) > MaxWorkers {
 		return nil, fmt.Errorf("make steering: %d workers: 1 to %d are possible", len(cpus), MaxWorkers)
 	}
@@ -51,7 +85,7 @@ func NewSteering(cpus []int) (*Steering, error) {
 		Slots   *ebpf.Map     `ebpf:"cpu_slots"`
 		Counts  *ebpf.Map     `ebpf:"steered"`
 	}
-	if err := spec.LoadAndAssign(&o, nil); err != nil {
+	if err := spec.LoadAndAssign(&o, &ebpf.CollectionOptions{MapReplacements: have}); err != nil {
 		return nil, fmt.Errorf("make steering: %w", loadError(err))
 	}
 	defer o.Slots.Close() // the program holds it
@@ -89,10 +123,25 @@ func (s *Steering) Attach(fd int) error {
 
 // SetWorker lets new connections reach the listening socket fd in this slot.
 func (s *Steering) SetWorker(slot, fd int) error {
-	if err := s.workers.Put(uint32(slot), uint64(fd)); err != nil {
+	err := s.workers.Put(uint32(slot), uint64(fd))
+	if errors.Is(err, unix.EBUSY) && s.has(slot, fd) {
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("set worker %d: the socket must listen, be plain TCP (not MPTCP) and be in no other steering: %w", slot, err)
 	}
 	return nil
+}
+
+// has tells whether the slot's socket is this one: arrays tell cookies, and refuse a socket
+// that is in one, even in this place.
+func (s *Steering) has(slot, fd int) bool {
+	var there uint64
+	if err := s.workers.Lookup(uint32(slot), &there); err != nil {
+		return false
+	}
+	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	return err == nil && cookie == there
 }
 
 // ClearWorker takes the slot's socket out; clearing an empty slot is no error.

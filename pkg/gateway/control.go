@@ -21,7 +21,8 @@ import (
 	"github.com/xgw-project/xgw/pkg/proxy"
 )
 
-// message goes over the control socket between supervisor and worker, as JSON
+// message goes over the control socket between supervisor and worker, and between a
+// supervisor and the one that takes over from it, as JSON
 // behind its length in four bytes, most significant first. One struct serves all
 // kinds; Kind says which fields count.
 type message struct {
@@ -34,8 +35,15 @@ type message struct {
 	Secrets  []secrets        `json:"secrets,omitempty"` // by Snapshot.Listeners
 	Sockets  []string         `json:"sockets,omitempty"` // their names
 
+	// shutdown: another worker has taken over, see proxy.Worker.Retire
+	Retire bool `json:"retire,omitempty"`
+
+	// offer, listener: see handover
+	Offer *offer `json:"offer,omitempty"`
+
 	// hello: who the worker is.
 	Worker int `json:"worker,omitempty"`
+	Slot   int `json:"slot,omitempty"` // in the zone
 	Core   int `json:"core,omitempty"`
 	// hello, tickets
 	TicketKeys [][32]byte `json:"ticket_keys,omitempty"`
@@ -98,6 +106,19 @@ const (
 	kindKeys     kind = "keys"      // supervisor: these
 	kindTried    kind = "tried"     // supervisor: what comes of the trial; worker: this
 	kindRefused  kind = "refused"   // worker: it goes on with the generation before
+
+	// Between two supervisors, see handover.go.
+	kindOffer    kind = "offer"    // old: what there is to take over
+	kindListener kind = "listener" // old: sockets of a listener
+	kindOffered  kind = "offered"  // old: that was all
+	kindReady    kind = "ready"    // new: its workers serve
+	kindLead     kind = "lead"     // old: it has let go of what one alone may have
+	kindLeading  kind = "leading"  // new: it has all of it
+	kindCheck    kind = "check"    // old: is everything well?
+	kindWell     kind = "well"     // new: yes
+	kindSettled  kind = "settled"  // old: it ends its workers and goes
+	kindReturn   kind = "return"   // old: it takes all back
+	kindReturned kind = "returned" // new: it has let go
 )
 
 // secrets are what a listener's TLS is made of.

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -37,6 +38,7 @@ const (
 type crew struct {
 	log        *slog.Logger
 	zone       *zone.Zone
+	shift      int   // the first slot in the zone
 	cores      []int // by slot; -1 for not pinned
 	memory     int64 // of each worker, bytes; 0: any
 	credential *syscall.Credential
@@ -44,6 +46,8 @@ type crew struct {
 	events     *admin.Events
 	servers    func() []policy.Servers // what is known of upstreams' servers now
 	keys       func(ids []string) []keys.Answer
+
+	retire atomic.Bool // workers end as those who are replaced, see proxy.Worker.Retire
 
 	mu         sync.Mutex
 	ticketKeys [][32]byte
@@ -76,7 +80,7 @@ func (c *crew) run(ctx context.Context, first *message) error {
 // keep runs one slot: start, wait for the end, back off, again. The outcome of
 // the first start goes to ready; only that one can end the supervisor.
 func (c *crew) keep(ctx context.Context, slot int, ready chan<- error) {
-	slab := c.zone.Worker(slot)
+	slab := c.slab(slot)
 	backOff := firstBackOff
 	for attempt := 0; ; attempt++ {
 		began := time.Now()
@@ -118,7 +122,7 @@ func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
 	if err != nil {
 		return err
 	}
-	slab := c.zone.Worker(slot)
+	slab := c.slab(slot)
 	slab.Set(zone.GaugePID, uint64(p.cmd.Process.Pid))
 	slab.Set(zone.GaugeStarted, uint64(time.Now().UnixNano()))
 	slab.Set(zone.GaugeCore, uint64(c.cores[slot]+1))
@@ -161,7 +165,7 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 	admitted := false
 	c.mu.Lock()
 	sent := c.current
-	hello := &message{Kind: kindHello, Worker: slot, Core: c.cores[slot], TicketKeys: c.ticketKeys, LogLevel: c.logLevel}
+	hello := &message{Kind: kindHello, Worker: slot, Slot: c.shift + slot, Core: c.cores[slot], TicketKeys: c.ticketKeys, LogLevel: c.logLevel}
 	c.mu.Unlock()
 	if err := errors.Join(p.control.send(hello), p.control.send(c.withServers(sent).to(slot, kindApply))); err != nil {
 		c.log.Error("worker did not take its configuration", "worker", slot, "error", err)
@@ -258,7 +262,7 @@ func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
 		c.log.Warn("worker did not get new ticket keys", "worker", slot, "error", err)
 	}
 	c.reclaim(slot)
-	c.zone.Worker(slot).Set(zone.GaugeState, uint64(zone.StateReady))
+	c.slab(slot).Set(zone.GaugeState, uint64(zone.StateReady))
 	c.events.Tell(admin.Event{Kind: "worker", About: strconv.Itoa(slot), What: "serves"})
 	for _, l := range sent.listeners {
 		if err := l.admit(slot); err != nil {
@@ -397,7 +401,7 @@ func (c *crew) end(slot int, p *process) {
 	for _, l := range c.listeners() {
 		_ = l.bar(slot)
 	}
-	if err := p.control.send(&message{Kind: kindShutdown}); err != nil {
+	if err := p.control.send(&message{Kind: kindShutdown, Retire: c.retire.Load()}); err != nil {
 		_ = p.cmd.Process.Signal(unix.SIGKILL)
 		return
 	}
@@ -405,6 +409,27 @@ func (c *crew) end(slot int, p *process) {
 	drain := c.current.Snapshot.Timeouts.Drain
 	c.mu.Unlock()
 	time.AfterFunc(drain+time.Second, func() { _ = p.cmd.Process.Kill() })
+}
+
+// slab of the worker in the slot.
+func (c *crew) slab(slot int) *zone.Slab { return c.zone.Worker(c.shift + slot) }
+
+// readmit has new connections reach all workers that serve, by this supervisor's steering.
+func (c *crew) readmit(l *listener) error {
+	if l.steering == nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for slot, p := range c.live {
+		if p == nil {
+			continue
+		}
+		if err := l.steering.SetWorker(slot, l.fds[slot]); err != nil {
+			return err
+		}
+	}
+	return l.steering.Attach(l.fds[0])
 }
 
 // wait returns when all workers are gone.

@@ -28,7 +28,7 @@ import (
 )
 
 // escalator takes the workers' signals to the kernel plane: zone -> book -> verdicts. It is
-// woken by an eventfd that all workers write to.
+// woken by an eventfd that all workers write to, which is the supervisor's.
 type escalator struct {
 	log     *slog.Logger
 	zone    *zone.Zone
@@ -57,20 +57,24 @@ var reasonCodes = func() []string {
 	return out
 }()
 
-func newEscalator(z *zone.Zone, planes []*plane, cores []int, w *servers.Watcher, log *slog.Logger) (*escalator, error) {
-	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("make eventfd: %w", err)
-	}
+func newEscalator(z *zone.Zone, event *os.File, cores []int, w *servers.Watcher, log *slog.Logger) *escalator {
 	e := &escalator{
-		log: log, zone: z, planes: planes, cores: cores, pressed: make([]bool, z.Workers()), servers: w,
-		event: os.NewFile(uintptr(fd), "signals"), lanes: map[netip.Addr][]datapath.Lane{},
+		log: log, zone: z, cores: cores, pressed: make([]bool, z.Slots()), servers: w,
+		event: event, lanes: map[netip.Addr][]datapath.Lane{},
 	}
 	e.book = escalate.NewBook(e, log, e.goodOthers)
+	return e
+}
+
+// govern gives it the kernel plane, with the verdicts that are held there.
+func (e *escalator) govern(planes []*plane) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.planes = planes
 	for _, pl := range planes {
 		held, err := pl.verdicts()
 		if err != nil {
-			return nil, errors.Join(err, e.event.Close())
+			return err
 		}
 		for _, v := range held {
 			// Of a supervisor before this one. The kernel plane will have them end by themselves.
@@ -78,7 +82,15 @@ func newEscalator(z *zone.Zone, planes []*plane, cores []int, w *servers.Watcher
 			e.book.Adopt(escalate.Verdict{Source: v.Source, Step: v.Step, Reason: reason(v.Reason), Since: now, Until: now.Add(v.TTL)})
 		}
 	}
-	return e, nil
+	return nil
+}
+
+func newEvent() (*os.File, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_NONBLOCK|unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make eventfd: %w", err)
+	}
+	return os.NewFile(uintptr(fd), "signals"), nil
 }
 
 func reason(code uint8) string {
@@ -224,7 +236,7 @@ func (e *escalator) run(ctx context.Context) {
 }
 
 func (e *escalator) drain(now time.Time) {
-	for i := range e.zone.Workers() {
+	for i := range e.zone.Slots() {
 		e.zone.Worker(i).Signals.Drain(func(s zone.Signal) {
 			e.book.Streak(escalate.Streak{
 				Source: policy.KeyAddress(s.Source), Who: s.Who, Rule: s.Rule, Reason: s.Offence.String(), Age: time.Duration(monotonic() - s.At),
@@ -232,8 +244,6 @@ func (e *escalator) drain(now time.Time) {
 		})
 	}
 }
-
-func (e *escalator) close() error { return e.event.Close() }
 
 // verdictCounts tells the ledger.
 func (e *escalator) verdictCounts() (counts []ledger.VerdictCount, held [4]int) {

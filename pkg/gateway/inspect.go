@@ -104,7 +104,7 @@ func (s *supervisor) Certificates() (admin.Certificates, error) {
 	}
 	slices.SortStableFunc(out.Certificates, func(a, b admin.Certificate) int { return cmp.Compare(a.Listener, b.Listener) })
 	for _, o := range zone.HandshakeOutcomes() {
-		for i := range s.zone.Workers() {
+		for i := range s.zone.Slots() {
 			out.Handshakes[o.String()] += s.zone.Worker(i).LoadHandshake(o)
 		}
 	}
@@ -190,7 +190,7 @@ func (s *supervisor) busyRoutes() []admin.Busy {
 	}
 	for slot := range s.zone.Layout().Routes {
 		v := admin.Busy{Name: s.zone.RouteName(slot), Since: s.zone.Created()}
-		for i := range s.zone.Workers() {
+		for i := range s.zone.Slots() {
 			for class, n := range s.zone.Worker(i).RouteRequests(slot) {
 				v.Requests += n
 				switch class {

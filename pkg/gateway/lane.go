@@ -79,12 +79,12 @@ const (
 
 // press does that for all workers that need it, and tells whether there are any.
 func (e *escalator) press() (any bool) {
-	for i := range e.zone.Workers() {
+	for i := range e.zone.Slots() {
 		slab := e.zone.Worker(i)
 		gone := int64(slab.LoadGauge(zone.GaugeHandshakesGone))
 		now := gone != 0 && monotonic()-gone < int64(2*pressLook) && zone.State(slab.LoadGauge(zone.GaugeState)) == zone.StateReady
 		if now && !e.pressed[i] && len(e.planes) > 0 {
-			e.log.Warn("no handshakes are left: SYNs of unknown sources are thinned", "worker", i, "core", e.cores[i])
+			e.log.Warn("no handshakes are left: SYNs of unknown sources are thinned", "worker", i%len(e.cores), "core", e.cores[i%len(e.cores)])
 		}
 		e.pressed[i] = now
 		if !now {
@@ -92,7 +92,7 @@ func (e *escalator) press() (any bool) {
 		}
 		any = true
 		for _, pl := range e.planes {
-			for _, cpu := range e.feeding(i) {
+			for _, cpu := range e.feeding(i % len(e.cores)) {
 				if err := pl.press(cpu, pressTime); err != nil {
 					e.log.Error("strangers are not thinned", "worker", i, "error", err)
 				}

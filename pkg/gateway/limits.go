@@ -112,7 +112,7 @@ func (s *supervisor) Limits() ([]admin.Limit, error) {
 			continue
 		}
 		for _, o := range outcomes {
-			for i := range s.zone.Workers() {
+			for i := range s.zone.Slots() {
 				out[at].Counts[o.String()] += s.zone.Worker(i).LoadLimit(slot, o)
 			}
 		}

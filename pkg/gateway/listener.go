@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,6 +27,8 @@ type listener struct {
 	sockets  []*os.File // by worker, who get copies of them
 	fds      []int      // their descriptors, read once: os.File.Fd may switch to blocking mode
 	steering *datapath.Steering
+
+	shared atomic.Bool // another supervisor steers, or may: see successor
 
 	attach    sync.Once
 	attachErr error
@@ -128,7 +131,7 @@ func bindError(err error) error {
 // chose before (the kernel, or a supervisor that is gone, whose workers may still
 // serve) when there is a first worker to choose: nobody is refused in between.
 func (l *listener) admit(worker int) error {
-	if l.steering == nil {
+	if l.steering == nil || l.shared.Load() {
 		return nil
 	}
 	if err := l.steering.SetWorker(worker, l.fds[worker]); err != nil {
@@ -140,7 +143,7 @@ func (l *listener) admit(worker int) error {
 
 // bar keeps new connections from the worker; those queued stay in its socket.
 func (l *listener) bar(worker int) error {
-	if l.steering == nil {
+	if l.steering == nil || l.shared.Load() {
 		return nil
 	}
 	return l.steering.ClearWorker(worker)

@@ -37,8 +37,9 @@ type plane struct {
 	transient bool
 }
 
-// newPlane adopts what is attached, or attaches, and puts the policy in force.
-func newPlane(ic config.Interface, instance string, p *policy.Policy, confirm time.Duration, log *slog.Logger) (*plane, error) {
+// newPlane adopts what is attached, or attaches, and puts the policy in force. What is taken
+// over from another supervisor gets this version's programs.
+func newPlane(ic config.Interface, instance string, p *policy.Policy, confirm time.Duration, takeOver bool, log *slog.Logger) (*plane, error) {
 	mode, err := datapath.ParseMode(ic.Mode)
 	if err != nil {
 		return nil, err
@@ -48,6 +49,11 @@ func newPlane(ic config.Interface, instance string, p *policy.Policy, confirm ti
 		return nil, err
 	}
 	pl.transient = pl.d.Transient()
+	if takeOver {
+		if err := pl.d.Upgrade(); err != nil {
+			return pl, err
+		}
+	}
 	if err := pl.enforce(); err != nil {
 		return pl, err
 	}
@@ -285,6 +291,27 @@ func (pl *plane) counters(dst *datapath.Counters) error {
 	pl.mu.Lock()
 	defer pl.mu.Unlock()
 	return pl.d.Counters(dst)
+}
+
+// renew makes sure that this version's programs and this policy are those that hold, whatever
+// another supervisor has done meanwhile.
+func (pl *plane) renew() error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	d, err := datapath.Open(pl.options)
+	if err != nil {
+		return err
+	}
+	old := pl.d
+	pl.d = d
+	return errors.Join(old.Close(), d.Upgrade(), pl.apply())
+}
+
+// leave lets go of the plane, which another supervisor has now.
+func (pl *plane) leave() error {
+	pl.mu.Lock()
+	defer pl.mu.Unlock()
+	return pl.d.Close()
 }
 
 // close takes off what was attached for the time the gateway runs.

@@ -6,7 +6,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -73,13 +72,13 @@ func (s *supervisor) openRemote(o *config.AdminAPI) error {
 		}
 		options.Roles[c.Subject] = role
 	}
-	l, err := net.Listen("tcp", o.Address)
-	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+	if s.remote = s.predecessor.side(sideAdmin, o.Address); s.remote == nil {
+		if s.remote, err = listenSide(o.Address); err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
 	}
-	s.remote = admin.NewRemote(s, options)
-	s.remoteListener, s.adminCertificate = l, shown.get
-	s.log.Info("admin API", "address", l.Addr().String())
+	s.remoteOptions, s.adminCertificate = options, shown.get
+	s.log.Info("admin API", "address", s.remote.address)
 	if first != "" {
 		s.log.Warn("a first token of the admin API was made: read it, make others, remove the file", "file", first)
 	}

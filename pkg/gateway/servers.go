@@ -5,6 +5,7 @@ package gateway
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/ledger"
@@ -66,7 +67,7 @@ func (c *crew) tellChanges(changed <-chan struct{}) {
 // Status tells operators what is in force.
 func (s *supervisor) Status() admin.Status {
 	out := admin.Status{
-		Generation: s.zone.Generation(), ConfirmWithin: s.confirmWithin(), Capacity: s.capacity(), Servers: []admin.Server{},
+		PID: os.Getpid(), Generation: s.zone.Generation(), ConfirmWithin: s.confirmWithin(), Capacity: s.capacity(), Servers: []admin.Server{},
 		Drained: s.drained.Load(),
 	}
 	out.Listeners, out.ListenersDropped = s.events.Counts()

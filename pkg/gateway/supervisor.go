@@ -12,17 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
-	"os/signal"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/coreos/go-systemd/v22/daemon"
-	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/config"
@@ -31,7 +26,6 @@ import (
 	"github.com/xgw-project/xgw/pkg/logging"
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/servers"
-	"github.com/xgw-project/xgw/pkg/telemetry"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -106,11 +100,12 @@ type supervisor struct {
 	zone                 *zone.Zone
 	planes               []*plane
 	listeners            []*listener
-	telemetry            net.Listener
+	telemetry            *side
 	telemetryCertificate func() (*tls.Certificate, error) // nil: in the clear
-	control              net.Listener                     // nil where there is no right to make it
-	remote               *admin.Remote                    // nil where there is none, as its listener
-	remoteListener       net.Listener
+	control              *side                            // nil where there is no right to make it
+	remote               *side                            // nil where there is no admin API
+	remoteOptions        admin.RemoteOptions
+	signals              *os.File // an eventfd that all workers write to
 	view                 view
 	checkup              checkup
 	accessLog            *logging.File
@@ -137,6 +132,11 @@ type supervisor struct {
 	pending *pending
 	trial   *trial // nil: none is under way
 	stopped bool   // no more trials
+
+	predecessor *predecessor // who hands over to this one; nil for none, or when it is gone
+	successor   *successor   // who this one hands over to; nil for none
+	aside       aside
+	handed      bool // another supervisor has all there is
 }
 
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
@@ -144,9 +144,15 @@ type supervisor struct {
 func Run(ctx context.Context, o Options) (err error) {
 	s := &supervisor{options: o, config: o.Config, loaded: time.Now(), log: o.Log, servers: servers.New(o.Log), events: admin.NewEvents()}
 	s.servers.Turned = s.tellServer
-	defer func() { err = errors.Join(err, s.close()) }()
-	if err := s.prepare(); err != nil {
+	defer func() {
+		s.handed = s.handed || s.predecessor.waits()
+		err = errors.Join(err, s.close())
+	}()
+	if s.predecessor, err = meetPredecessor(); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
+	}
+	if err := s.prepare(); err != nil {
+		return fmt.Errorf("start gateway: %w", s.tellPredecessor(err))
 	}
 	s.held.Store(&holding{s.config, s.policy})
 	s.watch.using(stamps(s.vault.paths(s.config.Listeners)))
@@ -160,153 +166,30 @@ func Run(ctx context.Context, o Options) (err error) {
 	if said != "" {
 		s.log.Warn(said)
 	}
-	if s.escalator, err = newEscalator(s.zone, s.planes, s.cores, s.servers, s.log); err != nil {
-		return fmt.Errorf("start gateway: %w", err)
+	s.escalator = newEscalator(s.zone, s.signals, s.cores, s.servers, s.log)
+	shift := s.zone.Shift()
+	if s.predecessor != nil {
+		shift = s.predecessor.shift(s.zone)
 	}
 	s.escalator.events = s.events
-	s.escalator.follow(s.config, s.policy)
-	s.member.join(s.escalator)
-	s.member.follow(s.config, s.policy)
 	s.crew = &crew{
-		log: s.log, zone: s.zone, signals: s.escalator.event, cores: s.cores, logLevel: s.LogLevel(), memory: s.workerMemory(),
+		log: s.log, zone: s.zone, shift: shift, signals: s.signals, cores: s.cores, logLevel: s.LogLevel(), memory: s.workerMemory(),
 		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup, events: s.events,
 	}
 	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
 	defer s.crew.wait()
 	defer stop()
-	if err := s.crew.run(serving, first); err != nil {
-		return fmt.Errorf("start gateway: %w", err)
-	}
-	return s.serve(serving)
-}
-
-// serve runs the side services until ctx ends.
-func (s *supervisor) serve(ctx context.Context) error {
-	syslog, err := s.openSyslog()
-	if err != nil {
-		return err
-	}
-	defer s.closeSyslog(syslog)
-	drainer := logging.NewDrainer(s.zone, s.accessLog, syslog, s.names())
-	drainer.Configure(&s.config.Log)
-	if err := s.makeMeter(); err != nil {
-		return err
-	}
-	view, err := s.ledger(drainer)
-	if err != nil {
-		return err
-	}
-	exemplars := telemetry.NewExemplars(s.zone.Layout().Routes)
-	drainer.Observe = func(r *zone.AccessRecord) {
-		exemplars.Note(r)
-		s.zone.BusyAddresses().Note(r)
-		s.zone.BusyKeys().Note(r)
-	}
-	side := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Drained: s.drained.Load, Log: s.log})
-	go func() {
-		if err := side.Serve(s.telemetry); err != nil {
-			s.log.Error("metrics listener ended", "error", err)
+	defer func() {
+		if s.predecessor.waits() {
+			s.handed = true
+			s.letGo()
 		}
 	}()
-	pushed, err := s.openPush(ctx, side)
-	if err != nil {
-		return err
+	if err := s.crew.run(serving, first); err != nil {
+		return fmt.Errorf("start gateway: %w", s.tellPredecessor(err))
 	}
-	if pushed != nil {
-		observe := drainer.Observe
-		drainer.Observe = func(r *zone.AccessRecord) { observe(r); pushed.Note(r) }
-	}
-	// It drains until the workers, who end with ctx, have written their last.
-	draining, drained := context.WithCancel(context.Background())
-	defer drained()
-	if file := s.config.Telemetry.File; file != "" {
-		go side.KeepFile(ctx, file, fileInterval)
-	}
-	go drainer.Run(draining)
-	s.log.Info("serving", "listeners", len(s.listeners), "workers", len(s.cores), "generation", s.policy.Generation)
-	if s.options.Ready != nil {
-		s.options.Ready(s.addresses())
-	}
-	s.notify(daemon.SdNotifyReady)
-	if s.control != nil {
-		server := admin.NewServer(s, s.log)
-		defer server.Close()
-		go func() { _ = server.Serve(s.control) }()
-	}
-	past, err := s.ledger(nil)
-	if err != nil {
-		return err
-	}
-	if s.remote != nil {
-		defer s.remote.Close()
-		go func() {
-			if err := s.remote.Serve(s.remoteListener); err != nil {
-				s.log.Error("admin API ended", "error", err)
-			}
-		}()
-	}
-	escalating := make(chan struct{})
-	go func() { defer close(escalating); s.escalator.run(ctx) }()
-	s.idle(ctx, drainer, ledger.NewHistorian(past))
-	s.stopTrials()
-	<-escalating
-	s.notify(daemon.SdNotifyStopping)
-	s.log.Info("stopping: workers finish what is under way")
-	s.crew.wait()
-	drained()
-	drainer.Wait()
-	s.closePush()
-	last, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	return side.Shutdown(last)
-}
-
-// idle is what the supervisor does while workers work: its heartbeat, reloads that HUP
-// asks for, and opening the log anew when logrotate sends USR1.
-func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *ledger.Historian) {
-	watchdog := s.watchdog()
-	beat := time.NewTicker(beatInterval)
-	defer beat.Stop()
-	reopen := make(chan os.Signal, 1)
-	signal.Notify(reopen, unix.SIGUSR1)
-	defer signal.Stop(reopen)
-	reload := make(chan os.Signal, 1) // one that comes while another waits is the same
-	signal.Notify(reload, unix.SIGHUP)
-	defer signal.Stop(reload)
-	for ctx.Err() == nil {
-		s.zone.Beat(monotonic())
-		s.zone.BusyAddresses().Publish()
-		s.zone.BusyKeys().Publish()
-		if watchdog != "" {
-			s.notify(watchdog)
-		}
-		for _, pl := range s.planes {
-			pl.tend()
-		}
-		s.settle()
-		s.tendSecrets()
-		if err := past.Record(time.Now()); err != nil {
-			s.log.Warn("a row of the history lacks a part", "error", err)
-		}
-		if err := s.meter.Sample(time.Now()); err != nil {
-			s.log.Warn("how busy the machine is cannot be told", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-beat.C:
-		case <-reload:
-			go func() { _, _ = s.Reload(0) }() // it logs how it went
-		case <-reopen:
-			s.reopen(drainer)
-		}
-	}
-}
-
-func monotonic() int64 {
-	var ts unix.Timespec
-	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
-	return ts.Nano()
+	return s.serve(serving, stop)
 }
 
 // leastBacklog is the bound of a listening queue below which a burst of connections
@@ -355,7 +238,7 @@ func (s *supervisor) warn() {
 // prepare acquires all that the gateway stands on, in an order in which the most
 // likely failures come first and change nothing.
 func (s *supervisor) prepare() error {
-	p, err := policy.Compile(s.config, 1)
+	p, err := policy.Compile(s.config, s.predecessor.generation()+1)
 	if err != nil {
 		return &ConfigError{s.config.Path, err}
 	}
@@ -368,6 +251,7 @@ func (s *supervisor) prepare() error {
 	if s.tickets, err = newTicketRing(s.config.Tickets, s.log); err != nil {
 		return err
 	}
+	s.predecessor.giveTickets(s.tickets)
 	if s.accessLog, err = logging.Open(s.config.Log.Access, os.Stdout); err != nil {
 		return err
 	}
@@ -380,20 +264,28 @@ func (s *supervisor) prepare() error {
 	if s.keys, err = newKeyring(s.config, s.zone.Fence(), s.log); err != nil {
 		return err
 	}
-	if s.member, err = newMember(s.config, s.zone, s.log); err != nil {
-		return err
-	}
 	s.makeControl()
 	s.makeRemote()
 	for _, lc := range s.config.Listeners {
-		// The workers of a supervisor that is gone may still listen.
-		l, err := listen(lc.Address, s.cores, os.Geteuid() == 0, s.zone.Replaced() != 0)
+		l, err := s.predecessor.listener(lc.Address, s.cores)
+		if err == nil && l == nil {
+			// The workers of a supervisor that is gone may still listen.
+			l, err = listen(lc.Address, s.cores, os.Geteuid() == 0, s.zone.Replaced() != 0)
+		}
 		if err != nil {
 			return err
 		}
 		s.listeners = append(s.listeners, l)
 	}
 	s.tune(&s.config.TCP)
+	if s.predecessor != nil {
+		return nil // the kernel plane is its own until it steps aside
+	}
+	return s.govern()
+}
+
+// govern puts the policy in force in the kernel plane of every interface.
+func (s *supervisor) govern() error {
 	for _, ic := range s.config.Interfaces {
 		if err := s.adopt(ic); err != nil {
 			return err
@@ -412,7 +304,10 @@ func (s *supervisor) makeTelemetry() (err error) {
 		}
 		s.telemetryCertificate = shown.get
 	}
-	if s.telemetry, err = net.Listen("tcp", o.Address); err != nil {
+	if s.telemetry = s.predecessor.side(sideTelemetry, o.Address); s.telemetry != nil {
+		return nil
+	}
+	if s.telemetry, err = listenSide(o.Address); err != nil {
 		return fmt.Errorf("listen for metrics: %w", bindError(err))
 	}
 	return nil
@@ -424,11 +319,21 @@ func (s *supervisor) makeZone() error {
 		Size: s.config.Buffers.SharedMemoryZone, Workers: len(s.cores),
 		AccessRing: int(s.config.Buffers.AccessRing),
 	}
-	z, err := zone.Create(path, layout)
+	z, err := s.predecessor.adoptZone(path, layout, s.log)
+	if err == nil && z == nil {
+		z, err = zone.Create(path, layout)
+	}
 	if err != nil {
 		return err
 	}
 	s.zone = z
+	if s.signals, err = s.predecessor.takeSignals(); err != nil {
+		return err
+	}
+	if s.predecessor != nil {
+		return nil // Own and generation come with the lead
+	}
+	_ = os.Remove(path + zoneBefore) // of an upgrade in which everybody was killed
 	if pid := z.Replaced(); pid != 0 {
 		s.log.Warn("a supervisor that is gone left its zone: counters begin anew", "pid", pid, "zone", path)
 	}
@@ -441,16 +346,21 @@ func (s *supervisor) zonePath() string { return cmp.Or(s.options.Zone, ZonePath(
 // makeControl makes the control socket. Without the right to, the gateway goes on:
 // SIGHUP reloads, too.
 func (s *supervisor) makeControl() {
-	l, err := admin.Listen(admin.SocketPath(s.config.Instance))
-	if err != nil {
-		s.log.Warn("gateway-ctl cannot reach this gateway", "error", err)
+	path := admin.SocketPath(s.config.Instance)
+	if s.control = s.predecessor.side(sideControl, path); s.control != nil {
 		return
 	}
-	s.control = l
+	l, err := admin.Listen(path)
+	if err == nil {
+		s.control, err = newSide(path, l)
+	}
+	if err != nil {
+		s.log.Warn("gateway-ctl cannot reach this gateway", "error", err)
+	}
 }
 
 func (s *supervisor) adopt(ic config.Interface) error {
-	pl, err := newPlane(ic, s.config.Instance, s.policy, s.options.Confirm, s.log)
+	pl, err := newPlane(ic, s.config.Instance, s.policy, s.options.Confirm, s.predecessor != nil, s.log)
 	if pl != nil {
 		pl.fault = s.options.fault
 	}
@@ -555,7 +465,7 @@ func (s *supervisor) names() logging.Names {
 }
 
 func (s *supervisor) addresses() Addresses {
-	a := Addresses{Telemetry: "http://" + s.telemetry.Addr().String() + "/metrics"}
+	a := Addresses{Telemetry: "http://" + s.telemetry.address + "/metrics"}
 	if s.telemetryCertificate != nil {
 		a.Telemetry = "https" + strings.TrimPrefix(a.Telemetry, "http")
 	}
@@ -565,38 +475,43 @@ func (s *supervisor) addresses() Addresses {
 	return a
 }
 
-// close gives back all that was acquired. What `xgw attach` made stays attached.
+// close gives back all that was acquired. What `xgw attach` made stays attached, and what
+// another supervisor has been handed stays as it is.
 func (s *supervisor) close() error {
 	var errs []error
 	s.servers.Close()
-	errs = append(errs, s.member.close()) // before what it tells, and reads
-	if s.escalator != nil {
-		errs = append(errs, s.escalator.close())
-	}
 	for _, l := range s.listeners {
 		l.close()
 	}
 	for _, pl := range s.planes {
-		errs = append(errs, pl.close())
+		if s.handed {
+			errs = append(errs, pl.leave())
+		} else {
+			errs = append(errs, pl.close())
+		}
 	}
 	if s.keys != nil {
 		errs = append(errs, s.keys.close())
 	}
-	if s.telemetry != nil {
-		s.telemetry.Close()
+	if s.control != nil && !s.handed {
+		_ = os.Remove(s.control.name)
 	}
-	if s.control != nil {
-		s.control.Close() // again: its server did, if it ever served
-	}
-	if s.remoteListener != nil {
-		s.remoteListener.Close()
+	for _, d := range []*side{s.telemetry, s.control, s.remote} {
+		d.close()
 	}
 	errs = append(errs, s.view.close())
+	if s.signals != nil {
+		errs = append(errs, s.signals.Close())
+	}
 	if s.zone != nil {
-		errs = append(errs, s.zone.Remove(), s.zone.Close())
+		if !s.handed {
+			errs = append(errs, s.zone.Remove())
+		}
+		errs = append(errs, s.zone.Close())
 	}
 	if s.accessLog != nil {
 		errs = append(errs, s.accessLog.Close())
 	}
+	s.predecessor.close()
 	return errors.Join(errs...)
 }

@@ -171,7 +171,7 @@ func (t *trial) close() error {
 // restarts of all workers, ever.
 func (s *supervisor) restarts() (n uint64) {
 	for slot := range s.cores {
-		n += s.zone.Worker(slot).LoadGauge(zone.GaugeRestarts)
+		n += s.crew.slab(slot).LoadGauge(zone.GaugeRestarts)
 	}
 	return n
 }

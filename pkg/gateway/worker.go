@@ -33,7 +33,7 @@ const (
 	orphanTime = 10 * time.Second
 )
 
-// RunWorker is the whole life of a worker process: descriptors from the
+// RunWorker is the whole life of a worker process, descriptors from the
 // supervisor, configuration over the control socket, then serving. It returns
 // when told to stop, or some time after the supervisor is gone.
 func RunWorker(slot int, stderr io.Writer) error {
@@ -65,7 +65,7 @@ func RunWorker(slot int, stderr io.Writer) error {
 		return fmt.Errorf("worker %d: %w", slot, err)
 	}
 	defer z.Close()
-	slab := z.Worker(slot)
+	slab := z.Worker(hello.Slot)
 	lines.Dropped = func() { slab.Add(zone.ErrorLinesDropped, 1) }
 	defer lines.Close()             // before the zone, where it counts
 	missing, err := sandbox.Enter() // before it hears of any stranger
@@ -75,19 +75,19 @@ func RunWorker(slot int, stderr io.Writer) error {
 	for _, what := range missing {
 		log.Warn("worker is less confined than it could be", "missing", what)
 	}
-	known := keys.NewCache(z.Fence(), z.Worker(slot))
+	known := keys.NewCache(z.Fence(), z.Worker(hello.Slot))
 	go known.Run(func(ids []string) error { return c.send(&message{Kind: kindAskKeys, IDs: ids}) }, nil)
 	w := proxy.New(proxy.Options{
-		Slab: z.Worker(slot), Limits: z.LimitBuckets(), Shares: z.Shares(), Keys: known, Holds: z.Holds(slot), Functions: keyFunctions, Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
+		Slab: z.Worker(hello.Slot), Limits: z.LimitBuckets(), Shares: z.Shares(), Keys: known, Holds: z.Holds(hello.Slot), Functions: keyFunctions, Worker: slot, Core: hello.Core, Log: log, TicketKeys: hello.TicketKeys, Rouse: rouse,
 	})
 	ctx, stop := context.WithCancel(context.Background())
 	tended := make(chan struct{})
 	defer func() { stop(); <-tended }() // the zone is closed behind it
 	go func() {
 		defer close(tended)
-		tendMemory(ctx, func(d time.Duration) { z.Worker(slot).Add(zone.CollectorTime, uint64(d)) })
+		tendMemory(ctx, func(d time.Duration) { z.Worker(hello.Slot).Add(zone.CollectorTime, uint64(d)) })
 	}()
-	return serve(w, c, z.Worker(slot), log, errorLog)
+	return serve(w, c, z.Worker(hello.Slot), log, errorLog)
 }
 
 // setLogLevel is what the supervisor said, which knows the words.
@@ -135,7 +135,7 @@ func serve(w *proxy.Worker, c *control, slab *zone.Slab, log *slog.Logger, error
 		answer := message{Kind: kindPrepared}
 		switch m.Kind {
 		case kindShutdown:
-			return shutdown(w)
+			return shutdown(w, m.Retire)
 		case kindServers:
 			w.Know(m.Servers)
 			continue
@@ -288,9 +288,12 @@ func (s *sockets) commit() {
 	s.next = nil
 }
 
-func shutdown(w *proxy.Worker) error {
+func shutdown(w *proxy.Worker, retire bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), w.DrainTime())
 	defer cancel()
+	if retire {
+		return w.Retire(ctx)
+	}
 	return w.Shutdown(ctx)
 }
 
@@ -301,5 +304,5 @@ func orphaned(w *proxy.Worker, cause error, log *slog.Logger) error {
 	}
 	log.Warn("supervisor is gone: serving on", "for", orphanTime)
 	time.Sleep(orphanTime)
-	return shutdown(w)
+	return shutdown(w, false)
 }

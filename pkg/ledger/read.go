@@ -177,12 +177,12 @@ func (l *Ledger) readZone(dst *Snapshot) {
 	dst.Requests = resize(dst.Requests, len(l.requestOutcomes))
 	clear(dst.Requests)
 	dst.Handshakes = zone.Histogram{}
+	shift, other := z.Shift(), z.OtherShift()
 	for i := range dst.Workers {
-		slab := z.Worker(i)
-		l.readWorker(slab, &dst.Workers[i])
+		l.readWorker(z.Worker(shift+i), z.Worker(other+i), &dst.Workers[i])
 		add(&dst.Handshakes, &dst.Workers[i].HandshakeDuration)
 		for _, o := range l.requestOutcomes {
-			dst.Requests[o] += slab.LoadRequest(o)
+			dst.Requests[o] += z.Worker(shift+i).LoadRequest(o) + z.Worker(other+i).LoadRequest(o)
 		}
 	}
 	layout := z.Layout()
@@ -219,34 +219,38 @@ func learn(known []string, slots int, nameOf func(int) string) []string {
 	return known
 }
 
-func (l *Ledger) readWorker(slab *zone.Slab, w *WorkerCounts) {
+// readWorker reads that of the slab. What the one before it, which may still finish what is
+// under way, has counted is in it.
+func (l *Ledger) readWorker(slab, before *zone.Slab, w *WorkerCounts) {
 	w.PID = int(slab.LoadGauge(zone.GaugePID))
 	w.Core = int(slab.LoadGauge(zone.GaugeCore)) - 1
 	w.State = zone.State(slab.LoadGauge(zone.GaugeState))
-	w.Restarts = slab.LoadGauge(zone.GaugeRestarts)
+	w.Restarts = slab.LoadGauge(zone.GaugeRestarts) + before.LoadGauge(zone.GaugeRestarts)
 	w.Generation = slab.LoadGauge(zone.GaugeGeneration)
-	w.Connections = slab.LoadGauge(zone.GaugeConnections)
-	w.InFlight = slab.LoadGauge(zone.GaugeRequests)
+	w.Connections = slab.LoadGauge(zone.GaugeConnections) + before.LoadGauge(zone.GaugeConnections)
+	w.InFlight = slab.LoadGauge(zone.GaugeRequests) + before.LoadGauge(zone.GaugeRequests)
 	w.HandshakesLeft = slab.LoadGauge(zone.GaugeHandshakesLeft)
 	w.Counters = resize(w.Counters, int(zone.PlainCounters))
 	for c := range w.Counters {
-		w.Counters[c] = slab.Load(zone.Counter(c))
+		w.Counters[c] = slab.Load(zone.Counter(c)) + before.Load(zone.Counter(c))
 	}
 	w.Handshakes = resize(w.Handshakes, len(l.handshakeOutcomes))
 	for _, o := range l.handshakeOutcomes {
-		w.Handshakes[o] = slab.LoadHandshake(o)
+		w.Handshakes[o] = slab.LoadHandshake(o) + before.LoadHandshake(o)
 	}
 	w.Misuses = resize(w.Misuses, len(l.misuses))
 	for _, m := range l.misuses {
-		w.Misuses[m] = slab.LoadMisuse(m)
+		w.Misuses[m] = slab.LoadMisuse(m) + before.LoadMisuse(m)
 	}
 	slab.HandshakeDuration(&w.HandshakeDuration)
+	before.HandshakeDuration(&l.scratch)
+	add(&w.HandshakeDuration, &l.scratch)
 }
 
 func (l *Ledger) readRoute(out *RouteCounts, slot int, name string) {
 	z := l.sources.Zone
 	*out = RouteCounts{Name: name}
-	for i := range z.Workers() {
+	for i := range z.Slots() {
 		slab := z.Worker(i)
 		for c, n := range slab.RouteRequests(slot) {
 			out.Classes[c] += n
@@ -261,7 +265,7 @@ func (l *Ledger) readUpstream(out *UpstreamCounts, slot int, name string) {
 	out.Name, out.Duration = name, zone.Histogram{}
 	out.Outcomes = resize(out.Outcomes, len(l.upstreamOutcomes))
 	clear(out.Outcomes)
-	for i := range z.Workers() {
+	for i := range z.Slots() {
 		slab := z.Worker(i)
 		for _, o := range l.upstreamOutcomes {
 			out.Outcomes[o] += slab.LoadUpstream(slot, o)
@@ -275,7 +279,7 @@ func (l *Ledger) readLimit(out *LimitCounts, slot int, name string) {
 	out.Name = name
 	out.Outcomes = resize(out.Outcomes, len(l.limitOutcomes))
 	clear(out.Outcomes)
-	for i := range l.sources.Zone.Workers() {
+	for i := range l.sources.Zone.Slots() {
 		for _, o := range l.limitOutcomes {
 			out.Outcomes[o] += l.sources.Zone.Worker(i).LoadLimit(slot, o)
 		}

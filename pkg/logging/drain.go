@@ -172,7 +172,7 @@ func (d *Drainer) SampledOut() uint64 { return d.sampledOut.Load() }
 // turn takes some records out of each ring and hands a full batch on. It is true
 // when more may wait: a ring gave all that it was asked for.
 func (d *Drainer) turn(hand func() bool) (more bool) {
-	for i := range d.zone.Workers() {
+	for i := range d.zone.Slots() {
 		if len(d.batch.text) >= batchBytes && !hand() {
 			return false
 		}

@@ -210,6 +210,15 @@ func (c *conn) drain() {
 	}
 }
 
+// retire is drain, but for idle connections of HTTP/1.1: their next reply says that it is
+// the last.
+func (c *conn) retire() {
+	c.closing.Store(true)
+	if h := c.http2.Load(); h != nil {
+		h.Shutdown()
+	}
+}
+
 // watch lets the sweeper end the use of u when the client goes away; nil ends that.
 func (c *conn) watch(u *upConn) {
 	c.watched.Lock()

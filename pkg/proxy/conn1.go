@@ -48,7 +48,8 @@ var _ client = (*conn)(nil)
 func (c *conn) serveHTTP1() {
 	h := &c.http1
 	defer c.releaseInput()
-	for !c.closing.Load() {
+	// A client that was told nothing yet may send its next request at any moment.
+	for !c.closing.Load() || c.worker.retiring.Load() {
 		if h.in == nil && !c.waitIdle() {
 			return
 		}
@@ -70,7 +71,7 @@ func (c *conn) waitIdle() bool {
 	h, w := &c.http1, c.worker
 	c.readBy.Store(w.until(w.current.Load().policy.Timeouts.Keepalive))
 	c.idle.Store(true)
-	if c.closing.Load() {
+	if c.closing.Load() && !w.retiring.Load() {
 		return false // drain may have missed the idle flag
 	}
 	n, _ := c.stream.Read(h.first[:])

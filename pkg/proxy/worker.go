@@ -109,6 +109,7 @@ type Worker struct {
 	known      map[uint64]policy.Servers // by watch
 	listeners  map[net.Listener]struct{}
 	draining   atomic.Bool
+	retiring   atomic.Bool
 	leaving    chan struct{} // closed when draining begins
 	stop       chan struct{}
 	background sync.WaitGroup // the sweeper, and who watches for overload: they count in the zone
@@ -192,6 +193,10 @@ func (w *Worker) Serve(l net.Listener, name string) error {
 	w.mu.Lock()
 	w.listeners[l] = struct{}{}
 	late := w.draining.Load() // Shutdown may have looked already
+	if !late {
+		w.serving.Add(1) // what it accepts at the end is served, too
+		defer w.serving.Done()
+	}
 	w.mu.Unlock()
 	if late {
 		return l.Close()
@@ -227,7 +232,8 @@ func (w *Worker) accept(nc net.Conn, name string) {
 	if snap != nil {
 		l = snap.listeners[name]
 	}
-	if l == nil || w.draining.Load() {
+	retiring := w.retiring.Load()
+	if l == nil || w.draining.Load() && !retiring {
 		nc.Close()
 		return
 	}
@@ -246,6 +252,7 @@ func (w *Worker) accept(nc net.Conn, name string) {
 	w.slab.Move(zone.GaugeConnections, 1)
 	c := w.newConn(nc, l)
 	c.counted = counted
+	c.closing.Store(retiring)
 	w.serving.Add(1)
 	w.http2.Run(c.start)
 }
@@ -261,7 +268,17 @@ func (w *Worker) DrainTime() time.Duration {
 // Shutdown stops accepting, lets exchanges under way finish (HTTP/1.1 replies say
 // Connection: close, HTTP/2 clients get GOAWAY), and closes what is left when ctx
 // ends. The worker cannot be used again.
-func (w *Worker) Shutdown(ctx context.Context) error {
+func (w *Worker) Shutdown(ctx context.Context) error { return w.shutdown(ctx, (*conn).drain) }
+
+// Retire is Shutdown where another worker has taken over and there is time: an HTTP/1.1
+// connection that is idle is closed with the reply to its next request, or when ctx ends.
+// Nobody's request meets a closed connection.
+func (w *Worker) Retire(ctx context.Context) error {
+	w.retiring.Store(true)
+	return w.shutdown(ctx, (*conn).retire)
+}
+
+func (w *Worker) shutdown(ctx context.Context, drain func(*conn)) error {
 	if w.draining.Swap(true) {
 		return errors.New("shut down worker: already under way")
 	}
@@ -271,7 +288,7 @@ func (w *Worker) Shutdown(ctx context.Context) error {
 		l.Close()
 	}
 	for c := range w.conns {
-		c.drain()
+		drain(c)
 	}
 	w.endMirrors()
 	w.mu.Unlock()

@@ -155,7 +155,7 @@ func ready(z *zone.Zone, g *gate) bool {
 		return false
 	}
 	defer g.leave()
-	for i := range z.Workers() {
+	for i := range z.Slots() {
 		if zone.State(z.Worker(i).LoadGauge(zone.GaugeState)) == zone.StateReady {
 			return true
 		}

@@ -21,7 +21,9 @@ import (
 //
 // The file appears whole, by rename. All its memory is taken at once, so a full
 // /dev/shm shows here and not later as a fault.
-func Create(path string, l Layout) (*Zone, error) {
+func Create(path string, l Layout) (*Zone, error) { return makeZone(path, l, 0) }
+
+func makeZone(path string, l Layout, agreed int) (*Zone, error) {
 	l, err := l.Complete()
 	if err != nil {
 		return nil, fmt.Errorf("create zone %s: %w", path, err)
@@ -30,7 +32,7 @@ func Create(path string, l Layout) (*Zone, error) {
 	if err != nil {
 		return nil, fmt.Errorf("create zone %s: %w", path, err)
 	}
-	z, err := create(f, path, l)
+	z, err := create(f, path, l, agreed)
 	if err != nil {
 		// Still ours under that name: the rename is the last that can fail.
 		err = errors.Join(err, os.Remove(f.Name()), f.Close())
@@ -70,9 +72,10 @@ func openNew(path string) (*os.File, error) {
 	return nil, fmt.Errorf("%w: other supervisors keep starting", ErrInUse)
 }
 
-// create makes a zone of the locked file and puts it in its place.
-func create(f *os.File, path string, l Layout) (*Zone, error) {
-	replaced, err := occupant(path)
+// create makes a zone of the locked file and puts it in its place, from which the process
+// that has agreed may be ousted.
+func create(f *os.File, path string, l Layout, agreed int) (*Zone, error) {
+	replaced, err := occupant(path, agreed)
 	if err != nil {
 		return nil, err
 	}
@@ -93,9 +96,7 @@ func create(f *os.File, path string, l Layout) (*Zone, error) {
 	z.file, z.path, z.replaced = f, path, replaced
 	writeHeader(z.header, l)
 	z.keyBuckets(binary.NativeEndian.Uint64(secret[:]), binary.NativeEndian.Uint64(secret[8:]))
-	o := self()
-	z.header.store(headPID, uint64(o.pid))
-	z.header.store(headStart, o.start)
+	z.Own()
 	z.header.store(headCreated, uint64(time.Now().UnixNano()))
 	z.setName(NoRoute, noRoute)
 	z.setName(l.Routes-1, overflow)

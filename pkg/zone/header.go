@@ -7,11 +7,12 @@ import (
 	"fmt"
 )
 
-// Errors of Create and Open, for errors.Is.
+// Errors of Create, Adopt and Open, for errors.Is.
 var (
 	ErrInUse   = errors.New("zone is in use")         // the supervisor that made it is alive
 	ErrNotZone = errors.New("not a zone")             // a file of something else
 	ErrVersion = errors.New("unknown layout version") // a zone of another release
+	ErrLayout  = errors.New("another layout")         // of sizes that the configuration does not make
 	ErrDamaged = errors.New("zone is damaged")        // the header and the file do not agree
 )
 
@@ -42,6 +43,8 @@ const (
 	// More of the layout, where the first lines are full.
 	headHolds  = headBeat + 2
 	headShares = headBeat + 3
+	// The first of the slots that the supervisor's own workers have, see Zone.Shift.
+	headShift = headBeat + 4
 
 	headFence = 3 * lineWords // see Fence
 

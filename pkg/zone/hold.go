@@ -32,7 +32,7 @@ const (
 // Holds are those of the worker in the slot. One process has them at a time.
 func (z *Zone) Holds(slot int) *Holds {
 	h := &Holds{mask: uint64(z.layout.Holds/setBuckets - 1)}
-	for i := range z.layout.Workers {
+	for i := range z.layout.slots() {
 		if t := z.holdTable(i); i == slot {
 			h.own = t
 		} else {

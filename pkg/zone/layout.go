@@ -21,7 +21,7 @@ const (
 	magic = 0x0031656e6f7a7778 // "xwzone1\0", little-endian
 	// layoutVersion changes with anything that moves a byte. New counters go to the
 	// end of their range, new sections behind the last: neither needs a new version.
-	layoutVersion = 7
+	layoutVersion = 8
 
 	pageSize  = 4096
 	cacheLine = 64
@@ -36,7 +36,7 @@ type Layout struct {
 	Routes     int   // slots, overflow included; 0: what fits, at most DefaultRoutes
 	Upstreams  int   // slots, overflow included; 0: what fits, at most DefaultUpstreams
 	Limits     int   // slots of request limits, overflow included; 0: what fits, at most DefaultLimits
-	AccessRing int   // bytes for each worker, cut to a power of two; 0: DefaultAccessRing
+	AccessRing int   // bytes for each slot, cut to a power of two; 0 or DefaultAccessRing: that, or what fits
 	Buckets    int   // of request limits, a power of two; 0: as many as fit
 	Sessions   int   // of each worker, a power of two; 0: what fits, at most DefaultSessions
 	Holds      int   // places of each worker, a power of two; 0: what fits, at most DefaultHolds
@@ -124,18 +124,21 @@ func (l Layout) offsets() offsets {
 	o.upstreams = o.routes + l.Routes*routeWords
 	o.limits = o.upstreams + l.Upstreams*upstreamWords
 	o.slabSize = align(int64(o.limits+l.Limits*limitWords)*8, pageSize)
-	o.rings = o.slabs + int64(l.Workers)*o.slabSize
+	o.rings = o.slabs + int64(l.slots())*o.slabSize
 	o.ringSize = ringHeader + int64(l.AccessRing)
-	o.signals = o.rings + int64(l.Workers)*o.ringSize
-	o.sessions = o.signals + int64(l.Workers)*signalBytes
-	o.history = o.sessions + int64(l.Workers)*l.sessionSize()
+	o.signals = o.rings + int64(l.slots())*o.ringSize
+	o.sessions = o.signals + int64(l.slots())*signalBytes
+	o.history = o.sessions + int64(l.slots())*l.sessionSize()
 	o.buckets = o.history + historyBytes
 	o.holds = o.buckets + int64(l.Buckets)*bucketBytes
-	o.shares = o.holds + int64(l.Workers)*int64(l.Holds)*bucketBytes
+	o.shares = o.holds + int64(l.slots())*int64(l.Holds)*bucketBytes
 	o.busy = o.shares + int64(l.Shares)*shareBytes
 	o.end = o.busy + 2*busyBytes
 	return o
 }
+
+// slots is how many slabs, rings and tables there are: see Zone.Shift.
+func (l Layout) slots() int { return 2 * l.Workers }
 
 // sessionSize is of one worker's sessions, in bytes.
 func (l Layout) sessionSize() int64 { return int64(l.Sessions) * sessionBytes }
@@ -144,7 +147,7 @@ func (l Layout) sessionSize() int64 { return int64(l.Sessions) * sessionBytes }
 // fits count with the few that there are at least.
 func (l Layout) Need() int64 {
 	if l.AccessRing == 0 {
-		l.AccessRing = DefaultAccessRing
+		l.AccessRing = minAccessRing
 	}
 	l.AccessRing = floorPowerOfTwo(l.AccessRing)
 	if l.Routes == 0 {
@@ -177,11 +180,15 @@ func (l Layout) Complete() (Layout, error) {
 	if l.Size == 0 {
 		l.Size = DefaultSize
 	}
-	least := l.Need()
+	fitRing := l.AccessRing == 0 || l.AccessRing == DefaultAccessRing
 	if l.AccessRing == 0 {
 		l.AccessRing = DefaultAccessRing
 	}
 	l.AccessRing = floorPowerOfTwo(l.AccessRing)
+	for fitRing && l.AccessRing > minAccessRing && l.Need() > l.Size {
+		l.AccessRing /= 2
+	}
+	least := l.Need()
 	fitRoutes, fitUpstreams, fitLimits, fitSessions, fitHolds := l.Routes == 0, l.Upstreams == 0, l.Limits == 0, l.Sessions == 0, l.Holds == 0
 	fitShares := l.Shares == 0
 	if fitRoutes {

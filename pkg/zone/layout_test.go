@@ -16,7 +16,8 @@ func TestLayoutComplete(t *testing.T) {
 		{"ring is cut to a power of two", Layout{Workers: 1, AccessRing: 100_000},
 			Layout{Size: DefaultSize, Workers: 1, Routes: DefaultRoutes, Upstreams: DefaultUpstreams, Limits: DefaultLimits, AccessRing: 65536, Buckets: 1 << 22, Sessions: DefaultSessions, Holds: DefaultHolds, Shares: DefaultShares}, ""},
 		{"many workers get fewer slots", Layout{Workers: 100},
-			Layout{Size: DefaultSize, Workers: 100, Routes: 64, Upstreams: 64, AccessRing: DefaultAccessRing}, ""},
+			Layout{Size: DefaultSize, Workers: 100, Routes: 64, Upstreams: 64}, ""},
+		{"a ring asked for stays", Layout{Workers: 100, AccessRing: 2 << 20}, Layout{}, "at least"},
 		{"what is asked for stays", Layout{Workers: 1, Routes: 2, Upstreams: 2},
 			Layout{Size: DefaultSize, Workers: 1, Routes: 2, Upstreams: 2, Limits: DefaultLimits, AccessRing: DefaultAccessRing, Buckets: 1 << 22, Sessions: DefaultSessions, Holds: DefaultHolds, Shares: DefaultShares}, ""},
 		{"no workers", Layout{}, Layout{}, "0 workers: 1 to 256"},
@@ -43,7 +44,7 @@ func TestLayoutComplete(t *testing.T) {
 			}
 			if tt.name == "many workers get fewer slots" {
 				// How many depends on the size of a slot; that they fit does not.
-				if got.Routes < leastFitted || got.Routes >= DefaultRoutes || got.Need() > got.Size {
+				if got.Routes < leastFitted || got.Routes >= DefaultRoutes || got.AccessRing >= DefaultAccessRing || got.Need() > got.Size {
 					t.Errorf("got %+v, which needs %d", got, got.Need())
 				}
 				return

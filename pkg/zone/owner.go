@@ -70,9 +70,9 @@ func parseStat(stat []byte) (state byte, start uint64, err error) {
 }
 
 // occupant looks who owns the file in the place of a new zone: pid 0 for none. It
-// is an error when that file must not be replaced: its owner is alive, or it is no
-// zone at all. A zone of another layout version has its owner in the same place.
-func occupant(path string) (pid int, err error) {
+// is an error when that file must not be replaced: its owner is alive and has not agreed,
+// or it is no zone at all. A zone of another layout version has its owner in the same place.
+func occupant(path string, agreed int) (pid int, err error) {
 	f, err := openRegular(path)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
@@ -88,7 +88,7 @@ func occupant(path string) (pid int, err error) {
 		return 0, err
 	}
 	o := ownerIn(h)
-	if o.alive() {
+	if o.alive() && o.pid != agreed {
 		return 0, fmt.Errorf("%w by process %d: stop it, or give this one an --instance of its own", ErrInUse, o.pid)
 	}
 	return o.pid, nil

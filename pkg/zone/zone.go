@@ -92,7 +92,7 @@ func mapFile(f *os.File, l Layout, protection int) (*Zone, error) {
 	}
 	o := l.offsets()
 	z := &Zone{mem: mem, layout: l, off: o, header: wordsOf(mem[:pageSize])}
-	for i := range int64(l.Workers) {
+	for i := range int64(l.slots()) {
 		ringAt := o.rings + i*o.ringSize
 		slabAt := o.slabs + i*o.slabSize
 		slab := newSlab(mem[slabAt:slabAt+o.slabSize], l, o, newRing(mem[ringAt:ringAt+o.ringSize]))
@@ -130,10 +130,13 @@ func (z *Zone) Layout() Layout { return z.layout }
 // Size is that of the file, in bytes.
 func (z *Zone) Size() int64 { return z.layout.Size }
 
-// Workers is the number of slabs.
-func (z *Zone) Workers() int { return len(z.slabs) }
+// Workers is how many workers a supervisor has.
+func (z *Zone) Workers() int { return z.layout.Workers }
 
-// Worker is the slab of the worker in the slot, 0 to Workers()-1.
+// Slots is the number of slabs: two for each worker, see Shift.
+func (z *Zone) Slots() int { return len(z.slabs) }
+
+// Worker is the slab of the worker in the slot, 0 to Slots()-1.
 func (z *Zone) Worker(slot int) *Slab { return z.slabs[slot] }
 
 // Created is when the zone was made, and its counters began at 0.
@@ -190,7 +193,9 @@ func (z *Zone) Close() error {
 	}
 	var err error
 	if z.file != nil {
-		z.header.store(headPID, 0)
+		if ownerIn(z.header).pid == os.Getpid() { // else another supervisor has it by now
+			z.header.store(headPID, 0)
+		}
 		err = z.file.Close()
 	}
 	err = errors.Join(err, unix.Munmap(z.mem))

@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/xgw-project/xgw/pkg/admin"
+	"github.com/xgw-project/xgw/pkg/lab"
+)
+
+// upgrader follows a gateway from process to process.
+type upgrader struct {
+	*running
+	ctl *admin.Client
+	pid int // of the supervisor
+
+	binary string // to start; empty: the same
+}
+
+func newUpgrader(t *testing.T, g *running, instance string) *upgrader {
+	t.Helper()
+	u := &upgrader{running: g, ctl: admin.NewClient(admin.SocketPath(instance)), pid: g.cmd.Process.Pid}
+	go func() { _, _ = g.cmd.Process.Wait() }() // else it stays a zombie
+	g.killed = true                             // stop is ours
+	t.Cleanup(func() {
+		_ = syscall.Kill(u.pid, syscall.SIGTERM)
+		eventually(t, "the gateway ends", func() bool { return syscall.Kill(u.pid, 0) != nil })
+		if t.Failed() {
+			t.Log(g.log)
+		}
+	})
+	return u
+}
+
+// upgrade waits until one is possible and does it.
+func (u *upgrader) upgrade(t *testing.T) {
+	t.Helper()
+	before := u.pid
+	eventually(t, "an upgrade", func() bool {
+		done, err := u.ctl.Upgrade(admin.Upgrade{})
+		if err != nil && !strings.Contains(err.Error(), "finish what is under way") && !strings.Contains(err.Error(), "wait until it has finished") {
+			t.Fatal(err)
+		}
+		u.pid = done.PID
+		return err == nil
+	})
+	if u.pid == before {
+		t.Fatal("the same process leads")
+	}
+}
+
+// failing is an upgrade that fails, as the error says.
+func (u *upgrader) failing(t *testing.T, watch time.Duration, says string) {
+	t.Helper()
+	var err error
+	eventually(t, "workers of the one before are gone", func() bool {
+		_, err = u.ctl.Upgrade(admin.Upgrade{Binary: u.binary, Watch: watch})
+		return err == nil || !strings.Contains(err.Error(), "wait until it has finished")
+	})
+	if err == nil || !strings.Contains(err.Error(), says) {
+		t.Fatalf("got %v, want an error with %q", err, says)
+	}
+}
+
+// killedWhileWatched kills the new process when it leads.
+func (u *upgrader) killedWhileWatched(t *testing.T) {
+	go func() {
+		for {
+			if s, err := u.ctl.Status(); err == nil && s.PID != u.pid {
+				_ = syscall.Kill(s.PID, syscall.SIGKILL)
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+	}()
+	u.failing(t, time.Minute, "ended")
+	eventually(t, "the old process answers", func() bool { s, err := u.ctl.Status(); return err == nil && s.PID == u.pid })
+}
+
+// served is an upstream with this handler.
+func served(t *testing.T, h http.Handler) string {
+	t.Helper()
+	s := httptest.NewServer(h)
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().String()
+}
+
+func echoes(ctx context.Context, t *testing.T, c *websocket.Conn, text string) {
+	t.Helper()
+	if err := c.Write(ctx, websocket.MessageText, []byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	if _, b, err := c.Read(ctx); err != nil || string(b) != text {
+		t.Fatalf("a WebSocket echoes %q, %v; want %q", b, err, text)
+	}
+}
+
+// load is clients of every kind that never stop, and what went wrong for them.
+type load struct {
+	served, failed atomic.Int64
+	cancel         context.CancelFunc
+	clients        sync.WaitGroup
+}
+
+func (l *load) end() {
+	l.cancel()
+	l.clients.Wait()
+}
+
+func startLoad(t *testing.T, address string) *load {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &load{cancel: cancel}
+	t.Cleanup(l.end)
+	for _, kind := range []struct {
+		name   string
+		client *http.Client
+		fresh  bool
+	}{{"kept h1", client(false), false}, {"new h1", client(false), true}, {"kept h2", client(true), false}, {"new h2", client(true), true}} {
+		l.clients.Go(func() {
+			for n := 0; ctx.Err() == nil && l.failed.Load() < 10; n++ {
+				// A body and a method that no client sends twice by itself.
+				body := strings.Repeat("x", n%3*20_000) + "end"
+				r, err := kind.client.Post("https://"+address+"/", "text/plain", io.NopCloser(strings.NewReader(body)))
+				if err == nil {
+					_, err = io.Copy(io.Discard, r.Body)
+					r.Body.Close()
+					if err == nil && r.StatusCode != http.StatusOK {
+						err = fmt.Errorf("status %d", r.StatusCode)
+					}
+				}
+				if err != nil {
+					t.Errorf("%s: request %d: %v", kind.name, n, err)
+					l.failed.Add(1)
+				}
+				l.served.Add(1)
+				if kind.fresh {
+					kind.client.CloseIdleConnections()
+				}
+				time.Sleep(time.Millisecond)
+			}
+		})
+	}
+	return l
+}
+
+// count is a sum of a metric's series.
+func (g *running) count(t *testing.T, name string) (sum float64) {
+	t.Helper()
+	for _, m := range regexp.MustCompile(`(?m)^`+name+`(?:\{[^}]*\})? (\S+)$`).FindAllStringSubmatch(g.scrape(t), -1) {
+		v, err := strconv.ParseFloat(m[1], 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum += v
+	}
+	return sum
+}
+
+// Twenty upgrades under load lose no request, not even one that no client repeats; no counter
+// goes down, and WebSockets live until the drain timeout.
+func TestUpgradeUnderLoad(t *testing.T) {
+	rounds := 20
+	if testing.Short() {
+		rounds = 3
+	}
+	const instance = "upgrade"
+	dir := t.TempDir()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/ws", echoWebSocket)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+	text := gatewayYAML(dir, "127.0.0.1:0", served(t, mux), "workers: 2\npin: false\ntimeouts: {drain: 3s}\n")
+	text = strings.Replace(text, "routes:\n", "routes:\n  - {name: ws, path: /ws, upstream: back, websocket: 1m}\n", 1)
+	u := newUpgrader(t, startGateway(t, startHere, instance, dir, text), instance)
+	l := startLoad(t, u.address)
+	began := time.Now()
+	requests, accepted := 0.0, 0.0
+	for round := range rounds {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		c, _, err := websocket.Dial(ctx, "wss://"+u.address+"/ws", &websocket.DialOptions{HTTPClient: client(false)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.upgrade(t)
+		echoes(ctx, t, c, "after the upgrade") // of a worker that drains
+		now, nowAccepted := u.count(t, "xgw_requests_total"), u.count(t, "xgw_connections_total")
+		if now <= requests || nowAccepted < accepted {
+			t.Fatalf("round %d: %v requests and %v connections were counted, %v and %v before", round, now, nowAccepted, requests, accepted)
+		}
+		requests, accepted = now, nowAccepted
+		if round > 0 {
+			c.CloseNow()
+		} else if _, _, err := c.Read(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("a WebSocket outlives the drain timeout: %v", err)
+		}
+		cancel()
+	}
+	l.end()
+	if l.failed.Load() > 0 || l.served.Load() < int64(100*rounds) {
+		t.Errorf("%d of %d requests failed", l.failed.Load(), l.served.Load())
+	}
+	eventually(t, "every request is counted", func() bool { return u.count(t, "xgw_requests_total") >= float64(l.served.Load()) })
+	lines, err := os.ReadFile(filepath.Join(dir, "access.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "every request is logged", func() bool {
+		lines, err = os.ReadFile(filepath.Join(dir, "access.log"))
+		return err == nil && int64(strings.Count(string(lines), "POST / ")) == l.served.Load()
+	})
+	t.Logf("%d rounds in %v, %d requests", rounds, time.Since(began), l.served.Load())
+}
+
+// Limits, verdicts, keys of session tickets and the kernel plane's counts go over to the new
+// process; the kernel plane gets its programs without a gap, and the last process takes off
+// what the first one attached.
+func TestUpgradeBothPlanes(t *testing.T) {
+	const instance = "upg"
+	v := newVerdictLab(t, instance, `limit_req{name = "each", key = "header:X-Key", rate = "1r/h", burst = 100, nodelay = true}`, "timeouts: {drain: 1s}\n")
+	u := newUpgrader(t, v.running, instance)
+	address := lab.GatewayAddr.String() + ":443"
+	c := newClientIn(v.Lab)
+	c.Transport.(*http.Transport).TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+	pass := func(n int) (ok int) {
+		for range n {
+			if asks(c, address, "a") == http.StatusOK {
+				ok++
+			}
+		}
+		return ok
+	}
+	if n := pass(60); n != 60 {
+		t.Fatalf("%d of 60 pass a fresh bucket of 101", n)
+	}
+	if _, err := v.ctl.AddVerdict(admin.AddVerdict{Source: "192.0.2.99", Step: "all", TTL: time.Hour, Note: "kept"}); err != nil {
+		t.Fatal(err)
+	}
+	before, packets := statusOf(t, v.Lab, instance), ingress(t, v.Lab, instance)
+	const rounds = 3
+	for round := range rounds {
+		u.upgrade(t)
+		now := statusOf(t, v.Lab, instance)
+		if !now.Attached || now.Program == before.Program {
+			t.Errorf("round %d: attached is %v with program %d; want another than %d", round, now.Attached, now.Program, before.Program)
+		}
+		before = now
+		c.CloseIdleConnections() // a fresh connection, which resumes
+		if n := pass(10); n != 10 {
+			t.Errorf("round %d: %d of 10 pass", round, n)
+		}
+		if got := ingress(t, v.Lab, instance); got <= packets {
+			t.Errorf("round %d: %d packets are counted, %d before", round, got, packets)
+		} else {
+			packets = got
+		}
+		v.await(t, "the verdict is held", held("192.0.2.99", "all", false))
+	}
+	// 101 were in the bucket, 60 and 10 a round are gone: within 1 %.
+	if n := pass(50); n < 10 || n > 12 {
+		t.Errorf("%d pass of a bucket that has 11 left", n)
+	}
+	text := v.metrics(t)
+	if m := regexp.MustCompile(`xgw_tls_handshakes_total\{[^}]*outcome="resumed"[^}]*\} (\d+)`).FindAllStringSubmatch(text, -1); len(m) == 0 {
+		t.Error("no handshake was resumed after an upgrade")
+	}
+	pid := u.pid
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the gateway ends", func() bool { return syscall.Kill(pid, 0) != nil })
+	if s := ingressStatus(v.Lab, instance); s != nil {
+		t.Error("still attached after a clean stop")
+	}
+	eventually(t, "no zone is left", func() bool { _, err := os.Stat("/dev/shm/xgw-" + instance + ".zone"); return err != nil })
+}
+
+// What refuses, dies, hangs or is not well does not take over: the old process goes on, and no
+// request is lost.
+func TestUpgradeRollsBack(t *testing.T) {
+	const instance = "rollback"
+	dir := t.TempDir()
+	fault := filepath.Join(dir, "fault")
+	t.Setenv("XGW_TEST_FAULT", fault)
+	text := gatewayYAML(dir, "127.0.0.1:0", upstream(t), "workers: 2\npin: false\ntimeouts: {drain: 1s}\n")
+	u := newUpgrader(t, startGateway(t, startHere, instance, dir, text), instance)
+	path := filepath.Join(dir, "gateway.yaml")
+	l := startLoad(t, u.address)
+	script := func(name, text string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	for _, tt := range []struct{ name, binary, fault, config, says string }{
+		{"no file", dir + "/none", "", "", "no such file"},
+		{"no program", path, "", "", "no program"},
+		{"dies at once", script("false", "exit 1"), "", "", "ended"},
+		{"hangs", script("hang", "exec sleep 60"), "", "", "did not say"},
+		{"configuration with a fault", "", "", text + "nonsense: 1\n", "ended"},
+		{"other number of workers", "", "", strings.Replace(text, "workers: 2", "workers: 1", 1), "restart"},
+		{"fails before it leads", "", "ready", "", "made to fail at ready"},
+		{"fails to lead", "", "lead", "", "made to fail at lead"},
+		{"is not well", "", "check", "", "made to fail at check"},
+		{"fails at the last moment", "", "settle", "", "made to fail at settle"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if testing.Short() && tt.name == "hangs" {
+				t.Skip("takes 15 s")
+			}
+			if tt.config != "" {
+				rewrite(t, path, tt.config)
+				defer rewrite(t, path, text)
+			}
+			rewrite(t, fault, tt.fault)
+			defer rewrite(t, fault, "")
+			u.binary = tt.binary
+			u.failing(t, 300*time.Millisecond, tt.says)
+			u.binary = ""
+			before := u.count(t, "xgw_requests_total")
+			eventually(t, "requests are counted on", func() bool { return u.count(t, "xgw_requests_total") > before })
+			if tt.config == "" {
+				if _, err := u.ctl.Reload(0); err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+	t.Run("killed while it is watched", u.killedWhileWatched)
+	t.Run("not well, with a zone of its own", func(t *testing.T) {
+		rewrite(t, filepath.Join(dir, "buffers.conf"), "shared_memory_zone 96m\n")
+		rewrite(t, fault, "check")
+		defer rewrite(t, fault, "")
+		before := u.count(t, "xgw_requests_total")
+		u.failing(t, 0, "made to fail at check")
+		if now := u.count(t, "xgw_requests_total"); now < before {
+			t.Errorf("%v requests are counted, %v before: not the zone before", now, before)
+		}
+	})
+	if syscall.Kill(u.pid, 0) != nil {
+		t.Error("the old process is gone")
+	}
+	// A good one is still possible, and one into another zone says so.
+	before := u.count(t, "xgw_requests_total")
+	u.upgrade(t)
+	if now := u.count(t, "xgw_requests_total"); now >= before {
+		t.Errorf("%v requests are counted, %v before: a zone of another size was not made anew", now, before)
+	}
+	if !strings.Contains(u.log.String(), "counters begin anew") {
+		t.Error("nobody says that counters begin anew")
+	}
+	l.end()
+	eventually(t, "what the old workers served is logged, too", func() bool {
+		lines, err := os.ReadFile(filepath.Join(dir, "access.log"))
+		return err == nil && int64(strings.Count(string(lines), "POST / ")) == l.served.Load()
+	})
+	if l.failed.Load() > 0 {
+		t.Errorf("%d of %d requests failed", l.failed.Load(), l.served.Load())
+	}
+}

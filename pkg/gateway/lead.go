@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/admin"
+	"github.com/xgw-project/xgw/pkg/ledger"
+	"github.com/xgw-project/xgw/pkg/logging"
+	"github.com/xgw-project/xgw/pkg/telemetry"
+	"github.com/xgw-project/xgw/pkg/zone"
+)
+
+// aside is how a supervisor that leads is made to step aside, and what becomes of it then.
+type aside struct {
+	mu      sync.Mutex
+	step    context.CancelFunc // ends the lead
+	stepped chan struct{}      // closed when it has ended
+	handed  chan bool          // true: another supervisor has all; false: lead again
+	called  bool
+	over    bool // the gateway ends
+}
+
+// begin is for a lead that begins.
+func (a *aside) begin(ctx context.Context) (context.Context, func()) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ctx, step := context.WithCancel(ctx)
+	stepped := make(chan struct{})
+	a.step, a.stepped, a.handed, a.called = step, stepped, make(chan bool, 1), false
+	return ctx, func() { step(); close(stepped) }
+}
+
+// call ends the lead, waits until it has ended, and returns where to say what becomes of
+// the supervisor; the caller must, soon.
+func (a *aside) call() (handed chan<- bool, err error) {
+	a.mu.Lock()
+	if a.over {
+		a.mu.Unlock()
+		return nil, errors.New("the gateway is stopping")
+	}
+	a.called = true
+	a.step()
+	stepped, handed := a.stepped, a.handed
+	a.mu.Unlock()
+	<-stepped
+	return handed, nil
+}
+
+// mayEnd tells whether nobody has called; then nobody can any more.
+func (a *aside) mayEnd() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.over = !a.called
+	return a.over
+}
+
+// serve leads until ctx ends, or another supervisor has taken over.
+func (s *supervisor) serve(ctx context.Context, stop context.CancelFunc) error {
+	if s.predecessor != nil {
+		if err := s.takeLead(); err != nil {
+			return err
+		}
+	} else if err := s.escalator.govern(s.planes); err != nil {
+		return err
+	}
+	s.escalator.follow(s.config, s.policy)
+	for {
+		leading, end := s.aside.begin(ctx)
+		err := s.lead(ctx, leading)
+		end()
+		ending := err != nil || ctx.Err() != nil
+		if ending && s.aside.mayEnd() {
+			return err
+		}
+		if s.handed = <-s.aside.handed; s.handed { // it takes as long as a handover at most
+			s.log.Info("another supervisor has taken over: workers finish what is under way")
+			return errors.Join(err, s.finish(stop))
+		}
+		if ending {
+			return err
+		}
+	}
+}
+
+// finish lets the workers finish what is under way and writes what they log, where another
+// supervisor does not.
+func (s *supervisor) finish(stop context.CancelFunc) error {
+	stop()
+	if s.zone.InPlace() {
+		return nil // the other one reads the rings of this zone
+	}
+	drainer := logging.NewDrainer(s.zone, s.accessLog, nil, s.names())
+	drainer.Configure(&s.config.Log)
+	draining, drained := context.WithCancel(context.Background())
+	go drainer.Run(draining)
+	s.crew.wait()
+	drained()
+	drainer.Wait()
+	return nil
+}
+
+// lead runs what one supervisor alone may run, until leading ends: its readers of the zone's
+// rings, its side services, its place in the cluster. Where ctx ends, too, the workers end
+// first.
+func (s *supervisor) lead(ctx, leading context.Context) (err error) {
+	if s.member, err = newMember(s.config, s.zone, s.log); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, s.member.close()) }() // before what it tells, and reads
+	s.member.join(s.escalator)
+	s.member.follow(s.config, s.policy)
+	syslog, err := s.openSyslog()
+	if err != nil {
+		return err
+	}
+	defer s.closeSyslog(syslog)
+	drainer := logging.NewDrainer(s.zone, s.accessLog, syslog, s.names())
+	drainer.Configure(&s.config.Log)
+	if err := s.makeMeter(); err != nil {
+		return err
+	}
+	view, err := s.ledger(drainer)
+	if err != nil {
+		return err
+	}
+	past, err := s.ledger(nil)
+	if err != nil {
+		return err
+	}
+	exemplars := telemetry.NewExemplars(s.zone.Layout().Routes)
+	drainer.Observe = func(r *zone.AccessRecord) {
+		exemplars.Note(r)
+		s.zone.BusyAddresses().Note(r)
+		s.zone.BusyKeys().Note(r)
+	}
+	metrics := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Drained: s.drained.Load, Log: s.log})
+	pushed, err := s.openPush(leading, metrics)
+	if err != nil {
+		return err
+	}
+	if pushed != nil {
+		observe := drainer.Observe
+		drainer.Observe = func(r *zone.AccessRecord) { observe(r); pushed.Note(r) }
+	}
+	endAdmin, err := s.serveSides(metrics)
+	if err != nil {
+		return err
+	}
+	defer endAdmin()
+	// It drains until the workers, who end with ctx, have written their last.
+	draining, drained := context.WithCancel(context.Background())
+	defer drained()
+	if file := s.config.Telemetry.File; file != "" {
+		go metrics.KeepFile(leading, file, fileInterval)
+	}
+	go drainer.Run(draining)
+	if s.predecessor.waits() {
+		_ = s.predecessor.tell(kindLeading) // if it is gone by now, heed says so
+	}
+	s.log.Info("serving", "listeners", len(s.listeners), "workers", len(s.cores), "generation", s.policy.Generation)
+	if s.options.Ready != nil {
+		s.options.Ready(s.addresses())
+		s.options.Ready = nil
+	}
+	s.notify(daemon.SdNotifyReady)
+	escalating := make(chan struct{})
+	go func() { defer close(escalating); s.escalator.run(leading) }()
+	s.idle(leading, drainer, ledger.NewHistorian(past))
+	<-escalating
+	if ctx.Err() != nil {
+		s.predecessor.stopping()
+		s.stopTrials()
+		s.notify(daemon.SdNotifyStopping)
+		s.log.Info("stopping: workers finish what is under way")
+		s.crew.wait()
+	}
+	drained()
+	drainer.Wait()
+	s.closePush()
+	last, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return metrics.Shutdown(last)
+}
+
+// serveSides serves metrics, the control socket and the admin API; end ends the latter two.
+func (s *supervisor) serveSides(metrics *telemetry.Server) (end func(), err error) {
+	var ends []func()
+	end = func() {
+		for _, fn := range ends {
+			fn()
+		}
+	}
+	serve := func(what string, d *side, fn func(net.Listener) error) error {
+		l, err := d.listen()
+		if err != nil {
+			return err
+		}
+		go func() {
+			if err := fn(l); err != nil {
+				s.log.Error(what+" ended", "error", err)
+			}
+		}()
+		return nil
+	}
+	if err := serve("metrics listener", s.telemetry, metrics.Serve); err != nil {
+		return end, err
+	}
+	if s.control != nil {
+		server := admin.NewServer(s, s.log)
+		if err := serve("control socket", s.control, func(l net.Listener) error { _ = server.Serve(l); return nil }); err != nil {
+			return end, err
+		}
+		ends = append(ends, func() {
+			if s.successor == nil {
+				server.Close()
+				return
+			}
+			go func() { _ = server.Shutdown(context.Background()) }() // who asked for the upgrade waits for what comes of it
+		})
+	}
+	if s.remote != nil {
+		remote := admin.NewRemote(s, s.remoteOptions)
+		if err := serve("admin API", s.remote, remote.Serve); err != nil {
+			return end, err
+		}
+		ends = append(ends, func() { _ = remote.Close() })
+	}
+	return end, nil
+}
+
+// idle is what the supervisor does while workers work: its heartbeat, reloads that HUP
+// asks for, and opening the log anew when logrotate sends USR1.
+func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *ledger.Historian) {
+	watchdog := s.watchdog()
+	beat := time.NewTicker(beatInterval)
+	defer beat.Stop()
+	reopen := make(chan os.Signal, 1)
+	signal.Notify(reopen, unix.SIGUSR1)
+	defer signal.Stop(reopen)
+	reload := make(chan os.Signal, 1) // one that comes while another waits is the same
+	signal.Notify(reload, unix.SIGHUP)
+	defer signal.Stop(reload)
+	for ctx.Err() == nil {
+		s.zone.Beat(monotonic())
+		s.zone.BusyAddresses().Publish()
+		s.zone.BusyKeys().Publish()
+		if watchdog != "" {
+			s.notify(watchdog)
+		}
+		for _, pl := range s.planes {
+			pl.tend()
+		}
+		s.settle()
+		s.tendSecrets()
+		s.sweepSlots()
+		if err := past.Record(time.Now()); err != nil {
+			s.log.Warn("a row of the history lacks a part", "error", err)
+		}
+		if err := s.meter.Sample(time.Now()); err != nil {
+			s.log.Warn("how busy the machine is cannot be told", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-beat.C:
+		case <-reload:
+			go func() { _, _ = s.Reload(0) }() // it logs how it went
+		case <-reopen:
+			s.reopen(drainer)
+		}
+	}
+}
+
+func monotonic() int64 {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) // cannot fail for this clock
+	return ts.Nano()
+}
