@@ -52,6 +52,7 @@ type offer struct {
 	PID            int        `json:"pid"`
 	Workers        int        `json:"workers"`
 	Generation     uint64     `json:"generation"`
+	Drained        bool       `json:"drained,omitempty"`
 	TicketKeys     [][32]byte `json:"ticket_keys"`
 	TicketsRotated time.Time  `json:"tickets_rotated"`
 	// Names are those of the sides that come with it, as configured, by kind.
@@ -359,7 +360,7 @@ func (s *supervisor) letGo() {
 // makeOffer sends what there is to take over.
 func (s *supervisor) makeOffer(n *successor) error {
 	m := &message{Kind: kindOffer, Offer: &offer{
-		PID: os.Getpid(), Workers: len(s.cores), Generation: s.policy.Generation, Names: map[string]string{},
+		PID: os.Getpid(), Workers: len(s.cores), Generation: s.policy.Generation, Drained: s.drained.Load(), Names: map[string]string{},
 	}}
 	if s.tickets.path == "" {
 		m.Offer.TicketKeys, m.Offer.TicketsRotated = s.tickets.keys(), s.tickets.rotated
