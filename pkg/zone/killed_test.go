@@ -21,8 +21,12 @@ func beOwner() {
 		os.Exit(1)
 	}
 	s := z.Worker(0)
+	first := uint64(1)
+	if past := z.History(nil); len(past) > 0 { // of the owner before
+		first = uint64(past[len(past)-1].Time) + 1
+	}
 	fmt.Println("writing")
-	for n := uint64(1); ; n++ {
+	for n := first; ; n++ {
 		z.Beat(int64(n))
 		z.SetGeneration(n)
 		if n%64 == 1 {
