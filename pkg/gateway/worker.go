@@ -304,5 +304,5 @@ func orphaned(w *proxy.Worker, cause error, log *slog.Logger) error {
 	}
 	log.Warn("supervisor is gone: serving on", "for", orphanTime)
 	time.Sleep(orphanTime)
-	return shutdown(w, false)
+	return shutdown(w, true) // another supervisor may have the same sockets
 }
