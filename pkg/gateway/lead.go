@@ -97,7 +97,8 @@ func (s *supervisor) serve(ctx context.Context, stop context.CancelFunc) error {
 // supervisor does not.
 func (s *supervisor) finish(stop context.CancelFunc) error {
 	stop()
-	if s.zone.InPlace() {
+	// A supervisor that gives back what it took may have made a zone, which nobody else knows.
+	if own := s.predecessor.waits() && !s.predecessor.adopted; !own && s.zone.InPlace() {
 		return nil // the other one reads the rings of this zone
 	}
 	drainer := logging.NewDrainer(s.zone, s.accessLog, nil, s.names())
