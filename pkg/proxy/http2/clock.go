@@ -71,7 +71,7 @@ func (c *Conn) watch(now int64) (err error, over bool) {
 		return connError(h2.ErrCodeSettingsTimeout, "SETTINGS were not acknowledged"), true
 	case c.running == 0 && past(c.idleAt, c.cfg.Idle):
 		return nil, true
-	case c.draining == drainSoon && past(c.drainAt, drainWait):
+	case c.draining == drainSoon && past(c.drainAt, c.drainIn):
 		c.drainLast()
 		if c.finished() {
 			return nil, true

@@ -51,6 +51,7 @@ type Conn struct {
 	shortest time.Duration // that any stream set in place of Config.Body; 0: none
 	draining drainStep
 	drainAt  int64
+	drainIn  time.Duration // after drainAt, the next step
 }
 
 type settingsState struct {
@@ -71,8 +72,12 @@ const (
 // drainPing marks the PING whose answer ends drainSoon.
 var drainPing = [8]byte{'x', 'g', 'w', 'd', 'r', 'a', 'i', 'n'}
 
-// drainWait bounds the wait for that answer.
-const drainWait = time.Second
+// drainWait bounds the wait for that answer, and drainGrace is the wait after it: clients
+// answer on one thread and may be about to send, on another, a stream that they opened before.
+const (
+	drainWait  = 2 * time.Second
+	drainGrace = 250 * time.Millisecond
+)
 
 // NewConn makes a connection from c, on which nothing was read or written yet (after a TLS handshake). Serve must be
 // called, also to release what the connection holds.
@@ -165,7 +170,7 @@ func (c *Conn) Shutdown() {
 		return
 	}
 	c.draining = drainSoon
-	c.drainAt = c.now()
+	c.drainAt, c.drainIn = c.now(), drainWait
 	c.writeGoAway(maxWindow, h2.ErrCodeNo)
 	c.writePing(false, drainPing[:])
 	if c.timer != nil {

@@ -285,8 +285,11 @@ func (c *Conn) onPing(fh h2.FrameHeader, p []byte) error {
 	if len(p) != 8 {
 		return connError(h2.ErrCodeFrameSize, "PING is not 8 bytes long")
 	}
-	if fh.Flags&h2.FlagPingAck != 0 && c.draining == drainSoon && string(p) == string(drainPing[:]) {
-		c.drainLast()
+	if fh.Flags&h2.FlagPingAck != 0 && c.draining == drainSoon && c.drainIn == drainWait && string(p) == string(drainPing[:]) {
+		c.drainAt, c.drainIn = c.now(), drainGrace
+		if c.timer != nil {
+			c.timer.Reset(drainGrace + time.Millisecond)
+		}
 		return nil
 	}
 	if err := c.misuse.chargeAnswer(Pings, time.Now); err != nil {
