@@ -255,6 +255,9 @@ func TestUpgradeBothPlanes(t *testing.T) {
 		t.Fatal(err)
 	}
 	before, packets := statusOf(t, v.Lab, instance), ingress(t, v.Lab, instance)
+	rewrite(t, filepath.Join(v.dir, "gateway.yaml"), strings.Replace(v.text, "interfaces: [{name: edge0, mode: native}]", "", 1))
+	u.failing(t, 0, "edge0")
+	rewrite(t, filepath.Join(v.dir, "gateway.yaml"), v.text)
 	const rounds = 3
 	for round := range rounds {
 		u.upgrade(t)

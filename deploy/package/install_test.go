@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -209,6 +210,11 @@ say other-command status operator /usr/bin/cat /etc/shadow
 say rotate status logrotate --force /etc/logrotate.d/gateway
 say rotated ls /var/log/gateway
 say after get https://127.0.0.1/
+say upgrade gateway-ctl upgrade --watch 2s
+say main-pid systemctl show -p MainPID --value gateway-engine
+say upgraded get https://127.0.0.1/
+say reload-again status systemctl reload gateway-engine
+say attached-still xgw status
 say main systemctl show -p Type,WatchdogUSec,NRestarts,ActiveState gateway-engine
 say stop status systemctl stop gateway-engine
 say detached xgw status
@@ -240,7 +246,7 @@ TimeoutStartSec=180
 	found := string(text)
 	for _, want := range []string{
 		"upstream: 200 1.1\n", "start: 0\n", "h2: 200 2\n", "h1: 200 1.1\n", "attached: edge0: native mode", "control: generation 1", "reload: 0\n", "gateway-engine",
-		"other-unit: 1\n", "other-command: 1\n", "rotate: 0\n", "access.log.1", "after: 200 2\n", "Type=notify", "WatchdogUSec=30s", "NRestarts=0",
+		"other-unit: 1\n", "other-command: 1\n", "rotate: 0\n", "access.log.1", "after: 200 2\n", "upgraded: 200 2\n", "reload-again: 0\n", "attached-still: edge0: native mode", "Type=notify", "WatchdogUSec=30s", "NRestarts=0",
 		"ActiveState=active", "stop: 0\n", "detached: nothing is attached",
 	} {
 		if !strings.Contains(found, want) {
@@ -249,6 +255,9 @@ TimeoutStartSec=180
 	}
 	if strings.Contains(found, "requests: 0\n") || !strings.Contains(found, "requests: ") {
 		t.Error("9090 shows no requests")
+	}
+	if m := regexp.MustCompile(`upgrade: process (\d+) has taken over`).FindStringSubmatch(found); m == nil || !strings.Contains(found, "main-pid: "+m[1]+"\n") {
+		t.Error("after an upgrade the service manager takes another process for the main one, or there was none")
 	}
 	workers := 0
 	for line := range strings.Lines(found) {

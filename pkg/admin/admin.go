@@ -247,9 +247,10 @@ const (
 )
 
 // NewServer serves the Control on a listener of Listen: who can open that socket may do all.
-func NewServer(c Control, log *slog.Logger) *http.Server {
+// audit notes who changes something, whatever log leaves out.
+func NewServer(c Control, log, audit *slog.Logger) *http.Server {
 	mux := http.NewServeMux()
-	a := &api{c, log}
+	a := &api{c, log, audit}
 	for _, e := range a.endpoints() {
 		mux.HandleFunc(e.pattern, e.serve)
 	}

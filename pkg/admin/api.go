@@ -33,6 +33,7 @@ type endpoint struct {
 type api struct {
 	control Control
 	log     *slog.Logger
+	audit   *slog.Logger // not to be silenced
 }
 
 // endpoints are all there are.openapi.yaml describes each.

@@ -13,7 +13,7 @@ import (
 // Bounds of the listener for people and their tools.
 const (
 	maxConnections = 64 // open at once
-	maxOfAddress   = 32 // of these, from one address, of those that have shown no token yet
+	maxOfAddress   = 32 // of these, from one address or /64, of those that have shown no token yet
 )
 
 // gate accepts connections without making anybody wait: where there is no room, those that have
@@ -42,7 +42,7 @@ func (g *gate) Accept() (net.Conn, error) {
 	}
 	n := &gated{Conn: c, gate: g}
 	if a, err := netip.ParseAddrPort(c.RemoteAddr().String()); err == nil {
-		n.from = a.Addr().Unmap()
+		n.from = network(a.Addr().Unmap())
 	}
 	for _, v := range g.admit(n) {
 		v.Close()

@@ -40,7 +40,11 @@ func share(path string, group int) error {
 	if group < 0 {
 		return os.Chmod(path, 0o600)
 	}
-	return errors.Join(os.Chown(path, 0, group), os.Chmod(path, 0o660))
+	err := os.Chown(path, 0, group)
+	if errors.Is(err, unix.EPERM) { // root without CAP_CHOWN, and no member: then for root alone
+		return os.Chmod(path, 0o600)
+	}
+	return errors.Join(err, os.Chmod(path, 0o660))
 }
 
 type peerKey struct{}
@@ -72,7 +76,7 @@ func (a *api) audited(next http.Handler) http.Handler {
 		done := &answer{ResponseWriter: w}
 		next.ServeHTTP(done, q)
 		if peer, ok := q.Context().Value(peerKey{}).(*unix.Ucred); ok {
-			a.log.Info("control socket audit", "path", q.URL.Path, "status", done.status, "uid", peer.Uid, "pid", peer.Pid)
+			a.audit.Info("control socket audit", "path", q.URL.Path, "status", done.status, "uid", peer.Uid, "pid", peer.Pid)
 		}
 	})
 }

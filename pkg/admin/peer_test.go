@@ -87,7 +87,7 @@ func TestPeersOfControlSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	g, log := &gateway{events: NewEvents()}, &lockedLog{}
-	server := NewServer(tried{g}, slog.New(slog.NewTextHandler(log, nil)))
+	server := NewServer(tried{g}, slog.New(slog.DiscardHandler), slog.New(slog.NewTextHandler(log, nil)))
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { server.Close() })
 	ask := func(method, path, body string) string {

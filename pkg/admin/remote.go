@@ -52,6 +52,8 @@ type RemoteOptions struct {
 	Clients func() (*x509.CertPool, error)
 	Roles   map[string]Role
 	Log     *slog.Logger
+	// Audit is where it is noted who changes something, whatever Log leaves out; nil: Log.
+	Audit *slog.Logger
 }
 
 // Remote is the admin API over TLS, with the dashboard. Who asks shows a token, in the field
@@ -75,10 +77,13 @@ type session struct {
 	until time.Time
 }
 
-// valid tells whether a right that was shown still is one. That of a certificate is looked at with
-// each request.
+// valid tells whether a right that was shown still is one. A certificate is one until its end: from
+// which authority it is was looked at in the handshake.
 func (r *Remote) valid(who Token) bool {
-	return strings.HasPrefix(who.ID, certificateID) || r.options.Tokens.valid(who.ID)
+	if strings.HasPrefix(who.ID, certificateID) {
+		return who.good()
+	}
+	return r.options.Tokens.valid(who.ID)
 }
 
 type failures struct {
@@ -88,8 +93,11 @@ type failures struct {
 
 // NewRemote serves the Control and the dashboard.
 func NewRemote(c Control, o RemoteOptions) *Remote {
+	if o.Audit == nil {
+		o.Audit = o.Log
+	}
 	r := &Remote{
-		options: o, api: &api{c, o.Log}, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection(),
+		options: o, api: &api{c, o.Log, o.Audit}, mux: http.NewServeMux(), crossSite: http.NewCrossOriginProtection(),
 		sessions: map[string]session{}, failures: map[netip.Addr]failures{},
 	}
 	for _, e := range append(r.api.endpoints(), r.endpoints()...) {
@@ -183,7 +191,7 @@ func (r *Remote) serve(w http.ResponseWriter, q *http.Request) {
 		return
 	}
 	if write, kept := r.audits(a.who.ID != ""); write {
-		r.options.Log.Info("admin audit", "method", q.Method, "path", q.URL.Path, "status", a.status,
+		r.options.Audit.Info("admin audit", "method", q.Method, "path", q.URL.Path, "status", a.status,
 			"from", q.RemoteAddr, "token", a.who.ID, "name", a.who.Name, "host", q.Host, "left_out_before", kept)
 	}
 }
@@ -276,7 +284,7 @@ func (r *Remote) certified(q *http.Request) (Token, bool) {
 	if !known || time.Now().After(leaf.NotAfter) {
 		return Token{}, false
 	}
-	return Token{ID: certificateID + leaf.SerialNumber.Text(16), Name: leaf.Subject.CommonName, Role: role, Created: leaf.NotBefore}, true
+	return Token{ID: certificateID + leaf.SerialNumber.Text(16), Name: leaf.Subject.CommonName, Role: role, Created: leaf.NotBefore, Expires: leaf.NotAfter}, true
 }
 
 // identify finds who asks.
@@ -306,12 +314,25 @@ func (r *Remote) identify(q *http.Request) (Token, int, error) {
 	return who, 0, nil
 }
 
+// network is who counts as one client: an address, or the /64 that a host of IPv6 may have
+// all of.
+func network(a netip.Addr) netip.Addr {
+	if a.Is4() {
+		return a
+	}
+	p, err := a.WithZone("").Prefix(64)
+	if err != nil {
+		return a
+	}
+	return p.Addr()
+}
+
 func addressOf(q *http.Request) netip.Addr {
 	a, err := netip.ParseAddrPort(q.RemoteAddr)
 	if err != nil {
 		return netip.Addr{}
 	}
-	return a.Addr().Unmap()
+	return network(a.Addr().Unmap())
 }
 
 // shut tells whether an address has shown too many wrong tokens.
@@ -351,13 +372,17 @@ func (r *Remote) session(cookie string) (session, bool) {
 func (r *Remote) login(w http.ResponseWriter, q *http.Request) {
 	who := q.Context().Value(whoKey{}).(Token)
 	cookie := random(20)
+	until := time.Now().Add(sessionTime)
+	if !who.Expires.IsZero() && who.Expires.Before(until) {
+		until = who.Expires
+	}
 	r.mu.Lock()
 	for name, s := range r.sessions {
 		if len(r.sessions) >= maxSessions || time.Now().After(s.until) {
 			delete(r.sessions, name)
 		}
 	}
-	r.sessions[cookie] = session{who, time.Now().Add(sessionTime)}
+	r.sessions[cookie] = session{who, until}
 	r.mu.Unlock()
 	http.SetCookie(w, &http.Cookie{
 		Name: sessionCookie, Value: cookie, Path: "/", MaxAge: int(sessionTime.Seconds()),

@@ -218,7 +218,7 @@ func (s *supervisor) serveSides(metrics *telemetry.Server) (end func(), err erro
 		return end, err
 	}
 	if s.control != nil {
-		server := admin.NewServer(s, s.log)
+		server := admin.NewServer(s, s.log, s.audit())
 		if err := serve("control socket", s.control, func(l net.Listener) error { _ = server.Serve(l); return nil }); err != nil {
 			return end, err
 		}

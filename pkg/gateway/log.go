@@ -36,8 +36,16 @@ func (s *supervisor) SetLogLevel(word string) error {
 	was := logging.LevelWord(h.Level())
 	h.SetLevel(level)
 	s.crew.setLogLevel(word)
-	s.log.Info("log level is changed", "from", was, "to", word)
+	s.audit().Info("log level is changed", "from", was, "to", word)
 	return nil
+}
+
+// audit is the error log for what no level leaves out: who changes something.
+func (s *supervisor) audit() *slog.Logger {
+	if h, ok := s.log.Handler().(*logging.Handler); ok {
+		return slog.New(h.Always())
+	}
+	return s.log
 }
 
 // LogLevel is the error log's.

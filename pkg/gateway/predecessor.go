@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"sync"
 
+	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -103,6 +105,19 @@ func (p *predecessor) generation() uint64 {
 		return 0
 	}
 	return p.offer.Generation
+}
+
+// refuse says what of the configuration differs that a handover cannot change.
+func (p *predecessor) refuse(c *config.Config) error {
+	if p == nil {
+		return nil
+	}
+	for _, name := range p.offer.Interfaces { // nobody would take the kernel plane off
+		if !slices.ContainsFunc(c.Interfaces, func(i config.Interface) bool { return i.Name == name }) {
+			return fmt.Errorf("the kernel plane is on interface %s, which the configuration no longer has: that takes a restart", name)
+		}
+	}
+	return nil
 }
 
 func (p *predecessor) giveTickets(t *ticketRing) {

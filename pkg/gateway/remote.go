@@ -57,7 +57,7 @@ func (s *supervisor) openRemote(o *config.AdminAPI) error {
 	if _, err := shown.get(); err != nil {
 		return err
 	}
-	options := admin.RemoteOptions{Tokens: tokens, Names: o.ServerNames, Certificate: shown.get, Roles: map[string]admin.Role{}, Log: s.log}
+	options := admin.RemoteOptions{Tokens: tokens, Names: o.ServerNames, Certificate: shown.get, Roles: map[string]admin.Role{}, Log: s.log, Audit: s.audit()}
 	if o.ClientCA != "" {
 		clients := &clientAuthorities{path: o.ClientCA}
 		if _, err := clients.get(); err != nil {

@@ -51,6 +51,7 @@ const HandoverEnv = "XGW_HANDOVER"
 type offer struct {
 	PID            int        `json:"pid"`
 	Workers        int        `json:"workers"`
+	Interfaces     []string   `json:"interfaces,omitempty"`
 	Generation     uint64     `json:"generation"`
 	Drained        bool       `json:"drained,omitempty"`
 	TicketKeys     [][32]byte `json:"ticket_keys"`
@@ -129,8 +130,11 @@ func (s *supervisor) sweepSlots() {
 		if state := stateOf(slab); state == zone.StateNone || state == zone.StateDead {
 			continue
 		}
-		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", slab.LoadGauge(zone.GaugePID)))
-		if err != nil || !strings.HasPrefix(string(name), "xgw") {
+		pid := int(slab.LoadGauge(zone.GaugePID))
+		// A service may be shown no processes of other users, who are there all the same.
+		name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+		stranger := err == nil && !strings.HasPrefix(string(name), "xgw")
+		if stranger || pid <= 0 || errors.Is(unix.Kill(pid, 0), unix.ESRCH) {
 			slab.Set(zone.GaugeState, uint64(zone.StateDead))
 		}
 	}
@@ -362,6 +366,9 @@ func (s *supervisor) makeOffer(n *successor) error {
 	m := &message{Kind: kindOffer, Offer: &offer{
 		PID: os.Getpid(), Workers: len(s.cores), Generation: s.policy.Generation, Drained: s.drained.Load(), Names: map[string]string{},
 	}}
+	for _, pl := range s.planes {
+		m.Offer.Interfaces = append(m.Offer.Interfaces, pl.options.Interface)
+	}
 	if s.tickets.path == "" {
 		m.Offer.TicketKeys, m.Offer.TicketsRotated = s.tickets.keys(), s.tickets.rotated
 	}

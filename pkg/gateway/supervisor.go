@@ -243,6 +243,9 @@ func (s *supervisor) prepare() error {
 		return &ConfigError{s.config.Path, err}
 	}
 	s.policy = p
+	if err := s.predecessor.refuse(s.config); err != nil {
+		return err
+	}
 	s.warn()
 	if s.cores, err = workerCores(s.config); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"os"
 	"regexp"
 	"strconv"
@@ -95,6 +96,14 @@ func (h *Handler) SetLevel(l slog.Level) { h.level.Set(l) }
 
 // Level is from which level on they are written.
 func (h *Handler) Level() slog.Level { return h.level.Level() }
+
+// Always is a handler for the same log that writes records of every level.
+func (h *Handler) Always() *Handler {
+	next := *h
+	next.level = new(slog.LevelVar)
+	next.level.Set(math.MinInt)
+	return &next
+}
 
 // Enabled tells whether records of the level are written.
 func (h *Handler) Enabled(_ context.Context, l slog.Level) bool { return l >= h.level.Level() }

@@ -70,7 +70,7 @@ func (m *Misuse) Error() string {
 
 const (
 	misuseBudget  = 500     // what a browser does in a burst is within: 100 streams that were just begun, cancelled
-	misuseRefill  = 25      // per second
+	misuseRefill  = 50      // per second
 	usefulFrame   = 1 << 10 // bytes from which DATA counts as work that was cut short by a window: tiny windows are no use
 	continuations = 64      // CONTINUATION frames in a block: 32 KiB in pieces of 512 bytes
 	controlBytes  = 64 << 10
@@ -80,7 +80,7 @@ const (
 	// A stream that is reset costs an exchange, and one that has reached its server a connection to that as well. Who does it
 	// for the harm does it again and again, to streams that it began a moment ago.
 	costReset      = 2
-	costEarlyReset = 4 // before a reply, within earlyReset
+	costEarlyReset = 3 // before a reply, within earlyReset
 	costRefused    = 4
 	costCaused     = 8 // who makes us reset streams is broken, or pretends to be
 	earlyReset     = 100 * time.Millisecond
