@@ -259,8 +259,15 @@ func TestUpgradeBothPlanes(t *testing.T) {
 	u.failing(t, 0, "edge0")
 	rewrite(t, filepath.Join(v.dir, "gateway.yaml"), v.text)
 	const rounds = 3
+	weight := 7
+	if err := v.ctl.SetServer(admin.ServerSetting{Upstream: "back", Address: "203.0.113.2:8080", Weight: &weight}); err != nil {
+		t.Fatal(err)
+	}
 	for round := range rounds {
 		u.upgrade(t)
+		if s, err := v.ctl.Status(); err != nil || len(s.Servers) != 1 || s.Servers[0].Weight != weight {
+			t.Errorf("round %d: servers %+v, %v; want the weight that was set by hand, %d", round, s.Servers, err, weight)
+		}
 		now := statusOf(t, v.Lab, instance)
 		if !now.Attached || now.Program == before.Program {
 			t.Errorf("round %d: attached is %v with program %d; want another than %d", round, now.Attached, now.Program, before.Program)

@@ -57,6 +57,12 @@ func (a *aside) call() (handed chan<- bool, err error) {
 	return handed, nil
 }
 
+func (a *aside) isCalled() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.called
+}
+
 // mayEnd tells whether nobody has called; then nobody can any more.
 func (a *aside) mayEnd() bool {
 	a.mu.Lock()
@@ -75,20 +81,34 @@ func (s *supervisor) serve(ctx context.Context, stop context.CancelFunc) error {
 		return err
 	}
 	s.escalator.follow(s.config, s.policy)
-	for {
+	for again := false; ; again = true {
 		leading, end := s.aside.begin(ctx)
+		if !again && s.predecessor.waits() {
+			go s.heed(ctx, s.predecessor, s.restarts())
+		}
 		err := s.lead(ctx, leading)
+		if err != nil && s.predecessor.waits() {
+			_ = s.tellPredecessor(err)
+		}
 		end()
-		ending := err != nil || ctx.Err() != nil
-		if ending && s.aside.mayEnd() {
+		if err != nil && again && ctx.Err() == nil {
+			// It has led before: what has changed since must not end a gateway that serves.
+			s.log.Error("this supervisor cannot lead again yet: it tries on", "error", err)
+			time.Sleep(beatInterval)
+			continue
+		}
+		if (err != nil || ctx.Err() != nil) && s.aside.mayEnd() {
 			return err
 		}
 		if s.handed = <-s.aside.handed; s.handed { // it takes as long as a handover at most
 			s.log.Info("another supervisor has taken over: workers finish what is under way")
 			return errors.Join(err, s.finish(stop))
 		}
-		if ending {
+		if ctx.Err() != nil {
 			return err
+		}
+		if err != nil {
+			s.log.Warn("not all of the lead could be ended well", "error", err)
 		}
 	}
 }
@@ -155,10 +175,11 @@ func (s *supervisor) lead(ctx, leading context.Context) (err error) {
 		drainer.Observe = func(r *zone.AccessRecord) { observe(r); pushed.Note(r) }
 	}
 	endAdmin, err := s.serveSides(metrics)
-	if err != nil {
-		return err
-	}
 	defer endAdmin()
+	if err != nil {
+		s.closePush()
+		return errors.Join(err, shutDown(metrics))
+	}
 	// It drains until the workers, who end with ctx, have written their last.
 	draining, drained := context.WithCancel(context.Background())
 	defer drained()
@@ -181,14 +202,21 @@ func (s *supervisor) lead(ctx, leading context.Context) (err error) {
 	<-escalating
 	if ctx.Err() != nil {
 		s.predecessor.stopping()
-		s.stopTrials()
+		if s.aside.mayEnd() {
+			s.stopTrials()
+		} // else an upgrade has ended them, and waits for this with the lock of both
 		s.notify(daemon.SdNotifyStopping)
 		s.log.Info("stopping: workers finish what is under way")
 		s.crew.wait()
+		s.predecessor.linger(s.policy.Snapshot.Timeouts.Drain + time.Second)
 	}
 	drained()
 	drainer.Wait()
 	s.closePush()
+	return shutDown(metrics)
+}
+
+func shutDown(metrics *telemetry.Server) error {
 	last, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	return metrics.Shutdown(last)
@@ -223,7 +251,7 @@ func (s *supervisor) serveSides(metrics *telemetry.Server) (end func(), err erro
 			return end, err
 		}
 		ends = append(ends, func() {
-			if s.successor == nil {
+			if !s.aside.isCalled() {
 				server.Close()
 				return
 			}
@@ -246,12 +274,6 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *l
 	watchdog := s.watchdog()
 	beat := time.NewTicker(beatInterval)
 	defer beat.Stop()
-	reopen := make(chan os.Signal, 1)
-	signal.Notify(reopen, unix.SIGUSR1)
-	defer signal.Stop(reopen)
-	reload := make(chan os.Signal, 1) // one that comes while another waits is the same
-	signal.Notify(reload, unix.SIGHUP)
-	defer signal.Stop(reload)
 	for ctx.Err() == nil {
 		s.zone.Beat(monotonic())
 		s.zone.BusyAddresses().Publish()
@@ -274,12 +296,25 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *l
 		select {
 		case <-ctx.Done():
 		case <-beat.C:
-		case <-reload:
+		case <-s.wants.reload:
 			go func() { _, _ = s.Reload(0) }() // it logs how it went
-		case <-reopen:
+		case <-s.wants.reopen:
 			s.reopen(drainer)
 		}
 	}
+}
+
+// wants are signals of operators. They are caught for the whole life of the process, for a
+// supervisor that does not lead must not be ended by them.
+type wants struct {
+	reload, reopen chan os.Signal // one that comes while another waits is the same
+}
+
+func catchSignals() (w wants, end func()) {
+	w = wants{make(chan os.Signal, 1), make(chan os.Signal, 1)}
+	signal.Notify(w.reload, unix.SIGHUP)
+	signal.Notify(w.reopen, unix.SIGUSR1)
+	return w, func() { signal.Stop(w.reload); signal.Stop(w.reopen) }
 }
 
 func monotonic() int64 {

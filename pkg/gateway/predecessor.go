@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/datapath"
@@ -210,6 +212,18 @@ func (p *predecessor) listener(name string, cpus []int) (*listener, error) {
 	return l, nil
 }
 
+// takeHands decides on servers as operators did before.
+func (s *supervisor) takeHands() {
+	if s.predecessor == nil {
+		return
+	}
+	for _, h := range s.predecessor.offer.Hands {
+		if err := s.SetServer(h); err != nil {
+			s.log.Warn("a server is not as it was set by hand", "upstream", h.Upstream, "server", h.Address, "error", err)
+		}
+	}
+}
+
 // tell says something to it; one that is gone hears nothing.
 func (p *predecessor) tell(k kind) error {
 	if p == nil {
@@ -238,15 +252,8 @@ func (p *predecessor) waits() bool {
 	return !p.settled && !p.gone
 }
 
-// close gives back what was not taken.
-func (p *predecessor) close() {
-	if p == nil {
-		return
-	}
-	p.mu.Lock()
-	p.settled = true
-	p.mu.Unlock()
-	p.control.close()
+// drop gives back what was not taken: the predecessor has descriptors of its own.
+func (p *predecessor) drop() {
 	for _, f := range p.files {
 		f.Close()
 	}
@@ -256,7 +263,28 @@ func (p *predecessor) close() {
 				f.Close()
 			}
 		}
+		clear(some)
 	}
+	clear(p.files)
+}
+
+// linger waits until it is gone, for so long at most: a service manager would end it with this
+// process.
+func (p *predecessor) linger(patience time.Duration) {
+	for end := time.Now().Add(patience); p.alive() && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func (p *predecessor) close() {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	p.settled = true
+	p.mu.Unlock()
+	p.control.close()
+	p.drop()
 }
 
 // tellPredecessor why this one does not take over.
@@ -284,19 +312,20 @@ func (s *supervisor) takeLead() error {
 	s.zone.Own()
 	s.zone.SetShift(s.crew.shift)
 	s.zone.SetGeneration(s.policy.Generation)
-	if err := errors.Join(s.options.fault("lead"), s.govern()); err != nil {
-		return s.tellPredecessor(fmt.Errorf("take over: %w", err))
+	err = errors.Join(s.options.fault("lead"), s.govern())
+	if err == nil {
+		err = s.escalator.govern(s.planes)
 	}
-	if err := s.escalator.govern(s.planes); err != nil {
-		return s.tellPredecessor(fmt.Errorf("take over: %w", err))
+	if err != nil {
+		s.letGo()
+		err = s.tellPredecessor(fmt.Errorf("take over: %w", err))
+		_ = p.tell(kindReturned)
 	}
-	restarts := s.restarts()
-	go s.heed(p, restarts)
-	return nil
+	return err
 }
 
 // heed answers the supervisor before until it is gone.
-func (s *supervisor) heed(p *predecessor, restarts uint64) {
+func (s *supervisor) heed(ctx context.Context, p *predecessor, restarts uint64) {
 	for {
 		m, err := p.control.receive()
 		if err != nil {
@@ -311,7 +340,12 @@ func (s *supervisor) heed(p *predecessor, restarts uint64) {
 		switch m.Kind {
 		case kindCheck:
 			answer := &message{Kind: kindWell}
-			if err := s.unwell(restarts); err != nil {
+			err := s.unwell(restarts)
+			if ctx.Err() != nil { // that is why they are as they are
+				p.stopping()
+				continue
+			}
+			if err != nil {
 				answer = &message{Kind: kindRefused, Error: err.Error()}
 			}
 			_ = p.control.send(answer) // that it is gone shows above

@@ -36,6 +36,9 @@ type pending struct {
 func (s *supervisor) Reload(confirm time.Duration) (admin.Reloaded, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.gone {
+		return admin.Reloaded{}, fmt.Errorf("reload: %w: %w", admin.ErrImpossible, errHanded)
+	}
 	began := time.Now()
 	s.endTrial("reload")
 	s.notify(reloading())
@@ -169,6 +172,9 @@ func (s *supervisor) changeOver(m *message, p *policy.Policy, confirm time.Durat
 func (s *supervisor) Confirm() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.gone {
+		return fmt.Errorf("confirm: %w: %w", admin.ErrImpossible, errHanded)
+	}
 	if s.pending == nil {
 		return fmt.Errorf("confirm: %w: a reload that was not confirmed in time is undone by now", admin.ErrNothingWaits)
 	}

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/admin"
+	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/servers"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -49,13 +51,14 @@ const HandoverEnv = "XGW_HANDOVER"
 // offer is what there is to take over; its descriptors come with it, and those of listeners
 // in messages of their own.
 type offer struct {
-	PID            int        `json:"pid"`
-	Workers        int        `json:"workers"`
-	Interfaces     []string   `json:"interfaces,omitempty"`
-	Generation     uint64     `json:"generation"`
-	Drained        bool       `json:"drained,omitempty"`
-	TicketKeys     [][32]byte `json:"ticket_keys"`
-	TicketsRotated time.Time  `json:"tickets_rotated"`
+	PID            int                   `json:"pid"`
+	Workers        int                   `json:"workers"`
+	Interfaces     []string              `json:"interfaces,omitempty"`
+	Generation     uint64                `json:"generation"`
+	Drained        bool                  `json:"drained,omitempty"`
+	Hands          []admin.ServerSetting `json:"hands,omitempty"` // servers that were set by hand
+	TicketKeys     [][32]byte            `json:"ticket_keys"`
+	TicketsRotated time.Time             `json:"tickets_rotated"`
 	// Names are those of the sides that come with it, as configured, by kind.
 	Names map[string]string `json:"names"`
 }
@@ -72,7 +75,8 @@ const (
 type successor struct {
 	cmd     *exec.Cmd
 	control *control
-	answers chan *message // closed when it is gone
+	answers chan *message   // closed when it is gone
+	stop    <-chan struct{} // closed when the gateway is to stop
 }
 
 // Upgrade hands over to a new process of the binary. It returns when that has led for as long
@@ -102,6 +106,8 @@ func (s *supervisor) Upgrade(ask admin.Upgrade) (done admin.Upgraded, err error)
 	return admin.Upgraded{PID: pid, Took: time.Since(began)}, nil
 }
 
+var errHanded = errors.New("this supervisor has handed over to another: ask again")
+
 // mayUpgrade says what stands against an upgrade now.
 func (s *supervisor) mayUpgrade() error {
 	switch {
@@ -109,8 +115,10 @@ func (s *supervisor) mayUpgrade() error {
 		return fmt.Errorf("%w: `gateway-ctl confirm`, or wait", admin.ErrUnconfirmed)
 	case s.predecessor.alive():
 		return errors.New("the supervisor before this one is not gone yet: its workers finish what is under way")
-	case s.handed:
-		return errors.New("this supervisor has handed over already")
+	case s.gone:
+		return errHanded
+	case os.Getpid() == 1:
+		return errors.New("this process is the first of its machine or container, which would end with it: start a new one beside it")
 	}
 	s.sweepSlots()
 	for i := range s.cores {
@@ -185,7 +193,7 @@ func (s *supervisor) startSuccessor(binary string) (*successor, error) {
 		ours.close()
 		return nil, fmt.Errorf("start %s: %w", path, err)
 	}
-	n := &successor{cmd: cmd, control: ours, answers: make(chan *message, 1)}
+	n := &successor{cmd: cmd, control: ours, answers: make(chan *message, 1), stop: s.ctx.Done()}
 	go func() {
 		defer close(n.answers)
 		for {
@@ -219,8 +227,12 @@ func (n *successor) wait(want kind, patience time.Duration) error {
 		return nil
 	case <-late.C:
 		return fmt.Errorf("the new supervisor did not say %q within %s", want, patience)
+	case <-n.stop:
+		return errStopping
 	}
 }
+
+var errStopping = errors.New("the gateway is stopping")
 
 // errStopped: the successor was told to stop, and the gateway with it.
 var errStopped = errors.New("the new supervisor was stopped")
@@ -237,7 +249,9 @@ func (s *supervisor) handOver(n *successor, watch time.Duration) error {
 	for _, l := range s.listeners {
 		l.shared.Store(true)
 	}
+	_ = n.control.conn.SetWriteDeadline(time.Now().Add(startTime)) // one that hangs reads nothing
 	err := s.makeOffer(n)
+	_ = n.control.conn.SetWriteDeadline(time.Time{})
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		err = errEnded
 	}
@@ -260,7 +274,6 @@ func (s *supervisor) handOver(n *successor, watch time.Duration) error {
 		err = n.wait(kindLeading, startTime)
 	}
 	if err == nil {
-		s.notify(fmt.Sprintf("MAINPID=%d", n.cmd.Process.Pid))
 		err = s.watchSuccessor(n, watch)
 	}
 	if err == nil {
@@ -270,20 +283,25 @@ func (s *supervisor) handOver(n *successor, watch time.Duration) error {
 		err = n.control.send(&message{Kind: kindSettled})
 	}
 	if err == nil || errors.Is(err, errStopped) {
+		s.notify(fmt.Sprintf("MAINPID=%d", n.cmd.Process.Pid))
+		s.gone = true
 		s.letGo()
 		handed <- true
 		return nil
 	}
 	s.endSuccessor(n)
 	err = errors.Join(err, s.takeBack(true))
-	s.notify(fmt.Sprintf("MAINPID=%d", os.Getpid()))
 	handed <- false
 	return err
 }
 
 // watchSuccessor asks it how it is, for so long.
 func (s *supervisor) watchSuccessor(n *successor, watch time.Duration) error {
+	watchdog := s.watchdog() // this is the service manager's main process until it is settled
 	for end := time.Now().Add(watch); ; {
+		if watchdog != "" {
+			s.notify(watchdog)
+		}
 		if err := n.control.send(&message{Kind: kindCheck}); err != nil {
 			return errEnded
 		}
@@ -297,6 +315,8 @@ func (s *supervisor) watchSuccessor(n *successor, watch time.Duration) error {
 			case m.Kind != kindWell:
 				return fmt.Errorf("the new supervisor is not well: %s", m.Error)
 			}
+		case <-n.stop:
+			return errStopping
 		case <-time.After(checkTime):
 			return fmt.Errorf("the new supervisor does not answer within %s", checkTime)
 		}
@@ -327,6 +347,17 @@ func (s *supervisor) endSuccessor(n *successor) {
 		}
 	}
 	_ = n.cmd.Process.Kill()
+	gone := time.After(time.Second)
+	for {
+		select {
+		case _, ok := <-n.answers:
+			if !ok {
+				return
+			}
+		case <-gone:
+			return
+		}
+	}
 }
 
 // takeBack makes everything this supervisor's as it was. led: it had stepped aside.
@@ -342,12 +373,33 @@ func (s *supervisor) takeBack(led bool) error {
 		for _, pl := range s.planes {
 			errs = append(errs, pl.renew())
 		}
+		errs = append(errs, s.dropOthers())
+		s.tune(&s.config.TCP)
 	}
 	for _, l := range s.listeners {
 		l.shared.Store(false)
 		errs = append(errs, s.crew.readmit(l))
 	}
 	return errors.Join(errs...)
+}
+
+// dropOthers takes off what another supervisor attached for as long as it runs.
+func (s *supervisor) dropOthers() error {
+	names, err := datapath.Interfaces(datapath.Options{Instance: s.config.Instance})
+	for _, name := range names {
+		if slices.ContainsFunc(s.planes, func(pl *plane) bool { return pl.options.Interface == name }) {
+			continue
+		}
+		d, openErr := datapath.Open(datapath.Options{Interface: name, Instance: s.config.Instance})
+		if openErr != nil {
+			continue // an operator's, in a state of their own
+		}
+		if d.Transient() {
+			err = errors.Join(err, d.Detach())
+		}
+		err = errors.Join(err, d.Close())
+	}
+	return err
 }
 
 // zoneBefore ends the name that a zone has while another may take its place.
@@ -366,6 +418,11 @@ func (s *supervisor) makeOffer(n *successor) error {
 	m := &message{Kind: kindOffer, Offer: &offer{
 		PID: os.Getpid(), Workers: len(s.cores), Generation: s.policy.Generation, Drained: s.drained.Load(), Names: map[string]string{},
 	}}
+	for _, v := range s.servers.Status() {
+		if h := s.servers.Hand(v.Upstream, v.Address); h != (servers.Hand{}) {
+			m.Offer.Hands = append(m.Offer.Hands, admin.ServerSetting{Upstream: v.Upstream, Address: v.Address, Drained: &h.Drained, Weight: &h.Weight})
+		}
+	}
 	for _, pl := range s.planes {
 		m.Offer.Interfaces = append(m.Offer.Interfaces, pl.options.Interface)
 	}

@@ -136,7 +136,10 @@ type supervisor struct {
 	predecessor *predecessor // who hands over to this one; nil for none, or when it is gone
 	successor   *successor   // who this one hands over to; nil for none
 	aside       aside
-	handed      bool // another supervisor has all there is
+	handed      bool            // another supervisor has all there is
+	gone        bool            // the same, for what waits for mu
+	ctx         context.Context // ends when the gateway is to stop
+	wants       wants
 }
 
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
@@ -148,6 +151,10 @@ func Run(ctx context.Context, o Options) (err error) {
 		s.handed = s.handed || s.predecessor.waits()
 		err = errors.Join(err, s.close())
 	}()
+	s.ctx = ctx
+	var end func()
+	s.wants, end = catchSignals()
+	defer end()
 	if s.predecessor, err = meetPredecessor(); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
@@ -162,6 +169,7 @@ func Run(ctx context.Context, o Options) (err error) {
 		return fmt.Errorf("start gateway: %w", err)
 	}
 	s.servers.Keep(s.policy.Snapshot.Upstreams)
+	s.takeHands()
 	credential, said := workerCredential(s.config.WorkerUser)
 	if said != "" {
 		s.log.Warn(said)
@@ -273,7 +281,7 @@ func (s *supervisor) prepare() error {
 		l, err := s.predecessor.listener(lc.Address, s.cores)
 		if err == nil && l == nil {
 			// The workers of a supervisor that is gone may still listen.
-			l, err = listen(lc.Address, s.cores, os.Geteuid() == 0, s.zone.Replaced() != 0)
+			l, err = listen(lc.Address, s.cores, os.Geteuid() == 0, s.predecessor == nil && s.zone.Replaced() != 0)
 		}
 		if err != nil {
 			return err
@@ -282,6 +290,7 @@ func (s *supervisor) prepare() error {
 	}
 	s.tune(&s.config.TCP)
 	if s.predecessor != nil {
+		s.predecessor.drop()
 		return nil // the kernel plane is its own until it steps aside
 	}
 	return s.govern()

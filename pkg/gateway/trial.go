@@ -81,6 +81,8 @@ func (s *supervisor) beginTrial(ask admin.TryPolicy) (_ *trial, err error) {
 	switch {
 	case ask.For < admin.ShortestTrial || ask.For > admin.LongestTrial || !filepath.IsAbs(ask.Path) || s.options.LoadOther == nil:
 		return nil, fmt.Errorf("%w: want an absolute path, and from %s to %s", admin.ErrInvalid, admin.ShortestTrial, admin.LongestTrial)
+	case s.gone:
+		return nil, fmt.Errorf("%w: %w", admin.ErrImpossible, errHanded)
 	case s.stopped:
 		return nil, fmt.Errorf("%w: the gateway stops", admin.ErrImpossible)
 	case s.trial != nil:

@@ -252,7 +252,9 @@ func (w *Worker) accept(nc net.Conn, name string) {
 	w.slab.Move(zone.GaugeConnections, 1)
 	c := w.newConn(nc, l)
 	c.counted = counted
-	c.closing.Store(retiring)
+	if w.retiring.Load() { // either Retire finds it among the connections, or this sees that it was called
+		c.closing.Store(true)
+	}
 	w.serving.Add(1)
 	w.http2.Run(c.start)
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Hand is what somebody decided on a server, in place of the configuration. It holds as long as
-// the gateway runs and has an upstream of that name, whatever else is reloaded; the zero value
+// the gateway runs, through upgrades, and has an upstream of that name, whatever else is reloaded; the zero value
 // gives the server back to the configuration.
 type Hand struct {
 	Drained bool // no new requests; those under way end
