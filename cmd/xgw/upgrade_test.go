@@ -387,3 +387,66 @@ func TestUpgradeRollsBack(t *testing.T) {
 		t.Errorf("%d of %d requests failed", l.failed.Load(), l.served.Load())
 	}
 }
+
+// A gateway that is told to stop in the midst of an upgrade stops, whichever of its processes
+// hears of it, and leaves nothing; other signals end none of them.
+func TestUpgradeIsStopped(t *testing.T) {
+	start := func(t *testing.T, instance string) (u *upgrader, zone string) {
+		dir := t.TempDir()
+		text := gatewayYAML(dir, "127.0.0.1:0", upstream(t), "workers: 1\npin: false\ntimeouts: {drain: 1s}\n")
+		u = newUpgrader(t, startGateway(t, startHere, instance, dir, text), instance)
+		return u, "/dev/shm/xgw-" + instance + ".zone"
+	}
+	over := func(t *testing.T, zone string, pids ...int) {
+		t.Helper()
+		for _, pid := range pids {
+			eventually(t, fmt.Sprintf("process %d ends", pid), func() bool { return syscall.Kill(pid, 0) != nil })
+		}
+		for _, path := range []string{zone, zone + ".old"} {
+			if _, err := os.Stat(path); err == nil {
+				t.Errorf("%s is left", path)
+			}
+		}
+	}
+	t.Run("before the new one is ready", func(t *testing.T) {
+		t.Parallel()
+		u, zone := start(t, "stopsoon")
+		hang := filepath.Join(u.dir, "hang")
+		if err := os.WriteFile(hang, []byte("#!/bin/sh\nexec sleep 60\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() {
+			_, err := u.ctl.Upgrade(admin.Upgrade{Binary: hang})
+			ended <- err
+		}()
+		eventually(t, "the new one starts", func() bool { return strings.Contains(u.log.String(), "another supervisor starts") })
+		_ = syscall.Kill(u.pid, syscall.SIGTERM)
+		if err := <-ended; err == nil {
+			t.Error("the upgrade is said to be done")
+		}
+		over(t, zone, u.pid)
+	})
+	t.Run("while the new one is watched", func(t *testing.T) {
+		t.Parallel()
+		u, zone := start(t, "stoplate")
+		ended := make(chan error, 1)
+		go func() {
+			_, err := u.ctl.Upgrade(admin.Upgrade{Watch: time.Minute})
+			ended <- err
+		}()
+		fresh := 0
+		eventually(t, "the new one leads", func() bool {
+			s, err := u.ctl.Status()
+			fresh = s.PID
+			return err == nil && fresh != u.pid
+		})
+		for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR1} {
+			_ = syscall.Kill(u.pid, sig)
+		}
+		eventually(t, "it goes on", func() bool { s, err := u.ctl.Status(); return err == nil && s.PID == fresh })
+		_ = syscall.Kill(fresh, syscall.SIGTERM)
+		<-ended
+		over(t, zone, fresh, u.pid)
+	})
+}
