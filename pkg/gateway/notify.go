@@ -11,6 +11,9 @@ import (
 
 // notify tells the service manager how the gateway is, where one started it (sd_notify(3)).
 func (s *supervisor) notify(state string) {
+	if s.predecessor.waits() {
+		return // that one is the main process still
+	}
 	if _, err := daemon.SdNotify(false, state); err != nil {
 		s.log.Warn("the service manager is not told", "state", state, "error", err)
 	}

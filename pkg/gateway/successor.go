@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -189,6 +190,10 @@ func (s *supervisor) startSuccessor(binary string) (*successor, error) {
 	cmd.Env = append(cmd.Env, HandoverEnv+"=3")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
+	if os.Getenv("NOTIFY_SOCKET") != "" {
+		// A child of the service manager, as this one is: it waits for no other to stop.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT}
+	}
 	if err := cmd.Start(); err != nil {
 		ours.close()
 		return nil, fmt.Errorf("start %s: %w", path, err)
