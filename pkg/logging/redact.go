@@ -47,13 +47,24 @@ func (x *redaction) clean(buffer, s []byte) (kept, out []byte) {
 		b = append(append(b, s[from:at]...), redacted...)
 		from = end
 	}
-	leave(userInfo(s))
 	name, nested := -1, false // where the parameter's name begins
+	before, query := byte(0), false
 	for i := 0; i < len(s); {
 		c, width := decoded(s, i)
+		last := before
+		before = c
 		switch c {
 		case '?', '&', ';', '#':
-			name, nested = i+width, width > 1
+			name, nested, query = i+width, width > 1, true
+		case '/':
+			if last != '/' {
+				break
+			}
+			if at, end := userInfo(s, i+width, query); at < end {
+				leave(at, end)
+				i = end
+				continue
+			}
 		case '=':
 			if name >= 0 && x.secret(s[name:i]) {
 				end := valueEnd(s, i+width, nested || width > 1)
@@ -150,18 +161,21 @@ func folded(b, name []byte) []byte {
 	return b
 }
 
-// userInfo is where a URL has a name and a password.
-func userInfo(s []byte) (at, end int) {
-	start := bytes.Index(s, []byte("//"))
-	if start < 0 {
-		return 0, 0
+// userInfo is where a URL whose authority begins at i has a name and a password; within the
+// query of another one it is a parameter's, and ends with that.
+func userInfo(s []byte, i int, query bool) (at, end int) {
+	at, end = i, i
+	for i < len(s) {
+		c, width := decoded(s, i)
+		switch {
+		case c == '/' || c == '?' || c == '#' || c == '&' && query:
+			return at, end
+		case c == '@':
+			end = i
+		}
+		i += width
 	}
-	start += len("//")
-	authority := s[start:]
-	if i := bytes.IndexAny(authority, "/?#"); i >= 0 {
-		authority = authority[:i]
-	}
-	return start, start + max(0, bytes.LastIndexByte(authority, '@'))
+	return at, end
 }
 
 var keyStart = []byte("xgw_")
