@@ -365,7 +365,7 @@ func TestKilledSupervisor(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	if failures.Load() > 0 {
-		t.Errorf("a client: %d requests, %d failures", served.Load(), failures.Load())
+		t.Errorf("a client: %d requests, %d failures\n%s\n%s", served.Load(), failures.Load(), first.log, second.log)
 	}
 	get(t, newClientIn(l), url)
 	second.stop(t)

@@ -29,7 +29,7 @@ func (x *examination) supervisor() {
 	beat := fmt.Sprintf("last sign of life %s ago", g.Beat.Round(100*time.Millisecond))
 	switch g.Supervisor {
 	case "gone":
-		x.add(Finding{Object: "supervisor", Severity: Error, Title: "it died; workers serve on for 10 seconds and then end", Evidence: beat,
+		x.add(Finding{Object: "supervisor", Severity: Error, Title: "it died; workers serve on for 20 seconds and then end", Evidence: beat,
 			Cause: "killed, or out of memory: the error log and `dmesg` say which", Mend: "systemctl restart gateway-engine"})
 	case "hanging":
 		x.add(Finding{Object: "supervisor", Severity: Error, Title: "it is there, but gives no sign of life", Evidence: beat,

@@ -30,7 +30,7 @@ import (
 const (
 	// orphanTime is how long a worker serves on after its supervisor died, so that
 	// a new one can take the address over without a gap.
-	orphanTime = 10 * time.Second
+	orphanTime = 20 * time.Second
 )
 
 // RunWorker is the whole life of a worker process, descriptors from the
