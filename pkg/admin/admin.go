@@ -246,7 +246,8 @@ const (
 	bodyBytes  = 1 << 20
 )
 
-// NewServer serves the Control on a listener of Listen: who can open that socket may do all.
+// NewServer serves the Control on a listener of Listen: who can open that socket may do all, but for
+// what names a file of this machine, which is root's and the gateway's own user's.
 // audit notes who changes something, whatever log leaves out.
 func NewServer(c Control, log, audit *slog.Logger) *http.Server {
 	mux := http.NewServeMux()

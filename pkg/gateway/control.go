@@ -38,7 +38,7 @@ type message struct {
 	// shutdown: another worker has taken over, see proxy.Worker.Retire
 	Retire bool `json:"retire,omitempty"`
 
-	// offer, listener: see handover
+	// offer: see successor.go
 	Offer *offer `json:"offer,omitempty"`
 
 	// hello: who the worker is.
@@ -107,7 +107,7 @@ const (
 	kindTried    kind = "tried"     // supervisor: what comes of the trial; worker: this
 	kindRefused  kind = "refused"   // worker: it goes on with the generation before
 
-	// Between two supervisors, see handover.go.
+	// Between two supervisors, see successor.go.
 	kindOffer    kind = "offer"    // old: what there is to take over
 	kindListener kind = "listener" // old: sockets of a listener
 	kindOffered  kind = "offered"  // old: that was all

@@ -276,6 +276,7 @@ func (p *predecessor) linger(patience time.Duration) {
 	}
 }
 
+// close ends the conversation, and gives back what was not taken.
 func (p *predecessor) close() {
 	if p == nil {
 		return

@@ -92,14 +92,13 @@ func (s *supervisor) Upgrade(ask admin.Upgrade) (done admin.Upgraded, err error)
 	}
 	began := time.Now()
 	s.endTrial("upgrade")
-	if s.successor, err = s.startSuccessor(ask.Binary); err != nil {
-		s.successor = nil
+	n, err := s.startSuccessor(ask.Binary)
+	if err != nil {
 		return done, fmt.Errorf("upgrade: %w", err)
 	}
-	pid := s.successor.cmd.Process.Pid
-	s.log.Info("upgrade: another supervisor starts", "pid", pid, "binary", s.successor.cmd.Path)
-	if err := s.handOver(s.successor, ask.Watch); err != nil {
-		s.successor = nil
+	pid := n.cmd.Process.Pid
+	s.log.Info("upgrade: another supervisor starts", "pid", pid, "binary", n.cmd.Path)
+	if err := s.handOver(n, ask.Watch); err != nil {
 		s.log.Error("upgrade failed: this supervisor goes on", "error", err)
 		return done, fmt.Errorf("upgrade: %w: the gateway goes on as before", err)
 	}

@@ -133,8 +133,7 @@ type supervisor struct {
 	trial   *trial // nil: none is under way
 	stopped bool   // no more trials
 
-	predecessor *predecessor // who hands over to this one; nil for none, or when it is gone
-	successor   *successor   // who this one hands over to; nil for none
+	predecessor *predecessor // who has handed over to this one; nil for none
 	aside       aside
 	handed      bool            // another supervisor has all there is
 	gone        bool            // the same, for what waits for mu
