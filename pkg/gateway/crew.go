@@ -42,6 +42,7 @@ type crew struct {
 	cores      []int // by slot; -1 for not pinned
 	memory     int64 // of each worker, bytes; 0: any
 	credential *syscall.Credential
+	starts     *steady  // workers
 	signals    *os.File // an eventfd
 	events     *admin.Events
 	servers    func() []policy.Servers // what is known of upstreams' servers now
@@ -118,7 +119,7 @@ func (c *crew) keep(ctx context.Context, slot int, ready chan<- error) {
 
 // runOnce is one life of a worker. applied is called when it serves.
 func (c *crew) runOnce(ctx context.Context, slot int, applied func()) error {
-	p, err := start(slot, c.cores[slot], c.memory, []*os.File{c.zone.File(), c.signals}, c.credential)
+	p, err := start(c.starts, slot, c.cores[slot], c.memory, []*os.File{c.zone.File(), c.signals}, c.credential)
 	if err != nil {
 		return err
 	}

@@ -206,7 +206,14 @@ const pace = time.Millisecond
 // run acts on signals as they come and on verdicts whose time is over, until ctx ends.
 func (e *escalator) run(ctx context.Context) {
 	defer context.AfterFunc(ctx, e.rouse)()
+	fd, err := descriptor(e.event)
+	if err != nil {
+		e.log.Error("signals of workers cannot be waited for: no verdicts are given", "error", err)
+		return
+	}
 	var count [8]byte
+	pause := unix.NsecToTimespec(int64(pace))
+	event := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for ctx.Err() == nil {
 		e.mu.Lock()
 		now := time.Now()
@@ -226,12 +233,14 @@ func (e *escalator) run(ctx context.Context) {
 		if !next.IsZero() && next.Before(by) {
 			by = next
 		}
-		time.Sleep(pace)
-		if err := e.event.SetReadDeadline(by); err != nil {
+		// Both by the kernel: the runtime would have another thread wake this one.
+		_ = unix.Nanosleep(&pause, nil)
+		wait = max(time.Until(by)+time.Millisecond, time.Millisecond)
+		if _, err := unix.Poll(event, int(wait/time.Millisecond)); err != nil && !errors.Is(err, unix.EINTR) {
 			e.log.Error("signals of workers cannot be waited for: no verdicts are given", "error", err)
 			return
 		}
-		_, _ = e.event.Read(count[:]) // a signal, or the time is over
+		_, _ = unix.Read(fd, count[:]) // a signal, or the time is over
 	}
 }
 

@@ -197,7 +197,10 @@ func (s *supervisor) lead(ctx, leading context.Context) (err error) {
 	}
 	s.notify(daemon.SdNotifyReady)
 	escalating := make(chan struct{})
-	go func() { defer close(escalating); s.escalator.run(leading) }()
+	go func() {
+		defer close(escalating)
+		_ = s.threads.signals.do(func() error { s.escalator.run(leading); return nil })
+	}()
 	s.idle(leading, drainer, ledger.NewHistorian(past))
 	<-escalating
 	if ctx.Err() != nil {
@@ -271,7 +274,7 @@ func (s *supervisor) serveSides(metrics *telemetry.Server) (end func(), err erro
 // idle is what the supervisor does while workers work: its heartbeat, reloads that HUP
 // asks for, and opening the log anew when logrotate sends USR1.
 func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *ledger.Historian) {
-	watchdog := s.watchdog()
+	watchdog, warned := s.watchdog(), false
 	beat := time.NewTicker(beatInterval)
 	defer beat.Stop()
 	for ctx.Err() == nil {
@@ -283,6 +286,10 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *l
 		}
 		for _, pl := range s.planes {
 			pl.tend()
+		}
+		if err := s.threads.giveWay(); err != nil && !warned { // not before it serves: a start is waited for
+			warned = true
+			s.log.Warn("the supervisor competes with its workers", "error", err)
 		}
 		s.settle()
 		s.tendSecrets()

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"os/user"
-	"runtime"
 	"strconv"
 	"sync"
 	"syscall"
@@ -46,7 +45,7 @@ type process struct {
 // of memory (0: any). The
 // affinity is that of the starting thread, inherited before the child's runtime
 // starts threads of its own; nothing later could pin them all.
-func start(slot, core int, memory int64, files []*os.File, credential *syscall.Credential) (*process, error) {
+func start(from *steady, slot, core int, memory int64, files []*os.File, credential *syscall.Credential) (*process, error) {
 	ours, theirs, err := socketpair()
 	if err != nil {
 		return nil, fmt.Errorf("start worker %d: %w", slot, err)
@@ -67,7 +66,7 @@ func start(slot, core int, memory int64, files []*os.File, credential *syscall.C
 	cmd.Stderr = os.Stderr
 	cmd.ExtraFiles = append(append([]*os.File{theirs}, files...), itsLines)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: credential, Setpgid: true}
-	if err := startOn(core, cmd); err != nil {
+	if err := from.do(func() error { return startOn(core, cmd) }); err != nil {
 		ours.close()
 		lines.Close()
 		return nil, fmt.Errorf("start worker %d: %w", slot, err)
@@ -120,31 +119,24 @@ func (p *process) answer(m *message, patience time.Duration) (*message, error) {
 // they are busy, and on a worker's only core that costs the requests.
 const timerSlack = 2 * time.Millisecond
 
-// startOn starts the command with the affinity of one core (-1: as it is) and with
-// no_new_privs. Both are a thread's and inherited, and the second cannot be taken
-// back, so the thread ends with the start.
+// startOn starts the command with the affinity of one core (-1: as it is, of all workers)
+// and with no_new_privs. Both are a thread's and inherited, and the second cannot be taken
+// back, so the calling thread is for this alone.
 func startOn(core int, cmd *exec.Cmd) error {
-	result := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the runtime ends the thread
-		result <- func() error {
-			if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-				return fmt.Errorf("set no_new_privs: %w", err)
-			}
-			if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack), 0, 0, 0); err != nil {
-				return fmt.Errorf("set timer slack: %w", err)
-			}
-			if core >= 0 {
-				var one unix.CPUSet
-				one.Set(core)
-				if err := unix.SchedSetaffinity(0, &one); err != nil {
-					return fmt.Errorf("pin to core %d: it is not among the allowed ones; set `pin: false` or `workers:`: %w", core, err)
-				}
-			}
-			return cmd.Start()
-		}()
-	}()
-	return <-result
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("set no_new_privs: %w", err)
+	}
+	if err := unix.Prctl(unix.PR_SET_TIMERSLACK, uintptr(timerSlack), 0, 0, 0); err != nil {
+		return fmt.Errorf("set timer slack: %w", err)
+	}
+	if core >= 0 {
+		var one unix.CPUSet
+		one.Set(core)
+		if err := unix.SchedSetaffinity(0, &one); err != nil {
+			return fmt.Errorf("pin to core %d: it is not among the allowed ones; set `pin: false` or `workers:`: %w", core, err)
+		}
+	}
+	return cmd.Start()
 }
 
 // socketpair makes the control socket: our end, and the one to hand over.

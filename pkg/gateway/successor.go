@@ -193,7 +193,7 @@ func (s *supervisor) startSuccessor(binary string) (*successor, error) {
 		// A child of the service manager, as this one is: it waits for no other to stop.
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT}
 	}
-	if err := cmd.Start(); err != nil {
+	if err := s.threads.successors.do(cmd.Start); err != nil {
 		ours.close()
 		return nil, fmt.Errorf("start %s: %w", path, err)
 	}

@@ -139,6 +139,7 @@ type supervisor struct {
 	gone        bool            // the same, for what waits for mu
 	ctx         context.Context // ends when the gateway is to stop
 	wants       wants
+	threads     *threads
 }
 
 // Run is the supervisor: it returns when ctx ends and everything is wound up, or
@@ -154,6 +155,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	var end func()
 	s.wants, end = catchSignals()
 	defer end()
+	if s.threads, err = newThreads(); err != nil {
+		return fmt.Errorf("start gateway: %w", err)
+	}
 	if s.predecessor, err = meetPredecessor(); err != nil {
 		return fmt.Errorf("start gateway: %w", err)
 	}
@@ -181,7 +185,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	s.escalator.events = s.events
 	s.crew = &crew{
 		log: s.log, zone: s.zone, shift: shift, signals: s.signals, cores: s.cores, logLevel: s.LogLevel(), memory: s.workerMemory(),
-		credential: credential, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup, events: s.events,
+		credential: credential, starts: s.threads.workers, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup, events: s.events,
 	}
 	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
