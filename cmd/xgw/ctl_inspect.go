@@ -142,6 +142,7 @@ against it and what becomes of its packets. Nothing is counted or charged. Limit
 	cmd.Flags().StringVar(&ask.Method, "method", "GET", "of the request")
 	cmd.Flags().StringVar(&ask.Host, "host", "", "of the request")
 	cmd.Flags().StringVar(&ask.Client, "client", "", "its address")
+	cmd.Flags().StringVar(&ask.Listener, "listener", "", "the address by which it comes, such as :80; without it, the first listener's")
 	cmd.Flags().StringVar(&ask.Key, "key", "", "the id of its API key")
 	cmd.Flags().StringArrayVar(&fields, "field", nil, "of its header, \"NAME: VALUE\"; may be given again")
 	jsonFlag(cmd, e)

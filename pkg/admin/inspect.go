@@ -101,6 +101,8 @@ type ExplainRequest struct {
 	// Client is its address; empty: what depends on it is not told.
 	Client string `json:"client,omitempty"`
 	Key    string `json:"key,omitempty"` // the id of its API key
+	// Listener is the address by which it comes; empty: the first listener's.
+	Listener string `json:"listener,omitempty"`
 }
 
 // Explained is what would become of it.

@@ -98,6 +98,7 @@
 //	routes[].headers[].name        required        the name of a header field
 //	routes[].headers[].equal       none            the value of a header field, up to 4k bytes
 //	routes[].headers[].prefix      none            the beginning of a header field's value
+//	routes[].listeners[]           none            HOST:PORT, or :PORT for every address
 //	routes[].upstream              none            a name: 1 to 63 letters, digits and any of -_./@+
 //	routes[].split[].upstream      required        a name: 1 to 63 letters, digits and any of -_./@+
 //	routes[].split[].weight        1               a whole number from 0 to 1000000

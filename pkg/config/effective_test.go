@@ -40,7 +40,7 @@ routes:
     keys: {scopes: [read], headers: [X-Key]}
   - {name: b, path: /b, maintenance: {enabled: true, body: "SECRET7"}, reply: {body: "SECRET8"}}
   - {name: c, path_exact: /c, redirect: {location: /d}}
-  - {name: d, path_regex: "/d[0-9]", methods: [GET], split: [{upstream: app}]}
+  - {name: d, path_regex: "/d[0-9]", methods: [GET], listeners: [":1"], split: [{upstream: app}]}
   - {name: e, path: /e, upstream: app, rewrite: {host: x.example, strip_prefix: /e, add_prefix: /f}}
   - {name: f, path: /f, upstream: app, rewrite: {regex: "/f(.*)", replacement: "/g$1"}}
 upstreams:

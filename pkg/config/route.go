@@ -15,6 +15,7 @@ type Route struct {
 	PathRegex string        `json:",omitempty"` // RE2, of the whole path
 	Methods   []string      `json:",omitempty"` // none: any
 	Headers   []HeaderMatch `json:",omitempty"` // all of them must hold
+	Listeners []string      `json:",omitempty"` // addresses by which it is reached; none: all
 
 	Upstream string    `json:",omitempty"`
 	Split    []Share   `json:",omitempty"`

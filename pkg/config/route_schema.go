@@ -32,6 +32,7 @@ func route(c *Config, seen *routesSeen) mapping {
 			{"path_regex", none, pathRegex(&r.PathRegex)},
 			{"methods", none, list{example: "GET", least: 1, item: added(&r.Methods, method)}},
 			{"headers", none, list{example: "{name: X-Version, equal: \"2\"}", most: 16, item: func() reader { return headerMatch(r) }}},
+			{"listeners", none, list{example: `":80"`, least: 1, most: maxListeners, item: added(&r.Listeners, listenAddress)}},
 			{"upstream", none, label(&r.Upstream)},
 			{"split", none, list{example: "{upstream: app, weight: 95}", least: 1, most: 64, item: func() reader { return share(c, r) }}},
 			{"redirect", none, redirect(r)},
@@ -87,7 +88,7 @@ func checkMatch(f *found, r *Route, seen *routesSeen) {
 		f.fail("name", "another route is called %s", r.Name)
 	}
 	seen.names[r.Name] = true
-	for _, key := range []string{"host", "path", "path_exact", "path_regex", "methods", "headers"} {
+	for _, key := range []string{"host", "path", "path_exact", "path_regex", "methods", "headers", "listeners"} {
 		if f.faulty[key] {
 			return
 		}
@@ -99,6 +100,7 @@ func checkMatch(f *found, r *Route, seen *routesSeen) {
 		conditions = append(conditions, h.text())
 	}
 	slices.Sort(conditions)
+	conditions = append(conditions, slices.Sorted(slices.Values(r.Listeners))...)
 	match += strings.Join(conditions, "\n")
 	if other, there := seen.matches[match]; there {
 		key, what := "path", "host and path"
@@ -108,8 +110,8 @@ func checkMatch(f *found, r *Route, seen *routesSeen) {
 				key = "path_regex"
 			}
 		}
-		if len(r.Methods)+len(r.Headers) > 0 {
-			what = "host, path, methods and headers"
+		if len(r.Methods)+len(r.Headers)+len(r.Listeners) > 0 {
+			what = "host, path, methods, headers and listeners"
 		}
 		f.fail(key, "never used: route %s before it has the same %s", other, what)
 		return
@@ -152,8 +154,18 @@ func checkAction(f *found, c *Config, r *Route) {
 	f.d.later = append(f.d.later, func() {
 		refer(f, c, "upstream", r.Upstream)
 		refer(f, c, "mirror", r.Mirror)
+		checkListeners(f, c, r)
 		checkWebSocket(f, c, r)
 	})
+}
+
+// checkListeners: a route that is kept to listeners names such as there are.
+func checkListeners(f *found, c *Config, r *Route) {
+	for i, address := range r.Listeners {
+		if !slices.ContainsFunc(c.Listeners, func(l Listener) bool { return l.Address == address }) {
+			f.d.fail(f.values["listeners"].Content[i], "%s.listeners[%d]: there is no listener %s: name one as it is in listeners", f.where, i, address)
+		}
+	}
 }
 
 // checkWebSocket: none is opened within HTTP/2 to an upstream.

@@ -39,6 +39,10 @@ func (s *supervisor) Explain(ask admin.ExplainRequest) (out admin.Explained, err
 			q.Key = keys.NewKey(record)
 		}
 	}
+	if ask.Listener != "" && !slices.ContainsFunc(p.Snapshot.Listeners, func(l policy.Listener) bool { return l.Address == ask.Listener }) {
+		return out, fmt.Errorf("%w: listener %q: there is none with that address: name one as it is in the configuration", admin.ErrInvalid, ask.Listener)
+	}
+	q.Listener = ask.Listener
 	x, err := proxy.Explain(&p.Snapshot, q)
 	if err != nil {
 		return out, err

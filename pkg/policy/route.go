@@ -20,6 +20,7 @@ type Route struct {
 	PathRegex  string               `json:"path_regex,omitempty"`
 	Methods    []string             `json:"methods,omitempty"`
 	Headers    []config.HeaderMatch `json:"headers,omitempty"`
+	Listeners  []string             `json:"listeners,omitempty"` // their addresses; none: all
 
 	Upstream int              `json:"upstream"` // index in Snapshot.Upstreams; Local: answered here; of no meaning with Split
 	Split    []Share          `json:"split,omitempty"`
@@ -54,7 +55,7 @@ type Share struct {
 func compileRoute(r *config.Route, index map[string]int) (Route, error) {
 	out := Route{
 		Name: r.Name, Host: r.Host, PathPrefix: r.Path, PathExact: r.PathExact, PathRegex: r.PathRegex,
-		Methods: slices.Clone(r.Methods), Headers: slices.Clone(r.Headers), Upstream: Local,
+		Methods: slices.Clone(r.Methods), Headers: slices.Clone(r.Headers), Listeners: slices.Clone(r.Listeners), Upstream: Local,
 		Redirect: shallow(r.Redirect), Reply: shallow(r.Reply), Rewrite: shallow(r.Rewrite), Timeouts: shallow(r.Timeouts),
 		RequestHeaders: cloneEdits(r.RequestHeaders), ReplyHeaders: cloneEdits(r.ReplyHeaders),
 		BodyBytes: shallow(r.BodyBytes), CORS: shallow(r.CORS), WebSocket: r.WebSocket,

@@ -282,7 +282,7 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 	ex := w.exchanges.Get().(*Exchange)
 	*ex = Exchange{
 		worker: w, snap: snap, client: cl, conn: c, who: c.session.Who, start: w.now(), edge: c.edge, napi: c.napi, peer: c.peer,
-		scheme: c.listener.scheme(), identity: c.identity, tlsVersion: c.tlsVersion, resumed: c.resumed,
+		scheme: c.listener.scheme(), listener: c.listener.policy.Address, identity: c.identity, tlsVersion: c.tlsVersion, resumed: c.resumed,
 		trailers: ex.trailers[:0], room: ex.room[:0], chain: ex.chain[:0], request: ex.request[:0],
 		head:    http1.Request{Fields: ex.head.Fields[:0]},
 		reply:   http1.Response{Fields: ex.reply.Fields[:0]},

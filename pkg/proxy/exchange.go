@@ -39,6 +39,7 @@ type Exchange struct {
 	peer         netip.AddrPort // the client, as far as its proxies are trusted
 	chain        []netip.Addr   // those proxies, the nearest to the gateway first
 	scheme       string         // https or http
+	listener     string         // the address by which it came, as it is configured
 	identity     []http1.Field  // who it has proved to be, as fields for the upstream
 	edge         int64          // when the connection was accepted, by the worker's clock
 	napi         uint32

@@ -17,6 +17,7 @@ import (
 type Question struct {
 	Method, Host, Path string // the path with or without a query
 	Fields             map[string]string
+	Listener           string     // by whose address it comes; "": the first one's
 	Client             netip.Addr // zero: nobody knows
 	Key                *keys.Key  // that opens it; nil: none
 }
@@ -37,7 +38,7 @@ func Explain(s *policy.Snapshot, q *Question) (Explanation, error) {
 	routes := newTable()
 	for i := range s.Routes {
 		p := &s.Routes[i]
-		r := &route{name: p.Name, index: i, methods: p.Methods, headers: newHeaderConditions(p.Headers), cors: newCORS(p.CORS, p.Methods)}
+		r := &route{name: p.Name, index: i, methods: p.Methods, listeners: p.Listeners, headers: newHeaderConditions(p.Headers), cors: newCORS(p.CORS, p.Methods)}
 		if err := routes.add(p, r); err != nil {
 			return out, fmt.Errorf("explain: route %s: %w", p.Name, err)
 		}
@@ -54,6 +55,9 @@ func Explain(s *policy.Snapshot, q *Question) (Explanation, error) {
 	target, _, _ := bytes.Cut([]byte(q.Path), []byte{'?'})
 	asked := &asked{host: ex.routing.host, method: ex.method, fields: ex.fields, preflight: preflightMethod(ex)}
 	asked.path, _ = plainPath(nil, target)
+	if asked.listener = q.Listener; asked.listener == "" && len(s.Listeners) > 0 {
+		asked.listener = s.Listeners[0].Address
+	}
 	if ex.route = routes.find(asked); ex.route == nil {
 		return out, nil
 	}

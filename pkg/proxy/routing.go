@@ -22,6 +22,8 @@ type route struct {
 	slot    int
 	methods []string // none: any
 	headers []headerCondition
+	// listeners are addresses by which it is reached; none: all.
+	listeners []string
 
 	upstream *upstream // nil: the gateway answers by itself
 	split    *split    // chooses among routes that differ in their upstream
@@ -46,7 +48,7 @@ type route struct {
 // newRoute compiles the one at the index. Upstreams and limits are those of the snapshot.
 func (s *snapshot) newRoute(at int, p *policy.Route) (*route, error) {
 	r := &route{
-		name: p.Name, index: at, slot: p.Slot, limits: s.limitsOf(at), atOnce: s.concurrencyOf(at), methods: p.Methods, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
+		name: p.Name, index: at, slot: p.Slot, limits: s.limitsOf(at), atOnce: s.concurrencyOf(at), methods: p.Methods, listeners: p.Listeners, request: newEdits(p.RequestHeaders), reply: newEdits(p.ReplyHeaders),
 		cors: newCORS(p.CORS, p.Methods), bodyBytes: -1, webSocket: p.WebSocket, keys: newRouteKeys(p.Keys, p.Name),
 	}
 	r.headers = newHeaderConditions(p.Headers)
@@ -151,7 +153,7 @@ func chooseRoute(ex *Exchange) *refusal {
 	a.host = ex.routing.host
 	target, _, _ := bytes.Cut(ex.target, []byte{'?'})
 	a.path, ex.routing.path = plainPath(ex.routing.path, target)
-	a.preflight = preflightMethod(ex)
+	a.preflight, a.listener = preflightMethod(ex), ex.listener
 	r := ex.snap.routes.find(a)
 	if r == nil {
 		return &refusal{status: 404, outcome: zone.RequestNoRoute, text: "no route"}

@@ -20,7 +20,7 @@ import (
 //  1. by host: one that is equal, then *.DOMAIN, the longest first, then any host;
 //  2. by path: one that is equal, then the longest prefix, then regular expressions
 //     in the order of the configuration, then every path ("/");
-//  3. by conditions: more of them before fewer, then in the order of the configuration.
+//  3. by conditions, methods, listeners and fields: more of them before fewer, then in the order of the configuration.
 //
 // A look-up costs a map probe for each level of the host and each length of prefix
 // that there is, whatever the number of routes; only regular expressions are tried
@@ -54,6 +54,7 @@ type asked struct {
 	host, path, method []byte // host in lower case without port; path without query
 	fields             []http1.Field
 	preflight          []byte // the method that a CORS preflight asks for; nil: it is none
+	listener           string // the address by which the request came
 }
 
 func newTable() table {
@@ -215,6 +216,9 @@ func (r *route) conditions() int {
 	if len(r.methods) > 0 {
 		n++
 	}
+	if len(r.listeners) > 0 {
+		n++
+	}
 	return n
 }
 
@@ -222,6 +226,9 @@ func (r *route) conditions() int {
 // request that is still to come: it is judged by that one's method, and of the
 // fields it can say nothing.
 func (r *route) admits(a *asked) bool {
+	if len(r.listeners) > 0 && !slices.Contains(r.listeners, a.listener) {
+		return false
+	}
 	if a.preflight != nil && r.cors != nil && r.hasMethod(a.preflight) {
 		return true
 	}

@@ -507,3 +507,37 @@ func TestRoutesThatCannotBeApplied(t *testing.T) {
 		t.Errorf("%v, %v", resp, err)
 	}
 }
+
+// A route that is kept to listeners is not there for who comes by another one: so port 80 can
+// redirect what 443 serves, and what is bound to loopback stays there.
+func TestRoutesOfListeners(t *testing.T) {
+	routes := []policy.Route{
+		{Name: "to-tls", Host: "a.test", PathPrefix: "/", Listeners: []string{":80"}},
+		{Name: "a", Host: "a.test", PathPrefix: "/"},
+		{Name: "inside", PathRegex: "/admin.*", Listeners: []string{"127.0.0.1:8080", "[::1]:8080"}},
+		{Name: "rest", PathPrefix: "/", Listeners: []string{":80", "127.0.0.1:8080"}},
+		{Name: "get", PathExact: "/get", Methods: []string{"GET"}, Listeners: []string{":80"}},
+		{Name: "any", PathExact: "/get", Methods: []string{"GET"}},
+	}
+	s := compiled(t, routes)
+	for _, row := range [][4]string{
+		{":80", "a.test", "/x", "to-tls"}, {":443", "a.test", "/x", "a"}, {":443", "b.test", "/x", ""}, {":80", "b.test", "/x", "rest"},
+		{":80", "b.test", "/admin", "rest"}, {"127.0.0.1:8080", "b.test", "/admin/x", "inside"}, {"[::1]:8080", "b.test", "/admin", "inside"}, {":443", "b.test", "/admin", ""},
+		{":80", "b.test", "/get", "get"}, {":443", "b.test", "/get", "any"},
+	} {
+		ex := request(s, "GET", row[1], row[2])
+		ex.listener = row[0]
+		got := ""
+		if i := found(ex); i >= 0 {
+			got = routes[i].Name
+		}
+		if got != row[3] {
+			t.Errorf("%s%s by %s: route %q, want %q", row[1], row[2], row[0], got, row[3])
+		}
+		p := &policy.Snapshot{Routes: routes, Listeners: []policy.Listener{{Address: ":443"}}}
+		x, err := Explain(p, &Question{Method: "GET", Host: row[1], Path: row[2], Listener: row[0]})
+		if err != nil || (x.Route < 0) != (row[3] == "") || x.Route >= 0 && routes[x.Route].Name != row[3] {
+			t.Errorf("explained %v: route %d, %v", row, x.Route, err)
+		}
+	}
+}
