@@ -225,8 +225,9 @@ func (a *administered) secrets(t *testing.T) {
 }
 
 func (a *administered) drain(t *testing.T) {
-	healthz := func() int {
-		r, err := http.Get(strings.TrimSuffix(a.metrics, "/metrics") + "/healthz")
+	says := func(path string) int {
+		t.Helper()
+		r, err := http.Get(strings.TrimSuffix(a.metrics, "/metrics") + path)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -236,16 +237,30 @@ func (a *administered) drain(t *testing.T) {
 	c := client(true)
 	for _, row := range []struct {
 		command string
-		healthz int
+		readyz  int
 	}{{"drain", 503}, {"drain", 503}, {"undrain", 200}} {
 		mustRun(t, "--instance", "admin", "ctl", row.command)
-		if got := healthz(); got != row.healthz {
-			t.Errorf("%s: /healthz says %d", row.command, got)
+		if got := says("/readyz"); got != row.readyz {
+			t.Errorf("%s: /readyz says %d", row.command, got)
+		}
+		if got := says("/healthz"); got != http.StatusOK {
+			t.Errorf("%s: /healthz says %d of a gateway that serves", row.command, got)
 		}
 		if got, err := a.send(c, "GET"); err != nil || got != 200 {
 			t.Errorf("%s: who comes all the same gets %d, %v", row.command, got, err)
 		}
 	}
+	file := admin.DrainPath("admin")
+	rewrite(t, file, "")
+	defer os.Remove(file)
+	eventually(t, "the file drains", func() bool { return says("/readyz") == http.StatusServiceUnavailable })
+	if status, out, errs := inProcess("--instance", "admin", "ctl", "undrain"); status == 0 || !strings.Contains(errs, file) {
+		t.Errorf("undrain does not say that the file drains on: %d %s %s", status, out, errs)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "without it the gateway is back", func() bool { return says("/readyz") == http.StatusOK })
 }
 
 func (a *administered) logLevel(t *testing.T) {

@@ -55,12 +55,14 @@ and what became of requests or packets under it since counting began.`,
 
 func ctlDrainCommand(e *env, drained bool) *cobra.Command {
 	name, short, long, done := "undrain", "Have balancers send this gateway clients again",
-		"Ends what drain began: /healthz of the metrics' listener says 200 again, and so does the health of gRPC.", "taken back"
+		"Ends what drain began: /readyz of the metrics' listener says 200 again, and so does the health of gRPC.", "taken back"
 	if drained {
 		name, short, done = "drain", "Have balancers leave this gateway out", "drained"
-		long = `From now on /healthz of the metrics' listener says 503, and so does the health of gRPC, so that what balances over
+		long = `From now on /readyz of the metrics' listener says 503, and so does the health of gRPC, so that what balances over
 gateways sends new clients to others. Those who come all the same are served on, until undrain
-or a new start. A single server of an upstream is drained by gateway-ctl upstreams drain.`
+or a new start; an upgrade keeps it. A gateway that is stopped then closes no connection under a client's
+request: an idle one of HTTP/1.1 goes with its next reply, or when timeouts.drain is over. The file /run/xgw/xgw.drain
+(of an instance: NAME.drain) does the same for as long as it is there, within a second, over new starts, too. A single server of an upstream is drained by gateway-ctl upstreams drain.`
 	}
 	return &cobra.Command{
 		Use: name, Short: short, Long: long, Example: "  sudo gateway-ctl " + name, Args: exactly(),

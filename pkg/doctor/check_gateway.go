@@ -241,7 +241,7 @@ func (x *examination) overload() {
 // handshakeLayers say where a failed TLS handshake failed.
 var handshakeLayers = map[string]struct{ cause, mend string }{
 	"timeout":            {"after TCP's handshake: clients say nothing, as scanners do, or their packets are lost", "nstat -z TcpRetransSegs; limit_conn in ratelimit.lua bounds who holds many"},
-	"eof":                {"after TCP's handshake: clients close before TLS is done, as port checks of a load balancer do", "point health checks at /healthz of telemetry.address, or at a listener in the clear"},
+	"eof":                {"after TCP's handshake: clients close before TLS is done, as port checks of a load balancer do", "point health checks at /readyz of telemetry.address, or at a listener in the clear"},
 	"version":            {"TLS: clients speak none of the versions", "set min_version: \"1.2\" of the listener, if old clients are to be served"},
 	"cipher":             {"TLS: clients have no cipher or curve in common", "old clients: nothing in xgw's power"},
 	"protocol":           {"TLS: clients want another application protocol than h2 and http/1.1", "see that http2: is on where clients want it"},

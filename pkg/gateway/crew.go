@@ -49,6 +49,8 @@ type crew struct {
 	keys       func(ids []string) []keys.Answer
 
 	retire atomic.Bool // workers end as those who are replaced, see proxy.Worker.Retire
+	// drained tells whether clients go elsewhere, which has workers end so, too.
+	drained func() bool
 
 	mu         sync.Mutex
 	ticketKeys [][32]byte
@@ -402,7 +404,7 @@ func (c *crew) end(slot int, p *process) {
 	for _, l := range c.listeners() {
 		_ = l.bar(slot)
 	}
-	if err := p.control.send(&message{Kind: kindShutdown, Retire: c.retire.Load()}); err != nil {
+	if err := p.control.send(&message{Kind: kindShutdown, Retire: c.retire.Load() || c.drained()}); err != nil {
 		_ = p.cmd.Process.Signal(unix.SIGKILL)
 		return
 	}

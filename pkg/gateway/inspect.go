@@ -211,16 +211,3 @@ func (s *supervisor) busyRoutes() []admin.Busy {
 
 // Events are told as they happen.
 func (s *supervisor) Events() *admin.Events { return s.events }
-
-// SetDrained has /healthz say that others should be sent what comes.
-func (s *supervisor) SetDrained(drained bool) error {
-	if s.drained.Swap(drained) != drained {
-		what := "taken back"
-		if drained {
-			what = "left out"
-		}
-		s.log.Info("drain: balancers over gateways are told by /healthz", "drained", drained)
-		s.events.Tell(admin.Event{Kind: "drain", About: "gateway", What: what})
-	}
-	return nil
-}

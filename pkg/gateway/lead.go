@@ -165,7 +165,8 @@ func (s *supervisor) lead(ctx, leading context.Context) (err error) {
 		s.zone.BusyAddresses().Note(r)
 		s.zone.BusyKeys().Note(r)
 	}
-	metrics := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Drained: s.drained.Load, Log: s.log})
+	s.heedDrainFile() // before anybody is told
+	metrics := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Drained: s.drain.is, Log: s.log})
 	pushed, err := s.openPush(leading, metrics)
 	if err != nil {
 		return err
@@ -291,6 +292,7 @@ func (s *supervisor) idle(ctx context.Context, drainer *logging.Drainer, past *l
 			warned = true
 			s.log.Warn("the supervisor competes with its workers", "error", err)
 		}
+		s.heedDrainFile()
 		s.settle()
 		s.tendSecrets()
 		s.sweepSlots()

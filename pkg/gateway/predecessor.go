@@ -309,7 +309,7 @@ func (s *supervisor) takeLead() error {
 	if m.Kind != kindLead {
 		return errors.New("take over: the supervisor before takes all back")
 	}
-	s.drained.Store(p.offer.Drained)
+	s.drain.byHand.Store(p.offer.Drained)
 	s.zone.Own()
 	s.zone.SetShift(s.crew.shift)
 	s.zone.SetGeneration(s.policy.Generation)

@@ -68,7 +68,7 @@ func (c *crew) tellChanges(changed <-chan struct{}) {
 func (s *supervisor) Status() admin.Status {
 	out := admin.Status{
 		PID: os.Getpid(), Generation: s.zone.Generation(), ConfirmWithin: s.confirmWithin(), Capacity: s.capacity(), Servers: []admin.Server{},
-		Drained: s.drained.Load(),
+		Drained: s.drain.is(),
 	}
 	out.Listeners, out.ListenersDropped = s.events.Counts()
 	for _, v := range s.servers.Status() {

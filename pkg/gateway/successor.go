@@ -420,7 +420,7 @@ func (s *supervisor) letGo() {
 // makeOffer sends what there is to take over.
 func (s *supervisor) makeOffer(n *successor) error {
 	m := &message{Kind: kindOffer, Offer: &offer{
-		PID: os.Getpid(), Workers: len(s.cores), Generation: s.policy.Generation, Drained: s.drained.Load(), Names: map[string]string{},
+		PID: os.Getpid(), Workers: len(s.cores), Generation: s.policy.Generation, Drained: s.drain.byHand.Load(), Names: map[string]string{},
 	}}
 	for _, v := range s.servers.Status() {
 		if h := s.servers.Hand(v.Upstream, v.Address); h != (servers.Hand{}) {

@@ -124,7 +124,7 @@ type supervisor struct {
 	adminCertificate     func() (*tls.Certificate, error) // nil where remote is
 	held                 atomic.Pointer[holding]
 	events               *admin.Events
-	drained              atomic.Bool // others should be sent what comes
+	drain                drain
 	level                levelChange
 
 	mu      sync.Mutex // among reloads; policy, config, loaded, listeners and secrets are theirs
@@ -185,7 +185,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	s.escalator.events = s.events
 	s.crew = &crew{
 		log: s.log, zone: s.zone, shift: shift, signals: s.signals, cores: s.cores, logLevel: s.LogLevel(), memory: s.workerMemory(),
-		credential: credential, starts: s.threads.workers, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup, events: s.events,
+		credential: credential, starts: s.threads.workers, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup, events: s.events, drained: s.drain.is,
 	}
 	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
@@ -362,6 +362,7 @@ func (s *supervisor) zonePath() string { return cmp.Or(s.options.Zone, ZonePath(
 // SIGHUP reloads, too.
 func (s *supervisor) makeControl() {
 	path := admin.SocketPath(s.config.Instance)
+	s.drain.path = admin.DrainPath(s.config.Instance)
 	if s.control = s.predecessor.side(sideControl, path); s.control != nil {
 		return
 	}

@@ -226,7 +226,7 @@ func labelled(m *dto.Metric, wanted map[string]string) bool {
 	return has == len(wanted)
 }
 
-// health is grpc.health.v1: SERVING while a worker takes requests, as /healthz.
+// health is grpc.health.v1: SERVING while a worker takes requests, as /readyz.
 type health struct {
 	grpc_health_v1.UnimplementedHealthServer
 	*service

@@ -2,7 +2,7 @@
 
 // Package telemetry serves what the ledger knows on 9090: Prometheus text,
 // OpenMetrics and protobuf with native histograms under /metrics, the same by gRPC, and
-// under /healthz whether any worker serves. It reads on demand and stores nothing; the
+// under /healthz whether any worker serves, and under /readyz whether it should be sent clients. It reads on demand and stores nothing; the
 // number of series depends on the configuration alone, never on traffic.
 package telemetry
 
@@ -50,7 +50,7 @@ type Server struct {
 type Options struct {
 	// Certificate is asked at each handshake; nil: HTTP/1.1 and HTTP/2 are in the clear.
 	Certificate func() (*tls.Certificate, error)
-	// Drained, when not nil, tells whether others should be sent what comes: /healthz and the
+	// Drained, when not nil, tells whether others should be sent what comes: /readyz and the
 	// health of gRPC say so.
 	Drained func() bool
 	// Exemplars go with the durations of routes; nil: none.
@@ -109,7 +109,8 @@ func New(l *ledger.Ledger, o Options) *Server {
 		drained = func() bool { return false }
 	}
 	ready := func() bool { return ready(src.Zone, g) }
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready(), drained()) })
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready(), false) })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready(), drained()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
 	calls := newService(registry, func() bool { return ready() && !drained() })
 	s := &Server{gate: g, calls: calls, log: log, version: src.Version, http: &http.Server{
@@ -179,7 +180,8 @@ func index(w http.ResponseWriter, version string) {
 	fmt.Fprintf(w, `<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>xgw</title>
 <h1>xgw %s</h1>
-<ul><li><a href="/metrics">/metrics</a>: counters for Prometheus<li><a href="/healthz">/healthz</a>: whether it serves</ul>
+<ul><li><a href="/metrics">/metrics</a>: counters for Prometheus<li><a href="/healthz">/healthz</a>: whether it serves
+<li><a href="/readyz">/readyz</a>: whether to send it clients</ul>
 `, html.EscapeString(version))
 }
 

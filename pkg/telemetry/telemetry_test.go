@@ -473,6 +473,7 @@ func TestPages(t *testing.T) {
 	}{
 		{"/", 200, "xgw &lt;script&gt;"},
 		{"/healthz", 200, "ok"},
+		{"/readyz", 200, "ok"},
 		{"/elsewhere", 404, ""},
 		{"/metrics/x", 404, ""},
 	} {
