@@ -34,6 +34,7 @@ type upgrader struct {
 	pid int // of the supervisor
 
 	binary string // to start; empty: the same
+	ended  bool
 }
 
 func newUpgrader(t *testing.T, g *running, instance string) *upgrader {
@@ -42,13 +43,23 @@ func newUpgrader(t *testing.T, g *running, instance string) *upgrader {
 	go func() { _, _ = g.cmd.Process.Wait() }() // else it stays a zombie
 	g.killed = true                             // stop is ours
 	t.Cleanup(func() {
-		_ = syscall.Kill(u.pid, syscall.SIGTERM)
-		eventually(t, "the gateway ends", func() bool { return syscall.Kill(u.pid, 0) != nil })
+		u.end(t)
 		if t.Failed() {
 			t.Log(g.log)
 		}
 	})
 	return u
+}
+
+// end stops the gateway, whichever process leads.
+func (u *upgrader) end(t *testing.T) {
+	t.Helper()
+	if u.ended {
+		return
+	}
+	u.ended = true
+	_ = syscall.Kill(u.pid, syscall.SIGTERM)
+	eventually(t, "the gateway ends", func() bool { return syscall.Kill(u.pid, 0) != nil })
 }
 
 // upgrade waits until one is possible and does it.
@@ -128,7 +139,8 @@ func (l *load) end() {
 	l.clients.Wait()
 }
 
-func startLoad(t *testing.T, address string) *load {
+// startLoad has them come from the lab's client, or from here without a lab.
+func startLoad(t *testing.T, from *lab.Lab, address string) *load {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{cancel: cancel}
@@ -138,6 +150,9 @@ func startLoad(t *testing.T, address string) *load {
 		client *http.Client
 		fresh  bool
 	}{{"kept h1", client(false), false}, {"new h1", client(false), true}, {"kept h2", client(true), false}, {"new h2", client(true), true}} {
+		if from != nil {
+			kind.client.Transport.(*http.Transport).DialContext = from.DialFrom(lab.Client)
+		}
 		l.clients.Go(func() {
 			for n := 0; ctx.Err() == nil && l.failed.Load() < 10; n++ {
 				// A body and a method that no client sends twice by itself.
@@ -193,7 +208,7 @@ func TestUpgradeUnderLoad(t *testing.T) {
 	text := gatewayYAML(dir, "127.0.0.1:0", served(t, mux), "workers: 2\npin: false\ntimeouts: {drain: 3s}\n")
 	text = strings.Replace(text, "routes:\n", "routes:\n  - {name: ws, path: /ws, upstream: back, websocket: 1m}\n", 1)
 	u := newUpgrader(t, startGateway(t, startHere, instance, dir, text), instance)
-	l := startLoad(t, u.address)
+	l := startLoad(t, nil, u.address)
 	began := time.Now()
 	requests, accepted := 0.0, 0.0
 	for round := range rounds {
@@ -315,7 +330,7 @@ func TestUpgradeRollsBack(t *testing.T) {
 	text := gatewayYAML(dir, "127.0.0.1:0", upstream(t), "workers: 2\npin: false\ntimeouts: {drain: 1s}\n")
 	u := newUpgrader(t, startGateway(t, startHere, instance, dir, text), instance)
 	path := filepath.Join(dir, "gateway.yaml")
-	l := startLoad(t, u.address)
+	l := startLoad(t, nil, u.address)
 	script := func(name, text string) string {
 		p := filepath.Join(dir, name)
 		if err := os.WriteFile(p, []byte("#!/bin/sh\n"+text+"\n"), 0o755); err != nil {
