@@ -210,6 +210,8 @@ func abuseUpstream(w http.ResponseWriter, r *http.Request) {
 		<-r.Context().Done()
 	case "/long":
 		_, _ = w.Write(make([]byte, 10<<20))
+	case "/64k":
+		_, _ = w.Write(make([]byte, 64<<10))
 	default:
 		_, _ = io.WriteString(w, "hello")
 	}
@@ -236,9 +238,9 @@ func good(c *http.Client, url string, n int) (time.Duration, error) {
 }
 
 // goodMain is a good client in a process of its own: for each number that it reads it makes so many requests, and
-// says what good returns.
-func goodMain(address string, h2 bool) error {
-	t := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: new(http.Protocols)}
+// says what good returns. A fresh one has a new connection for each.
+func goodMain(address string, h2, fresh bool) error {
+	t := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, Protocols: new(http.Protocols), DisableKeepAlives: fresh}
 	t.Protocols.SetHTTP1(!h2)
 	t.Protocols.SetHTTP2(h2)
 	c := &http.Client{Transport: t}

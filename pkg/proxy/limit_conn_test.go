@@ -163,6 +163,7 @@ func TestConcurrencyLimit(t *testing.T) {
 		hold()
 	}
 	close(*release.Load())
+	eventually(t, "all are over", func() bool { return g.slab.LoadGauge(zone.GaugeRequests) == 0 })
 	if n := g.slab.LoadRequest(zone.RequestConcurrencyLimited); n != 8 {
 		t.Errorf("%d exchanges ended as limited", n)
 	}

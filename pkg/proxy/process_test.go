@@ -17,7 +17,7 @@ import (
 
 // helperVariable makes the test binary a client, or a server, in a process of its own, so that
 // its memory and its goroutines are not the gateway's: "crowd address state count", "abuse address
-// index", "good address h2", "upstream" or "plain2", an upstream of HTTP/2. It says a line when it is ready, and ends with its input.
+// index", "good address h2" (or fresh), "upstream" or "plain2", an upstream of HTTP/2. It says a line when it is ready, and ends with its input.
 const helperVariable = "XGW_TEST_HELPER"
 
 func helperMain(spec string) error {
@@ -30,7 +30,7 @@ func helperMain(spec string) error {
 		}
 		return crowdMain(f[1], f[2], n)
 	case "good":
-		return goodMain(f[1], f[2] == "true")
+		return goodMain(f[1], f[2] == "true", f[2] == "fresh")
 	case "abuse":
 		i, err := strconv.Atoi(f[2])
 		if err != nil {
