@@ -14,8 +14,8 @@ import (
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-// BenchmarkMix is what cmd/xgw/default.pgo is a profile of (`make profile`): a worker's work,
-// with clients and upstream in other processes. A round is 20 s.
+// BenchmarkMix is there to be profiled (-benchtime 1x -cpuprofile FILE): a worker's work, with
+// clients and upstream in other processes. A round is 20 s.
 func BenchmarkMix(b *testing.B) {
 	for _, tool := range []string{"wrk", "h2load"} {
 		if _, err := exec.LookPath(tool); err != nil {
