@@ -8,45 +8,45 @@ import (
 	"strconv"
 	"sync"
 
-	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/xgw-project/xgw/pkg/ledger"
 	"github.com/xgw-project/xgw/pkg/policy"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-// metrics are the descriptors, made once. The help texts are the reference.
+// metrics are what is told, made once. The help texts are the reference.
 type metrics struct {
-	all []*prometheus.Desc
+	all []*desc
 
-	packets, packetBytes, interfaceInfo, interfaceAttached   *prometheus.Desc
-	steered, steeredLocal                                    *prometheus.Desc
-	connections, active, rejected, drained, panics           *prometheus.Desc
-	handshakes, handshakeDuration, handshakesLeft            *prometheus.Desc
-	tlsOffered, tlsAgreed                                    *prometheus.Desc
-	requests, protocols, outcomes, duration, inFlight        *prometheus.Desc
-	received, sent                                           *prometheus.Desc
-	upstreamRequests, upstreamDuration                       *prometheus.Desc
-	upstreamConnections, upstreamRetries, misuse, mirrored   *prometheus.Desc
-	cancelsHeld                                              *prometheus.Desc
-	ejections, serverUp, healthChecks                        *prometheus.Desc
-	limited, bucketsEvicted, connectionsLimited, keyFailures *prometheus.Desc
-	verdicts, verdictsHeld, offencesUnkeyed, signalsLost     *prometheus.Desc
-	keyLookups, keysEvicted                                  *prometheus.Desc
-	keyStoreUp, keyStoreFailed, cachePurges                  *prometheus.Desc
-	clusterUp, clusterGateways, clusterLeases                *prometheus.Desc
-	clusterVerdicts, sharesUntold                            *prometheus.Desc
-	workerInfo, workerUp, workerRestarts                     *prometheus.Desc
-	recordsDropped, linesLost, syslog, ledger, unexplained   *prometheus.Desc
-	sampledOut, errorsLost, pushed                           *prometheus.Desc
-	zoneBytes, generation, buildInfo, kernelInfo             *prometheus.Desc
-	cpu, throttled, busy, attack, scaleOut                   *prometheus.Desc
+	packets, packetBytes, interfaceInfo, interfaceAttached   *desc
+	steered, steeredLocal                                    *desc
+	connections, active, rejected, drained, panics           *desc
+	handshakes, handshakeDuration, handshakesLeft            *desc
+	tlsOffered, tlsAgreed                                    *desc
+	requests, protocols, outcomes, duration, inFlight        *desc
+	received, sent                                           *desc
+	upstreamRequests, upstreamDuration                       *desc
+	upstreamConnections, upstreamRetries, misuse, mirrored   *desc
+	cancelsHeld                                              *desc
+	ejections, serverUp, healthChecks                        *desc
+	limited, bucketsEvicted, connectionsLimited, keyFailures *desc
+	verdicts, verdictsHeld, offencesUnkeyed, signalsLost     *desc
+	keyLookups, keysEvicted                                  *desc
+	keyStoreUp, keyStoreFailed, cachePurges                  *desc
+	clusterUp, clusterGateways, clusterLeases                *desc
+	clusterVerdicts, sharesUntold                            *desc
+	workerInfo, workerUp, workerRestarts                     *desc
+	recordsDropped, linesLost, syslog, ledger, unexplained   *desc
+	sampledOut, errorsLost, pushed                           *desc
+	zoneBytes, generation, buildInfo, kernelInfo             *desc
+	cpu, throttled, busy, attack, scaleOut                   *desc
 }
 
 func newMetrics() *metrics {
-	var all []*prometheus.Desc
-	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		d := prometheus.NewDesc("xgw_"+name, help, labels, nil)
+	var all []*desc
+	desc := func(name, help string, labels ...string) *desc {
+		d := newDesc(len(all), "xgw_"+name, help, labels)
 		all = append(all, d)
 		return d
 	}
@@ -122,7 +122,7 @@ func newMetrics() *metrics {
 }
 
 // ofMachine are those of program and machine.
-func (m *metrics) ofMachine(desc func(name, help string, labels ...string) *prometheus.Desc) {
+func (m *metrics) ofMachine(desc func(name, help string, labels ...string) *desc) {
 	m.cpu = desc("cpu_seconds_total", "Time of all CPUs of the machine by what it went to, each 5 s: softirq is XDP and the network stack below sockets; handshakes, lua and garbage_collection are workers' by their own clock, proxying the rest of workers; others are other programs; io_wait and idle are no load.", "cause")
 	m.throttled = desc("cpu_throttled_seconds_total", "Time that a core was slowed down for its heat: of the core that was so the longest; 0 where the machine does not tell.")
 	m.busy = desc("cpu_busy_ratio", "Mean share of the machine's CPUs in use over the last 5 minutes, waits for disks left out.")
@@ -132,7 +132,7 @@ func (m *metrics) ofMachine(desc func(name, help string, labels ...string) *prom
 	m.kernelInfo = desc("kernel_info", "The running kernel; always 1.", "release", "machine")
 }
 
-// collector turns a ledger snapshot into metrics at each scrape.
+// collector turns a ledger snapshot into metrics at each reading.
 type collector struct {
 	metrics  *metrics
 	log      *slog.Logger
@@ -147,21 +147,8 @@ type collector struct {
 	rows     []ledger.Row
 }
 
-func (c *collector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range c.metrics.all {
-		ch <- d
-	}
-}
-
-// Collect copies all it sends: metrics are read after it returned.
-func (c *collector) Collect(ch chan<- prometheus.Metric) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	s := &c.snapshot
-	if !c.read(s) {
-		return
-	}
-	e := emitter{ch}
+// tell copies all it tells: the snapshot is for the next reading when it returns.
+func (c *collector) tell(e emitter, s *ledger.Snapshot) {
 	c.kernelPlane(e, s)
 	c.workers(e, s)
 	c.exchanges(e, s)
@@ -440,9 +427,9 @@ func (c *collector) exchanges(e emitter, s *ledger.Snapshot) {
 func (c *collector) capacity(e emitter, s *ledger.Capacity) {
 	m := c.metrics
 	for _, cause := range ledger.Causes() {
-		e.value(m.cpu, prometheus.CounterValue, s.Seconds[cause], []string{cause.String()})
+		e.value(m.cpu, dto.MetricType_COUNTER, s.Seconds[cause], []string{cause.String()})
 	}
-	e.value(m.throttled, prometheus.CounterValue, s.Throttled, nil)
+	e.value(m.throttled, dto.MetricType_COUNTER, s.Throttled, nil)
 	e.gauge(m.busy, s.Busy)
 	e.gauge(m.attack, s.Attack)
 	for _, v := range ledger.Scales() {

@@ -5,78 +5,66 @@ package telemetry
 import (
 	"math"
 
-	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
-// emitter sends metrics of one scrape.
-type emitter struct{ ch chan<- prometheus.Metric }
+// emitter tells the metrics of one reading.
+type emitter struct{ to *buffers }
 
-func (e emitter) counter(d *prometheus.Desc, v uint64, labels ...string) {
-	e.value(d, prometheus.CounterValue, float64(v), labels)
+func (e emitter) counter(d *desc, v uint64, labels ...string) {
+	e.value(d, dto.MetricType_COUNTER, float64(v), labels)
 }
 
-func (e emitter) gauge(d *prometheus.Desc, v float64, labels ...string) {
-	e.value(d, prometheus.GaugeValue, v, labels)
+func (e emitter) gauge(d *desc, v float64, labels ...string) {
+	e.value(d, dto.MetricType_GAUGE, v, labels)
 }
 
-func (e emitter) value(d *prometheus.Desc, t prometheus.ValueType, v float64, labels []string) {
-	m, err := prometheus.NewConstMetric(d, t, v, labels...)
-	if err != nil { // a label that is not UTF-8: this series is missing and the log says why
-		m = prometheus.NewInvalidMetric(d, err)
-	}
-	e.ch <- m
+func (e emitter) value(d *desc, kind dto.MetricType, v float64, labels []string) {
+	e.to.next(d, kind, labels).number = v
 }
 
-func (e emitter) histogram(d *prometheus.Desc, h *zone.Histogram, labels ...string) {
+func (e emitter) histogram(d *desc, h *zone.Histogram, labels ...string) {
 	e.withExemplars(d, h, nil, labels...)
 }
 
 // withExemplars is a histogram that tells of some traces, by its classic buckets.
-func (e emitter) withExemplars(d *prometheus.Desc, h *zone.Histogram, traces *[classicBuckets]*dto.Exemplar, labels ...string) {
-	value := encode(h)
-	if traces != nil {
-		if traces[classicBuckets-1] != nil { // the last bucket is not written unless it has more to say
-			all, upper := h.Count, math.Inf(1)
-			value.Bucket = append(value.Bucket, &dto.Bucket{CumulativeCount: &all, UpperBound: &upper})
-		}
-		for i, b := range value.Bucket {
-			b.Exemplar = traces[i]
-		}
+func (e emitter) withExemplars(d *desc, h *zone.Histogram, traces *[classicBuckets]*dto.Exemplar, labels ...string) {
+	out := e.to.next(d, dto.MetricType_HISTOGRAM, labels).metric.Histogram
+	if out == nil {
+		return // it cannot be told
 	}
-	e.ch <- histogram{desc: d, labels: prometheus.MakeLabelPairs(d, labels), value: value}
+	encode(h, out)
+	if traces == nil {
+		return // as before: traces are never forgotten
+	}
+	if traces[classicBuckets-1] != nil && len(out.Bucket) < classicBuckets { // the last bucket is not written unless it has more to say
+		all, upper := h.Count, math.Inf(1)
+		out.Bucket = append(out.Bucket, &dto.Bucket{CumulativeCount: &all, UpperBound: &upper})
+	}
+	for i, b := range out.Bucket {
+		b.Exemplar = traces[i]
+	}
 }
 
-// histogram is one metric in two forms: native buckets for who asks for protobuf, a
-// few classic ones for text. client_golang's constant histograms have one or the other.
-type histogram struct {
-	desc   *prometheus.Desc
-	labels []*dto.LabelPair
-	value  *dto.Histogram
-}
-
-func (h histogram) Desc() *prometheus.Desc { return h.desc }
-
-func (h histogram) Write(out *dto.Metric) error {
-	out.Label, out.Histogram = h.labels, h.value
-	return nil
-}
-
-// encode turns the zone's buckets into both forms. Nothing is redistributed: they
+// encode turns the zone's buckets into both forms, in the buffers of what out was before of
+// the same histogram: native buckets for who asks for protobuf, a few classic ones for text.
+// client_golang's constant histograms have one or the other. Nothing is redistributed: they
 // are native buckets already. Up to 2^-20 s, about a microsecond, is the native zero
 // bucket; over 64 s is in the bucket that follows, up to 70 s.
-func encode(h *zone.Histogram) *dto.Histogram {
-	count, seconds, zeros := h.Count, h.Sum.Seconds(), h.Buckets[0]
-	schema, threshold := int32(zone.Schema), zone.Bound(0)
-	out := &dto.Histogram{
-		SampleCount: &count, SampleSum: &seconds,
-		Schema: &schema, ZeroThreshold: &threshold, ZeroCount: &zeros,
-		Bucket: classic(h),
+func encode(h *zone.Histogram, out *dto.Histogram) {
+	if out.SampleCount == nil {
+		schema, threshold := int32(zone.Schema), zone.Bound(0)
+		*out = dto.Histogram{
+			SampleCount: new(uint64), SampleSum: new(float64), Schema: &schema, ZeroThreshold: &threshold, ZeroCount: new(uint64),
+		}
+	} else if *out.SampleCount == h.Count && *out.SampleSum == h.Sum.Seconds() {
+		return // no bucket goes down: all are what they were
 	}
-	out.PositiveSpan, out.PositiveDelta = spans(h)
-	return out
+	*out.SampleCount, *out.SampleSum, *out.ZeroCount = h.Count, h.Sum.Seconds(), h.Buckets[0]
+	classic(h, out)
+	spans(h, out)
 }
 
 // maxGap is how many empty buckets cost less than a span of their own.
@@ -84,7 +72,8 @@ const maxGap = 2
 
 // spans are runs of buckets, each count as the difference to the one before. The
 // offset of the first run is a native index, that of others the gap.
-func spans(h *zone.Histogram) (runs []*dto.BucketSpan, deltas []int64) {
+func spans(h *zone.Histogram, out *dto.Histogram) {
+	runs, deltas := out.PositiveSpan[:0], out.PositiveDelta[:0]
 	var before int64
 	next := -zone.FirstIndex // as a bucket of the zone: native index 0
 	for b := 1; b < len(h.Buckets); b++ {
@@ -93,8 +82,13 @@ func spans(h *zone.Histogram) (runs []*dto.BucketSpan, deltas []int64) {
 			continue
 		}
 		if len(runs) == 0 || b-next > maxGap {
-			offset, length := int32(b-next), uint32(0)
-			runs = append(runs, &dto.BucketSpan{Offset: &offset, Length: &length})
+			if len(runs) < cap(runs) && runs[:len(runs)+1][len(runs)] != nil {
+				runs = runs[:len(runs)+1]
+			} else {
+				runs = append(runs, &dto.BucketSpan{Offset: new(int32), Length: new(uint32)})
+			}
+			run := runs[len(runs)-1]
+			*run.Offset, *run.Length = int32(b-next), 0
 			next = b
 		}
 		run := runs[len(runs)-1]
@@ -108,7 +102,7 @@ func spans(h *zone.Histogram) (runs []*dto.BucketSpan, deltas []int64) {
 		*run.Length++
 		next = b + 1
 	}
-	return runs, deltas
+	out.PositiveSpan, out.PositiveDelta = runs, deltas
 }
 
 // Classic bounds are the powers of two from about 1 ms to 16 s.
@@ -123,16 +117,20 @@ func lastWithin(i int) int { return (firstClassic+i)<<zone.Schema - zone.FirstIn
 
 func classicBound(i int) float64 { return zone.Bound(lastWithin(i)) }
 
-func classic(h *zone.Histogram) []*dto.Bucket {
-	out := make([]*dto.Bucket, 0, classicBuckets)
+// classic fills the buckets up to all bounds, and one above them if out has that.
+func classic(h *zone.Histogram, out *dto.Histogram) {
+	for i := len(out.Bucket); i < classicBuckets-1; i++ {
+		upper := classicBound(i)
+		out.Bucket = append(out.Bucket, &dto.Bucket{CumulativeCount: new(uint64), UpperBound: &upper})
+	}
 	sum, next := uint64(0), 0
-	for i := range classicBuckets - 1 {
-		last := lastWithin(i)
-		for ; next <= last; next++ {
+	for i, b := range out.Bucket[:classicBuckets-1] {
+		for last := lastWithin(i); next <= last; next++ {
 			sum += h.Buckets[next]
 		}
-		count, upper := sum, zone.Bound(last)
-		out = append(out, &dto.Bucket{CumulativeCount: &count, UpperBound: &upper})
+		*b.CumulativeCount = sum
 	}
-	return out
+	if len(out.Bucket) == classicBuckets {
+		*out.Bucket[classicBuckets-1].CumulativeCount = h.Count
+	}
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -54,14 +55,14 @@ func TestHistogramForms(t *testing.T) {
 			h.Buckets[b] += n
 			h.Count += n
 		}
-		checkForms(t, &h, encode(&h))
+		checkForms(t, &h, fresh(&h))
 	}
 	full := zone.Histogram{}
 	for i := range full.Buckets {
 		full.Buckets[i] = uint64(i + 1)
 		full.Count += uint64(i + 1)
 	}
-	checkForms(t, &full, encode(&full))
+	checkForms(t, &full, fresh(&full))
 }
 
 func checkForms(t *testing.T, h *zone.Histogram, got *dto.Histogram) {
@@ -109,7 +110,7 @@ func TestSpansAreAsTheLibrarys(t *testing.T) {
 	if err := m.Write(&theirs); err != nil {
 		t.Fatal(err)
 	}
-	ours := encode(&h)
+	ours := fresh(&h)
 	a, b := native(theirs.GetHistogram()), native(ours)
 	if len(a) != len(b) || len(theirs.GetHistogram().GetPositiveSpan()) != len(ours.GetPositiveSpan()) {
 		t.Errorf("theirs %v, ours %v", theirs.GetHistogram(), ours)
@@ -121,21 +122,28 @@ func TestSpansAreAsTheLibrarys(t *testing.T) {
 	}
 }
 
-// A metric may be written more than once and from several goroutines.
-func TestWriteTwice(t *testing.T) {
-	h := zone.Histogram{Count: 1}
-	h.Buckets[100] = 1
-	ch := make(chan prometheus.Metric, 1)
-	emitter{ch}.histogram(prometheus.NewDesc("x", "x", []string{"l"}, nil), &h, "v")
-	m := <-ch
-	var first, second dto.Metric
-	if err := m.Write(&first); err != nil {
-		t.Fatal(err)
-	}
-	if err := m.Write(&second); err != nil {
-		t.Fatal(err)
-	}
-	if a, b := len(first.GetHistogram().GetBucket()), len(second.GetHistogram().GetBucket()); a != b || a != lastClassic-firstClassic+1 {
-		t.Errorf("%d classic buckets, then %d", a, b)
+// fresh is the histogram in buffers of its own.
+func fresh(h *zone.Histogram) *dto.Histogram {
+	out := &dto.Histogram{}
+	encode(h, out)
+	return out
+}
+
+// Buffers that are used again, for more and for fewer buckets, say what fresh ones do.
+func TestHistogramInUsedBuffers(t *testing.T) {
+	r := rand.New(rand.NewPCG(5, 6))
+	var used dto.Histogram
+	for round := range 200 {
+		var h zone.Histogram
+		for range r.IntN(30) {
+			n := uint64(r.IntN(1000)) + 1
+			h.Buckets[r.IntN(len(h.Buckets))] += n
+			h.Count += n
+		}
+		h.Sum = time.Duration(round+1) * time.Second // no two are the same
+		encode(&h, &used)
+		if want := fresh(&h); !proto.Equal(&used, want) {
+			t.Fatalf("round %d: %v, want %v", round, &used, want)
+		}
 	}
 }

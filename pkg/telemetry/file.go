@@ -42,7 +42,8 @@ func (s *Server) KeepFile(ctx context.Context, path string, pause time.Duration)
 }
 
 func (s *Server) writeFile(path string) error {
-	families, err := s.calls.gatherer.Gather()
+	families, done, err := s.reader.Gather()
+	defer done()
 	if err != nil && len(families) == 0 {
 		return fmt.Errorf("write %s: %w", path, err)
 	}

@@ -45,7 +45,7 @@ reads protobuf. Beside these there are go_* and process_*, of the supervisor alo
 `)
 	told := 0
 	for _, d := range newMetrics().all {
-		name, _, _ := strings.Cut(strings.TrimPrefix(d.String(), `Desc{fqName: "`), `"`)
+		name := d.name
 		f := all[name]
 		if f == nil {
 			t.Errorf("%s is declared, and sources that have something of everything do not show it", name)

@@ -38,10 +38,11 @@ const (
 
 // Server is the side listener. It is no part of the request path.
 type Server struct {
-	http  *http.Server
-	gate  *gate
-	calls *service
-	log   *slog.Logger
+	http   *http.Server
+	gate   *gate
+	reader *reader
+	calls  *service
+	log    *slog.Logger
 
 	version string
 }
@@ -90,14 +91,14 @@ func New(l *ledger.Ledger, o Options) *Server {
 	log := o.Log
 	registry := prometheus.NewRegistry()
 	g := &gate{}
-	registry.MustRegister(
-		&collector{metrics: newMetrics(), ledger: l, log: log, revision: revision(), gate: g, exemplars: o.Exemplars},
-		collectors.NewGoCollector(),
-		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-	)
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	all := &reader{
+		collector: &collector{metrics: newMetrics(), ledger: l, log: log, revision: revision(), gate: g, exemplars: o.Exemplars},
+		process:   registry,
+	}
 	src := l.Sources()
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{
+	mux.Handle("GET /metrics", promhttp.HandlerForTransactional(all, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		ErrorHandling:       promhttp.ContinueOnError,
 		MaxRequestsInFlight: maxScrapes,
@@ -112,8 +113,8 @@ func New(l *ledger.Ledger, o Options) *Server {
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready(), false) })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready(), drained()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
-	calls := newService(registry, func() bool { return ready() && !drained() })
-	s := &Server{gate: g, calls: calls, log: log, version: src.Version, http: &http.Server{
+	calls := newService(kept{all}, func() bool { return ready() && !drained() })
+	s := &Server{gate: g, reader: all, calls: calls, log: log, version: src.Version, http: &http.Server{
 		Handler:           calls.beside(mux),
 		Protocols:         new(http.Protocols),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
