@@ -142,6 +142,16 @@ func (f *fleet) await(t *testing.T, n *fleetNode, state string) (sessions int) {
 	return sessions
 }
 
+// awaitAccepted waits until the node has taken what HAProxy sent it: what waits in the queue of a
+// socket is lost with it.
+func (f *fleet) awaitAccepted(t *testing.T, n *fleetNode, sessions int) {
+	t.Helper()
+	hc := &http.Client{Transport: &http.Transport{DialContext: f.DialFrom(n.host), DisableKeepAlives: true}, Timeout: 20 * time.Second}
+	eventually(t, n.name+" has accepted all connections", func() bool {
+		return sumSeries(t, bodyOf(t, hc, n.metrics), "xgw_connections_total{") >= sessions
+	})
+}
+
 // Three gateways behind an HAProxy are upgraded one after the other, each drained before: in
 // the one way and in the other. No request is lost, nor sent twice, and sessions of one gateway
 // are resumed by the next.
@@ -160,6 +170,7 @@ func TestRollingUpgrade(t *testing.T) {
 		}
 		before := f.await(t, n, "DOWN")
 		if byFile {
+			f.awaitAccepted(t, n, before)
 			n.end(t)
 			n.start(t, f)
 		} else {
