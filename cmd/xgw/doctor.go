@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -41,7 +42,7 @@ not looked at.
 there before; --undo puts it back, but for what others have changed since. A reboot undoes
 them, too.
 
-Exit status: 0 no errors found (there may be warnings), 1 errors found and not fixed, or it could not look,
+Exit status: 0 no errors found, or all fixed (there may be warnings), 1 errors are left, or it could not look,
 2 the command line is wrong.`,
 		Example: `  sudo xgw doctor
   sudo xgw doctor eth0 --fix
@@ -104,15 +105,17 @@ func treat(e *env, r *doctor.Report, fix, yes bool) error {
 	} else if _, err := io.WriteString(e.out, r.WriteText()); err != nil {
 		return err
 	}
-	left := 0
-	for _, f := range r.Findings {
-		if f.Severity == doctor.Error && (!fix || f.Fix == nil) {
-			left++
+	var made []mend.Change
+	if fix {
+		var err error
+		if made, err = change(e, byDoctor, r.Fixes(), yes, "xgw doctor --undo"); err != nil {
+			return err
 		}
 	}
-	if fix {
-		if err := change(e, byDoctor, r.Fixes(), yes, "xgw doctor --undo"); err != nil {
-			return err
+	left := 0
+	for _, f := range r.Findings {
+		if f.Severity == doctor.Error && (f.Fix == nil || !slices.ContainsFunc(made, f.Fix.Same)) {
+			left++
 		}
 	}
 	if left > 0 {
@@ -121,13 +124,13 @@ func treat(e *env, r *doctor.Report, fix, yes bool) error {
 	return nil
 }
 
-// change makes the changes, each after a question unless yes.
-func change(e *env, by string, changes []mend.Change, yes bool, undo string) error {
+// change makes the changes, each after a question unless yes. It returns those that were wanted;
+// without an error they are made.
+func change(e *env, by string, changes []mend.Change, yes bool, undo string) (wanted []mend.Change, err error) {
 	out := e.out
 	if e.json {
 		out = e.err // e.out is for one document
 	}
-	var wanted []mend.Change
 	var in io.Reader = os.Stdin
 	if e.in != nil {
 		in = e.in
@@ -144,7 +147,7 @@ func change(e *env, by string, changes []mend.Change, yes bool, undo string) err
 	}
 	if len(wanted) == 0 {
 		fmt.Fprintln(out, "nothing is changed")
-		return nil
+		return nil, nil
 	}
 	done, err := mend.Here(e.instance).Apply(by, wanted)
 	for _, r := range done {
@@ -155,7 +158,7 @@ func change(e *env, by string, changes []mend.Change, yes bool, undo string) err
 	if len(done) > 0 && err == nil {
 		fmt.Fprintf(out, "undone by `%s`, or a reboot\n", undo)
 	}
-	return err
+	return wanted, err
 }
 
 func undoChanges(e *env, by string) error {

@@ -29,6 +29,7 @@ import (
 	"github.com/xgw-project/xgw/pkg/doctor"
 	"github.com/xgw-project/xgw/pkg/gateway"
 	"github.com/xgw-project/xgw/pkg/lab"
+	"github.com/xgw-project/xgw/pkg/mend"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -312,6 +313,40 @@ func TestInducedFaults(t *testing.T) {
 			}
 			t.Errorf("want %s of %s first; got\n%s", f.check, f.object, r.WriteText())
 		})
+	}
+}
+
+// The command fails while an error is left: one that nothing mends, or whose mend was not wanted.
+func TestDoctorLeavesErrors(t *testing.T) {
+	needRoot(t, "notes changes in /run/xgw")
+	path := filepath.Join(t.TempDir(), "setting")
+	rewrite(t, path, "1\n")
+	mended := doctor.Finding{Severity: doctor.Error, Fix: &mend.Change{Kind: mend.File, Object: path, Value: "2"}}
+	for _, row := range []struct {
+		name, answer string
+		fix, yes     bool
+		more         []doctor.Finding
+		left         bool
+		setting      string
+	}{
+		{"not asked for", "", false, false, nil, true, "1"},
+		{"no", "n\n", true, false, nil, true, "1"},
+		{"nobody answers", "", true, false, nil, true, "1"},
+		{"yes", "y\n", true, false, nil, false, "2"},
+		{"--yes", "", true, true, nil, false, "2"},
+		{"one that nothing mends", "y\n", true, false, []doctor.Finding{{Severity: doctor.Error}}, true, "2"},
+		{"a warning", "y\n", true, false, []doctor.Finding{{Severity: doctor.Warning}}, false, "2"},
+	} {
+		var out strings.Builder
+		e := &env{out: &out, err: &out, in: strings.NewReader(row.answer), instance: "leaves"}
+		err := treat(e, &doctor.Report{Findings: append(row.more, mended)}, row.fix, row.yes)
+		text, _ := os.ReadFile(path)
+		if got := strings.TrimSpace(string(text)); (err != nil) != row.left || got != row.setting {
+			t.Errorf("%s: %v, and the setting is %s, want %s\n%s", row.name, err, got, row.setting, out.String())
+		}
+		if _, err := mend.Here("leaves").Undo(byDoctor); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -71,7 +71,8 @@ back what was before. Both end with a reboot.`,
 			if len(cores) == 0 {
 				return errors.New("spread queues: the workers are not pinned to cores: set pin: true in gateway.yaml, and restart")
 			}
-			return errors.Join(change(e, by, r.Spread(cores), true, "xgw queues "+name+" --undo"), r.ban(e, r.IRQs()))
+			_, err = change(e, by, r.Spread(cores), true, "xgw queues "+name+" --undo")
+			return errors.Join(err, r.ban(e, r.IRQs()))
 		},
 	}
 	cmd.Flags().BoolVar(&spread, "spread", false, "give each worker's core its queues")

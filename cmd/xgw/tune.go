@@ -67,7 +67,8 @@ what is printed with --sysctl, in /etc/sysctl.d/60-xgw.conf, stays.`,
 					changes = append(changes, s.change)
 				}
 			}
-			return change(e, byTune, changes, yes, "xgw tune --undo")
+			_, err := change(e, byTune, changes, yes, "xgw tune --undo")
+			return err
 		},
 	}
 	cmd.Flags().BoolVar(&apply, "apply", false, "make the settings what they should be")
