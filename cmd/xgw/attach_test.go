@@ -111,7 +111,13 @@ func TestAttachByHand(t *testing.T) {
 	if out := mustXGW(t, l, "--instance", instance, "status"); !strings.Contains(out, "  egress  pass ") || strings.Contains(out, "  all ") {
 		t.Errorf("status does not tell what was sent from what was received:\n%s", out)
 	}
+	if hooks := hooksOf(t, l); hooks != "" && !strings.Contains(hooks, lab.EdgeInterface) {
+		t.Errorf("what the operator attached is gone after the gateway's stop: bpftool shows %s", hooks)
+	}
 	mustXGW(t, l, "--instance", instance, "detach", "edge0")
+	if hooks := hooksOf(t, l); strings.Contains(hooks, lab.EdgeInterface) {
+		t.Errorf("after detach bpftool shows %s", hooks)
+	}
 	if _, err := os.Stat("/sys/fs/bpf/xgw-" + instance); err == nil {
 		t.Error("pins are left after detach")
 	}

@@ -317,7 +317,7 @@ func TestKilledSupervisor(t *testing.T) {
 	go server.Serve(ln)
 	t.Cleanup(func() { server.Close() })
 	inGateway := func(cmd *exec.Cmd) error { return l.Start(lab.Gateway, cmd) }
-	text := gatewayYAML(dir, ":443", "203.0.113.2:8080", "interfaces: [{name: edge0}]\n")
+	text := gatewayYAML(dir, ":443", "203.0.113.2:8080", "interfaces: [{name: edge0}]\ndeny: [10.66.0.0/24]\n")
 	first := startGateway(t, inGateway, "xgwkill", dir, text)
 
 	c := client(false)
@@ -348,7 +348,7 @@ func TestKilledSupervisor(t *testing.T) {
 		}
 	})
 	eventually(t, "a client is served", func() bool { return served.Load() >= 20 })
-	before := ingress(t, l, "xgwkill")
+	before := ingress(t, l, "xgwkill", "deny")
 	first.kill(t)
 
 	sent, err := l.Flood(context.Background(), lab.Flood{
@@ -357,7 +357,7 @@ func TestKilledSupervisor(t *testing.T) {
 	if err != nil || sent != 500 {
 		t.Fatalf("sent %d: %v", sent, err)
 	}
-	eventually(t, "500 more packets are counted without supervisor", func() bool { return ingress(t, l, "xgwkill") >= before+500 })
+	eventually(t, "500 packets are dropped and counted without supervisor", func() bool { return ingress(t, l, "xgwkill", "deny") >= before+500 })
 
 	second := startGateway(t, inGateway, "xgwkill", dir, text)
 	was := served.Load()
@@ -372,6 +372,24 @@ func TestKilledSupervisor(t *testing.T) {
 	if s := ingressStatus(l, "xgwkill"); s != nil {
 		t.Error("still attached after a clean stop, though no operator attached it")
 	}
+	if hooks := hooksOf(t, l); strings.Contains(hooks, lab.EdgeInterface) {
+		t.Errorf("after a clean stop bpftool shows %s", hooks)
+	}
+}
+
+// hooksOf is what bpftool knows to be attached in the gateway's namespace; "" without a bpftool.
+func hooksOf(t *testing.T, l *lab.Lab) string {
+	t.Helper()
+	bpftool, err := exec.LookPath("bpftool")
+	if err != nil {
+		t.Log("what is attached is not looked at: needs bpftool")
+		return ""
+	}
+	out, err := (&inNamespace{l, exec.Command(bpftool, "-j", "net", "show")}).Output()
+	if err != nil {
+		t.Fatalf("bpftool net: %v\n%s", err, out)
+	}
+	return string(out)
 }
 
 func newClientIn(l *lab.Lab) *http.Client {
