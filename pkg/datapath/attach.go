@@ -76,7 +76,7 @@ func (d *Datapath) Attach(mode Mode) (err error) {
 	if err := d.attachIngress(mode); err != nil {
 		return errors.Join(err, d.detachTC(&tcEgress))
 	}
-	return nil
+	return d.settleOwner()
 }
 
 func (d *Datapath) attachIngress(mode Mode) error {

@@ -207,8 +207,8 @@ func prepare(o Options) (*Datapath, error) {
 	if o.BPFFS == "" {
 		o.BPFFS = defaultBPFFS
 	}
-	if os.Geteuid() != 0 {
-		return nil, errors.New("not root: run it with sudo")
+	if err := Allowed(); err != nil {
+		return nil, err
 	}
 	link, err := netlink.LinkByName(o.Interface)
 	if err != nil {

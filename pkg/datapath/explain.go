@@ -184,12 +184,13 @@ func (d *Datapath) matchLive(source netip.Addr) (policy.PrefixRule, bool, error)
 	if err != nil {
 		return policy.PrefixRule{}, false, err
 	}
-	var rows, buckets *ebpf.Map
-	if err := d.objects.GenRows.Lookup(state.Current, &rows); err != nil {
+	rows, err := d.openInner(d.rowsMap(), state.Current)
+	if err != nil {
 		return policy.PrefixRule{}, false, fmt.Errorf("open prefix rows: %w", err)
 	}
 	defer rows.Close()
-	if err := d.objects.GenBuckets.Lookup(state.Current, &buckets); err != nil {
+	buckets, err := d.openInner(d.bucketsMap(), state.Current)
+	if err != nil {
 		return policy.PrefixRule{}, false, fmt.Errorf("open prefix buckets: %w", err)
 	}
 	defer buckets.Close()

@@ -86,15 +86,14 @@ func (d *Datapath) apply(t *policy.Tables, confirm time.Duration) error {
 		return fmt.Errorf("flip generation: %w", err)
 	}
 	// None of these allocates, so none fails.
-	return errors.Join(d.settleShared(g, live), d.spread(t.Spread))
+	return errors.Join(d.settleShared(g, live), d.spread(t.Spread), d.settleOwner())
 }
 
 // awaitPackets returns when no packet is left that read the control word while the slot
 // was the one that held. The kernel waits for them whenever an element of an outer map is
 // replaced, even by itself.
 func (d *Datapath) awaitPackets(slot uint32) error {
-	var inner *ebpf.Map
-	err := d.objects.GenTables.Lookup(slot, &inner)
+	inner, err := d.openInner(d.tablesMap(), slot)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		return nil // the slot has never held
 	}
@@ -216,8 +215,8 @@ func (d *Datapath) liveTables(slot uint32) (*bpf.GatewayTables, error) {
 	if slot == noGeneration {
 		return t, nil
 	}
-	var inner *ebpf.Map
-	if err := d.objects.GenTables.Lookup(slot, &inner); err != nil {
+	inner, err := d.openInner(d.tablesMap(), slot)
+	if err != nil {
 		return nil, fmt.Errorf("open live tables: %w", err)
 	}
 	defer inner.Close()
@@ -232,38 +231,37 @@ func (d *Datapath) liveTables(slot uint32) (*bpf.GatewayTables, error) {
 // kernel waits for such packets whenever an outer map's element is replaced.
 func (d *Datapath) fill(slot uint32, g *generation) error {
 	fills := []struct {
-		outer   *ebpf.Map
-		name    string
+		outer   outerMap
 		entries int
 		put     func(*ebpf.Map) error
 	}{
-		{d.objects.GenTables, "tables", 1, func(m *ebpf.Map) error { return m.Put(uint32(0), g.tables) }},
-		{d.objects.GenPorts, "ports", len(g.ports), func(m *ebpf.Map) error { return putSparse(d, m, g.ports) }},
-		{d.objects.GenRows, "prefix_rows", len(g.prefixes.Rows), func(m *ebpf.Map) error { return putSparse(d, m, g.prefixes.Rows) }},
-		{d.objects.GenBuckets, "prefix_buckets", len(g.prefixes.Buckets), func(m *ebpf.Map) error { return putSparse(d, m, g.prefixes.Buckets) }},
+		{d.tablesMap(), 1, func(m *ebpf.Map) error { return m.Put(uint32(0), g.tables) }},
+		{d.portsMap(), len(g.ports), func(m *ebpf.Map) error { return putSparse(d, m, g.ports) }},
+		{d.rowsMap(), len(g.prefixes.Rows), func(m *ebpf.Map) error { return putSparse(d, m, g.prefixes.Rows) }},
+		{d.bucketsMap(), len(g.prefixes.Buckets), func(m *ebpf.Map) error { return putSparse(d, m, g.prefixes.Buckets) }},
 	}
 	for _, f := range fills {
-		if err := d.options.step("fill " + f.name); err != nil {
+		if err := d.options.step("fill " + f.outer.name); err != nil {
 			return err
 		}
-		spec := d.inner[f.outer].Copy()
+		spec := d.inner[f.outer.Map].Copy()
 		if d.encoding.fixed && uint32(f.entries) > spec.MaxEntries {
-			return fmt.Errorf("%s: %d entries, and before Linux 5.10 there is room for %d, chosen at attach", f.name, f.entries, spec.MaxEntries)
+			return fmt.Errorf("%s: %d entries, and before Linux 5.10 there is room for %d, chosen at attach", f.outer.name, f.entries, spec.MaxEntries)
 		}
 		if !d.encoding.fixed {
 			spec.MaxEntries = uint32(f.entries)
 		}
 		m, err := ebpf.NewMap(spec)
 		if err != nil {
-			return fmt.Errorf("make %s of %d entries: %w", f.name, f.entries, err)
+			return fmt.Errorf("make %s of %d entries: %w", f.outer.name, f.entries, err)
 		}
 		err = f.put(m)
 		if err == nil {
-			err = f.outer.Put(slot, m)
+			err = d.putInner(f.outer, slot, m)
 		}
 		m.Close()
 		if err != nil {
-			return fmt.Errorf("fill %s: %w", f.name, err)
+			return fmt.Errorf("fill %s: %w", f.outer.name, err)
 		}
 	}
 	return nil

@@ -172,6 +172,9 @@ func (d *Datapath) removePins() error {
 	if err := os.RemoveAll(d.dir); err != nil {
 		return fmt.Errorf("remove pins %s: %w", d.dir, err)
 	}
+	if !rootsOwn(pinRoot(&d.options)) {
+		return nil
+	}
 	err := os.Remove(pinRoot(&d.options))
 	if err == nil || os.IsNotExist(err) || errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EBUSY) {
 		return nil

@@ -125,7 +125,7 @@ func (d *Datapath) upgrade() error {
 		(*place).Close()
 		*place = loaded[name]
 	}
-	return nil
+	return d.settleOwner()
 }
 
 // replaceAll puts the programs in the place of those that run, and their pins in the place
