@@ -38,7 +38,7 @@ seen, the cause, and the command that mends it. Without a name it looks at the i
 that are attached, or else at all that are up. What counters have seen before the interval is
 not looked at.
 
---fix makes those changes that can be undone, after asking, and notes in /run/xgw what was
+--fix makes those changes that can be undone, after asking, and notes in /run/xgw-changes what was
 there before; --undo puts it back, but for what others have changed since. A reboot undoes
 them, too.
 

@@ -37,7 +37,7 @@ func tuneCommand(e *env) *cobra.Command {
 		Long: `Shows each setting as it is and as a gateway wants it, with the reason. The open files of a
 running gateway's workers are among them.
 
---apply makes those that are not so yet, after asking, and notes in /run/xgw what was there
+--apply makes those that are not so yet, after asking, and notes in /run/xgw-changes what was there
 before; --undo puts it back, but for what others have changed since. Both end with a reboot:
 what is printed with --sysctl, in /etc/sysctl.d/60-xgw.conf, stays.`,
 		Example: `  xgw tune

@@ -94,12 +94,13 @@ type Machine struct {
 	Journal string // the file where changes are written down
 }
 
-// JournalPath is the journal of an instance. It is gone after a reboot, as the settings are.
+// JournalPath is the journal of an instance. It is gone after a reboot, as the settings are. Root
+// writes it, so its directory is not the one of a gateway that may run as another user.
 func JournalPath(instance string) string {
 	if instance == "" {
-		return "/run/xgw/changes.json"
+		return "/run/xgw-changes/changes.json"
 	}
-	return "/run/xgw/changes-" + instance + ".json"
+	return "/run/xgw-changes/changes-" + instance + ".json"
 }
 
 // Here is this machine.
