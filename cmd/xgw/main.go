@@ -140,6 +140,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		versionCommand(e),
 		manualCommand(e),
 		workerCommand(e),
+		prepareCommand(e),
 		upstreamCommand(e),
 	)
 	return root

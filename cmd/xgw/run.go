@@ -18,6 +18,7 @@ import (
 	"github.com/xgw-project/xgw/pkg/gateway"
 	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/logging"
+	"github.com/xgw-project/xgw/pkg/sandbox"
 	"github.com/xgw-project/xgw/pkg/script"
 )
 
@@ -42,6 +43,9 @@ passes everything.`,
 		Args: exactly(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkConfirm(cmd, confirm); err != nil {
+				return err
+			}
+			if err := sandbox.Keep(); err != nil { // before it starts anything or reads a key
 				return err
 			}
 			load := func() (*config.Config, error) { return config.Load(path, script.Run) }

@@ -171,14 +171,18 @@ var (
 	ErrNoGateway = errors.New("no gateway runs there")
 )
 
+// runDirectory holds the sockets of gateways that serve the machine.
+const runDirectory = "/run/xgw"
+
 // SocketPath is where a gateway's control socket is: in /run/xgw, or for a plain user in a
-// directory of that user, unless the one in /run/xgw lets that user in.
+// directory of that user, unless the one in /run/xgw, or /run/xgw itself, is that user's, too.
 func SocketPath(instance string) string {
 	if instance == "" {
 		instance = "xgw"
 	}
-	dir := "/run/xgw"
-	if uid := os.Geteuid(); uid != 0 && unix.Access(filepath.Join(dir, instance+".sock"), unix.W_OK) != nil {
+	dir := runDirectory
+	uid := os.Geteuid()
+	if uid != 0 && unix.Access(filepath.Join(dir, instance+".sock"), unix.W_OK) != nil && unix.Access(dir, unix.W_OK) != nil {
 		dir = filepath.Join(os.TempDir(), fmt.Sprintf("xgw-%d", uid))
 		if own := os.Getenv("XDG_RUNTIME_DIR"); own != "" {
 			dir = filepath.Join(own, "xgw")
@@ -196,7 +200,7 @@ func DrainPath(instance string) string {
 // Listen makes the socket, for its user alone or for those of Group as well, in the place of one
 // that nobody answers at. Its directory is made, and refused if somebody else could put another
 // socket into it.
-func Listen(path string) (net.Listener, error) { return listen(path, groupID()) }
+func Listen(path string) (net.Listener, error) { return listen(path, groupID(filepath.Dir(path))) }
 
 func listen(path string, group int) (net.Listener, error) {
 	dir := filepath.Dir(path)

@@ -15,13 +15,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Group is whose members may use the control socket of a gateway that root runs, where there is
-// such a group: they may do with the gateway what root may.
+// Group is whose members may use the control socket of a gateway that serves the machine, where
+// there is such a group: they may do with the gateway what root may.
 const Group = "gateway_admin"
 
-// groupID is the group's number; -1: there is none, or it is of no use here.
-func groupID() int {
-	if os.Geteuid() != 0 {
+// groupID is the group's number; -1: there is none, or it has no business with a socket there.
+func groupID(dir string) int {
+	if os.Geteuid() != 0 && dir != runDirectory {
 		return -1
 	}
 	g, err := user.LookupGroup(Group)
@@ -40,8 +40,8 @@ func share(path string, group int) error {
 	if group < 0 {
 		return os.Chmod(path, 0o600)
 	}
-	err := os.Chown(path, 0, group)
-	if errors.Is(err, unix.EPERM) { // root without CAP_CHOWN, and no member: then for root alone
+	err := os.Chown(path, -1, group)
+	if errors.Is(err, unix.EPERM) { // without CAP_CHOWN, and no member: then for the owner alone
 		return os.Chmod(path, 0o600)
 	}
 	return errors.Join(err, os.Chmod(path, 0o660))

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/sandbox"
 )
 
 // Descriptors that a worker inherits, after the standard three.
@@ -156,11 +158,11 @@ func socketpair() (*control, *os.File, error) {
 	return &control{conn: conn.(*net.UnixConn)}, theirs, nil
 }
 
-// workerCredential is the user that workers run as: nil when this process is not
-// root and can give nothing away. said tells what the operator should know.
+// workerCredential is the user that workers run as: nil when this process may not
+// give them another than its own. said tells what the operator should know.
 func workerCredential(name string) (c *syscall.Credential, said string) {
-	if os.Geteuid() != 0 {
-		return nil, "not root: workers run as this user, without a change of user"
+	if !sandbox.Has(unix.CAP_SETUID) || !sandbox.Has(unix.CAP_SETGID) {
+		return nil, "neither root nor with CAP_SETUID and CAP_SETGID: workers run as this user, without a change of user"
 	}
 	u, err := user.Lookup(name)
 	if err != nil {

@@ -5,7 +5,6 @@ package gateway
 import (
 	"errors"
 	"fmt"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/policy"
 )
 
@@ -134,7 +134,7 @@ func (s *supervisor) listenersOf(c *config.Config) (all, opened []*listener, err
 			all = append(all, s.listeners[at])
 			continue
 		}
-		l, err := listen(name, s.cores, os.Geteuid() == 0, false)
+		l, err := listen(name, s.cores, datapath.Allowed() == nil, false)
 		if err != nil {
 			return nil, opened, err
 		}

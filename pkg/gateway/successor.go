@@ -17,6 +17,7 @@ import (
 
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/datapath"
+	"github.com/xgw-project/xgw/pkg/sandbox"
 	"github.com/xgw-project/xgw/pkg/servers"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -189,9 +190,20 @@ func (s *supervisor) startSuccessor(binary string) (*successor, error) {
 	cmd.Env = append(cmd.Env, HandoverEnv+"=3")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{}
 	if os.Getenv("NOTIFY_SOCKET") != "" {
 		// A child of the service manager, as this one is: it waits for no other to stop.
-		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_PARENT}
+		cmd.SysProcAttr.Cloneflags = unix.CLONE_PARENT
+	}
+	if os.Geteuid() != 0 {
+		held, err := sandbox.Held()
+		if err != nil {
+			ours.close()
+			return nil, err
+		}
+		for _, c := range held { // no other child gets any
+			cmd.SysProcAttr.AmbientCaps = append(cmd.SysProcAttr.AmbientCaps, uintptr(c))
+		}
 	}
 	if err := s.threads.successors.do(cmd.Start); err != nil {
 		ours.close()

@@ -21,6 +21,7 @@ import (
 
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/config"
+	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/ledger"
 	"github.com/xgw-project/xgw/pkg/logging"
@@ -284,7 +285,7 @@ func (s *supervisor) prepare() error {
 		l, err := s.predecessor.listener(lc.Address, s.cores)
 		if err == nil && l == nil {
 			// The workers of a supervisor that is gone may still listen.
-			l, err = listen(lc.Address, s.cores, os.Geteuid() == 0, s.predecessor == nil && s.zone.Replaced() != 0)
+			l, err = listen(lc.Address, s.cores, datapath.Allowed() == nil, s.predecessor == nil && s.zone.Replaced() != 0)
 		}
 		if err != nil {
 			return err
