@@ -25,6 +25,7 @@ needs() {
 		test      awk                  mawk            the documented line on the access log
 		test      nginx                nginx-light     a real upstream, and a peer
 		test      haproxy              haproxy         a peer
+		test      nft                  nftables        reads and lists the firewall's table
 		test      strace               strace          makes system calls fail under a worker
 		test      tmux                 tmux            a terminal for xgw top
 		test      chromium             chromium        looks at the dashboard

@@ -131,6 +131,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		doctorCommand(e),
 		tuneCommand(e),
 		queuesCommand(e),
+		firewallCommand(e),
 		runCommand(e),
 		configCommand(e),
 		ctlCommand(e),
