@@ -50,17 +50,18 @@ listen edge
 	option httpchk
 	http-check send meth GET uri /readyz
 	http-check expect status 200
-	default-server check port 9090 inter 100ms fall 1 rise 1
+	source 192.0.2.4
+	default-server check port 9090 inter 100ms fall 1 rise 1 send-proxy-v2
 `
 
 func newFleet(t *testing.T) *fleet {
 	needRoot(t, "makes a lab")
 	program := tool(t, "haproxy")
 	f := &fleet{Lab: mustLab(t, "xgwfleet")}
-	if err := f.In(lab.Router, func() error {
-		return exec.Command("ip", "route", "add", "203.0.113.0/24", "via", "198.51.100.2").Run()
-	}); err != nil {
-		t.Fatal(err)
+	for host, args := range map[string]string{lab.Router: "route add 203.0.113.0/24 via 198.51.100.2", lab.Client: "address add 192.0.2.4/28 dev net0"} {
+		if err := f.In(host, func() error { return exec.Command("ip", strings.Fields(args)...).Run() }); err != nil {
+			t.Fatal(err)
+		}
 	}
 	ln, err := f.Listen(lab.Upstream, "tcp", "203.0.113.2:8080")
 	if err != nil {
@@ -79,7 +80,7 @@ func newFleet(t *testing.T) *fleet {
 		{name: "fleet3", host: lab.Attacker, address: "192.0.2.18"},
 	} {
 		n.dir = t.TempDir()
-		n.text = gatewayYAML(n.dir, ":443", "203.0.113.2:8080", fmt.Sprintf("workers: 1\npin: false\ntimeouts: {drain: 3s}\nsession_tickets: {file: %s}\n", keys))
+		n.text = gatewayYAML(n.dir, ":443", "203.0.113.2:8080", fmt.Sprintf("workers: 1\npin: false\ntimeouts: {drain: 3s}\nsession_tickets: {file: %s}\nclient_address: {proxy_protocol: true, trusted: [192.0.2.4/32]}\n", keys))
 		n.text = strings.Replace(n.text, `"127.0.0.1:0"`, `"`+n.address+`:9090"`, 1)
 		n.start(t, f)
 		f.nodes = append(f.nodes, n)
@@ -199,7 +200,11 @@ func TestRollingUpgrade(t *testing.T) {
 		lines := 0
 		for _, n := range f.nodes {
 			text, _ := os.ReadFile(filepath.Join(n.dir, "access.log"))
-			lines += strings.Count(string(text), "POST / ")
+			for line := range strings.Lines(string(text)) {
+				if strings.HasPrefix(line, "192.0.2.2 ") && strings.Contains(line, "POST / ") { // the client, by HAProxy's word
+					lines++
+				}
+			}
 		}
 		return int64(lines) == l.served.Load()
 	})
