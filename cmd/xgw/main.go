@@ -134,6 +134,7 @@ Exit status: 0 done, 1 failed, 2 the command line or the configuration is wrong.
 		firewallCommand(e),
 		runCommand(e),
 		configCommand(e),
+		importCommand(e),
 		ctlCommand(e),
 		keysCommand(e),
 		policyCommand(e),
