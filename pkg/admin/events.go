@@ -30,6 +30,7 @@ var EventKinds = []string{"generation", "verdict", "server", "worker", "drain", 
 // Bounds of those who listen.
 const (
 	maxListeners  = 16  // at once
+	maxOfOne      = 6   // of them of one token, or of the control socket
 	listenerQueue = 128 // events that wait for one
 	// listenerTime is how long a listener may take for what it is sent, and listenerBeat how long
 	// it hears nothing at most.
@@ -50,6 +51,7 @@ type Events struct {
 }
 
 type listening struct {
+	who    string
 	events chan Event // closed when it is dropped
 }
 
@@ -83,13 +85,23 @@ func (e *Events) Counts() (listeners int, dropped uint64) {
 	return len(e.listeners), e.dropped
 }
 
-func (e *Events) listen() (*listening, error) {
+// listen is for one more, who is a token's ID, or empty on the control socket.
+func (e *Events) listen(who string) (*listening, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if len(e.listeners) >= maxListeners {
 		return nil, fmt.Errorf("%w: %d", ErrListeners, maxListeners)
 	}
-	l := &listening{make(chan Event, listenerQueue)}
+	same := 0
+	for l := range e.listeners {
+		if l.who == who {
+			same++
+		}
+	}
+	if same >= maxOfOne {
+		return nil, fmt.Errorf("%w: %d of them you", ErrListeners, maxOfOne)
+	}
+	l := &listening{who, make(chan Event, listenerQueue)}
 	e.listeners[l] = struct{}{}
 	return l, nil
 }
@@ -103,7 +115,8 @@ func (e *Events) leave(l *listening) {
 // events sends them as they happen, as text/event-stream (HTML Living Standard, 9.2).
 func (a *api) events(w http.ResponseWriter, r *http.Request) {
 	hub := a.control.Events()
-	l, err := hub.listen()
+	who, _ := r.Context().Value(whoKey{}).(Token) // none on the control socket
+	l, err := hub.listen(who.ID)
 	if err != nil {
 		fail(w, http.StatusServiceUnavailable, err)
 		return

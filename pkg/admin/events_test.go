@@ -5,6 +5,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"testing"
@@ -84,11 +85,11 @@ func wait(t *testing.T, events <-chan Event) Event {
 // get all.
 func TestSlowListenerIsDropped(t *testing.T) {
 	e := NewEvents()
-	slow, err := e.listen()
+	slow, err := e.listen("slow")
 	if err != nil {
 		t.Fatal(err)
 	}
-	quick, err := e.listen()
+	quick, err := e.listen("quick")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,14 +110,43 @@ func TestSlowListenerIsDropped(t *testing.T) {
 		t.Errorf("it got %d events", got)
 	}
 	e.leave(slow) // again is harmless
-	for range maxListeners - 1 {
-		if _, err := e.listen(); err != nil {
+	for i := range maxListeners - 1 {
+		if _, err := e.listen(fmt.Sprint(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if _, err := e.listen(); !errors.Is(err, ErrListeners) {
+	if _, err := e.listen("late"); !errors.Is(err, ErrListeners) {
 		t.Errorf("listener %d: %v", maxListeners+1, err)
+	}
+	e.leave(quick)
+	if _, err := e.listen("late"); err != nil {
+		t.Errorf("there is room again: %v", err)
 	}
 	var none *Events
 	none.Tell(Event{}) // nobody can listen
+}
+
+// One token listens often, and leaves room for others.
+func TestListenersOfOne(t *testing.T) {
+	e := NewEvents()
+	var last *listening
+	for range maxOfOne {
+		l, err := e.listen("a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		last = l
+	}
+	if _, err := e.listen("a"); !errors.Is(err, ErrListeners) {
+		t.Errorf("listener %d of one: %v", maxOfOne+1, err)
+	}
+	for range maxOfOne {
+		if _, err := e.listen(""); err != nil {
+			t.Errorf("another one: %v", err)
+		}
+	}
+	e.leave(last)
+	if _, err := e.listen("a"); err != nil {
+		t.Errorf("after one has left: %v", err)
+	}
 }
