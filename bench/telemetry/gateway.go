@@ -10,10 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/host"
 )
@@ -51,7 +54,7 @@ state: %s
 	if err != nil {
 		return nil, err
 	}
-	if err := g.cmd.Start(); err != nil {
+	if err := elsewhere(g.cmd.Start); err != nil {
 		return nil, err
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
@@ -62,6 +65,38 @@ state: %s
 	}
 	g.address, g.metrics = said, metrics
 	return g, nil
+}
+
+// elsewhere starts a gateway, which has all cores, while client and upstream are on the last.
+func elsewhere(start func() error) error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := unix.SchedSetaffinity(0, &allCores); err != nil {
+		return err
+	}
+	return errors.Join(start(), unix.SchedSetaffinity(0, &lastCore))
+}
+
+// allCores are those that this program was started on; the worker is pinned to the first.
+var allCores, lastCore unix.CPUSet
+
+// standAside has this program, and wrk, run on the last core.
+func standAside() error {
+	if err := unix.SchedGetaffinity(0, &allCores); err != nil {
+		return err
+	}
+	for i := range 1024 {
+		if allCores.IsSet(i) {
+			lastCore.Zero()
+			lastCore.Set(i)
+		}
+	}
+	tasks, err := os.ReadDir("/proc/self/task")
+	for _, t := range tasks {
+		id, _ := strconv.Atoi(t.Name()) // the kernel's
+		err = errors.Join(err, unix.SchedSetaffinity(id, &lastCore))
+	}
+	return err
 }
 
 func (g *gateway) stop() {

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"net/http"
-	"slices"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -77,9 +80,10 @@ func (l *load) ask() error {
 	return err
 }
 
-// measureLatency compares the 99th percentile at half of what this client can have, of slices
-// in which the metrics of 1,000 routes are scraped each second and of those in which they are
-// not; who is first changes from pair to pair.
+// measureLatency compares the 99th percentile at half load, over all
+// slices in which the metrics of 1,000 routes are scraped each second and over all in which they
+// are not; who is first changes from pair to pair. What the slices without are beside each
+// other, every other one, tells what a difference is worth.
 func measureLatency(dir, upstream string) ([]figure, error) {
 	var more strings.Builder
 	for i := range routes {
@@ -95,40 +99,124 @@ func measureLatency(dir, upstream string) ([]figure, error) {
 	if err != nil {
 		return nil, err
 	}
-	rate := float64(len(full)) / latencySlice.Seconds() / 2
+	// A request that comes by itself costs client and upstream twice what one of many at once does.
+	rate := float64(len(full)) / latencySlice.Seconds() / 4
 	pause := time.Duration(connections / rate * float64(time.Second))
-	slice := func(scraped bool) (float64, error) {
+	slice := func(scraped bool) (*times, error) {
 		stop := g.scrapeEach(scraped)
 		took, err := l.run(latencySlice, pause)
-		if err := errors.Join(err, stop()); err != nil {
-			return 0, err
-		}
-		slices.Sort(took)
-		return float64(took[len(took)*99/100]) / float64(time.Millisecond), nil
+		return count(took), errors.Join(err, stop())
 	}
 	if _, err := slice(true); err != nil { // caches
 		return nil, err
 	}
-	var on, off, changes, noise []float64
+	var on, off []*times
+	before, beforeAll := taken()
 	for i := range latencyPairs {
-		var pair [2]float64 // without, with
+		var pair [2]*times // without, with
 		for k := range pair {
 			which := (i + k) % 2
 			if pair[which], err = slice(which == 1); err != nil {
 				return nil, err
 			}
 		}
-		if len(off) > 0 {
-			noise = append(noise, 100*(pair[0]/off[len(off)-1]-1))
-		}
 		off, on = append(off, pair[0]), append(on, pair[1])
-		changes = append(changes, 100*(pair[1]/pair[0]-1))
+	}
+	stolen, all := taken()
+	stolen, all = stolen-before, all-beforeAll
+	var even, odd []*times
+	for i := range off {
+		if i%2 == 0 {
+			even = append(even, off[i])
+		} else {
+			odd = append(odd, off[i])
+		}
 	}
 	return []figure{
-		median("rate: half of what one client can have", "requests/s", 0, []float64{rate}),
-		middle("p99 at it, scraped each second", "ms", 0, on), middle("p99 at it, not scraped", "ms", 0, off),
-		middle("p99 scraped, beside not", "%", 3, changes), middle("p99 not scraped, beside itself: the noise", "%", 0, noise),
+		median("rate: a quarter of what a client gets at most", "requests/s", 0, []float64{rate}),
+		resampled("p99 at it, scraped each second", "ms", 0, on, on, func(a, _ *times) float64 { return a.p99() }),
+		resampled("p99 at it, not scraped", "ms", 0, off, off, func(a, _ *times) float64 { return a.p99() }),
+		resampled("p99 scraped, beside not", "%", 3, on, off, change),
+		resampled("p99 not scraped, beside itself: the noise", "%", 0, odd, even, change),
+		median("CPU that the hypervisor took meanwhile", "%", 0, []float64{100 * stolen / max(all, 1)}),
 	}, nil
+}
+
+// taken is the CPU time that the hypervisor gave to others, and all of it.
+func taken() (stolen, all float64) {
+	text, _ := os.ReadFile("/proc/stat") // without it the figure is 0
+	line, _, _ := strings.Cut(string(text), "\n")
+	for i, f := range strings.Fields(line) {
+		n, _ := strconv.ParseFloat(f, 64) // the first is a word
+		if all += n; i == 8 {
+			stolen = n
+		}
+	}
+	return stolen, all
+}
+
+// times counts latencies, in steps of a thousandth from a microsecond to half a minute.
+type times [17_200]uint32
+
+const step = 1.001
+
+func count(all []time.Duration) *times {
+	t := new(times)
+	for _, d := range all {
+		at := math.Log(float64(d)/float64(time.Microsecond)) / math.Log(step)
+		t[max(0, min(int(at), len(t)-1))]++
+	}
+	return t
+}
+
+func (t *times) add(o *times) {
+	for i := range t {
+		t[i] += o[i]
+	}
+}
+
+// p99 in ms.
+func (t *times) p99() float64 {
+	all := uint64(0)
+	for _, n := range t {
+		all += uint64(n)
+	}
+	above := all / 100
+	for i := len(t) - 1; i >= 0; i-- {
+		if n := uint64(t[i]); n <= above {
+			above -= n
+			continue
+		}
+		return math.Pow(step, float64(i)) / 1000
+	}
+	return 0
+}
+
+func change(a, b *times) float64 { return 100 * (a.p99()/b.p99() - 1) }
+
+// resamples of the slices, which tell how far the figure would differ had others been drawn.
+const resamples = 1000
+
+// resampled is a figure of all slices together, with the middle 95 % of what it is of slices
+// drawn from them again and again (bootstrap; a pair is drawn as one).
+func resampled(name, unit string, aim float64, a, b []*times, of func(a, b *times) float64) figure {
+	random := rand.New(rand.NewPCG(1, 2)) // the same slices give the same figure
+	draw := func(at func(i int) int) float64 {
+		var x, y times
+		for i := range a {
+			x.add(a[at(i)])
+			y.add(b[at(i)])
+		}
+		return of(&x, &y)
+	}
+	values := make([]float64, resamples)
+	for i := range values {
+		values[i] = draw(func(int) int { return random.IntN(len(a)) })
+	}
+	f := median(name, unit, aim, values) // sorted, from here on
+	h := func(v float64) float64 { return math.Round(v*100) / 100 }
+	f.Value, f.Low, f.High = h(draw(func(i int) int { return i })), h(values[resamples*25/1000]), h(values[resamples*975/1000])
+	return f
 }
 
 // scrapeEach scrapes at once and then each second until stop, if it is wanted.

@@ -53,6 +53,9 @@ func main() {
 }
 
 func run() error {
+	if err := standAside(); err != nil {
+		return err
+	}
 	dir, err := os.MkdirTemp("", "xgw-bench-telemetry")
 	if err != nil {
 		return err
