@@ -64,16 +64,25 @@ or a new start; an upgrade keeps it. A gateway that is stopped then closes no co
 request: an idle one of HTTP/1.1 goes with its next reply, or when timeouts.drain is over. The file /run/xgw/xgw.drain
 (of an instance: NAME.drain) does the same for as long as it is there, within a second, over new starts, too. A single server of an upstream is drained by gateway-ctl upstreams drain.`
 	}
-	return &cobra.Command{
+	var wait time.Duration
+	cmd := &cobra.Command{
 		Use: name, Short: short, Long: long, Example: "  sudo gateway-ctl " + name, Args: exactly(),
-		RunE: func(*cobra.Command, []string) error {
+		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := admin.NewClient(admin.SocketPath(e.instance)).SetDrained(drained); err != nil {
 				return err
 			}
 			fmt.Fprintln(e.out, done)
+			select {
+			case <-cmd.Context().Done():
+			case <-time.After(wait):
+			}
 			return nil
 		},
 	}
+	if drained {
+		cmd.Flags().DurationVar(&wait, "wait", 0, "return this much later, when balancers have seen it: before a stop, where there is no shell")
+	}
+	return cmd
 }
 
 func ctlEventsCommand(e *env) *cobra.Command {
