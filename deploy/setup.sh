@@ -26,6 +26,7 @@ needs() {
 		test      nginx                nginx-light     a real upstream, and a peer
 		test      haproxy              haproxy         a peer
 		test      nft                  nftables        reads and lists the firewall's table
+		test      buildah              buildah         builds the image
 		test      strace               strace          makes system calls fail under a worker
 		test      tmux                 tmux            a terminal for xgw top
 		test      chromium             chromium        looks at the dashboard
