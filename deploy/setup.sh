@@ -24,7 +24,7 @@ needs() {
 		test      ethtool              ethtool         queues and offloads of test links
 		test      awk                  mawk            the documented line on the access log
 		test      nginx                nginx-light     a real upstream, and a peer
-		test      haproxy              haproxy         a peer
+		test      haproxy              haproxy         balances over gateways, and a peer
 		test      nft                  nftables        reads and lists the firewall's table
 		test      buildah              buildah         builds the image
 		test      strace               strace          makes system calls fail under a worker
@@ -34,7 +34,7 @@ needs() {
 		test      redis-server         redis-server    a real store that gateways share
 		test      systemd-nspawn       systemd-container runs the package in a root of its own
 		test      qemu-aarch64-static  qemu-user-static  runs what is built for arm64
-		test      rpm                  rpm             reads the package
+		test      rpm                  rpm             reads and installs the package
 		test      groff                groff-base      sets the manual pages
 		test      clang-format-14      clang-format-14 the layout of the C code
 		generate  clang-14             clang-14        compiles the BPF objects

@@ -165,6 +165,47 @@ func TestDebianPackage(t *testing.T) {
 	}
 }
 
+// The .rpm in the same root, which is no machine of the family that it is for: by its files, its
+// scripts, users and modes.
+func TestRPMPackage(t *testing.T) {
+	m := newMachine(t)
+	file := mustPackages(t, "amd64") + "/xgw-amd64.rpm"
+	rpm := func(args ...string) {
+		t.Helper()
+		if err := unix.Mount("proc", m.root+"/proc", "proc", 0, ""); err != nil { // for the scripts, as on a machine that is up
+			t.Fatal(err)
+		}
+		defer func() { _ = unix.Unmount(m.root+"/proc", unix.MNT_DETACH) }()
+		mustRun(t, "rpm", append([]string{"--root", m.root, "--dbpath", "/var/lib/rpm", "--nodeps", "--force-debian"}, args...)...)
+	}
+	rpm("-i", file)
+	t.Run("installed", func(t *testing.T) { testInstalled(t, m) })
+	if version := m.must(t, "/usr/bin/xgw", "version"); !strings.Contains(version, "0.9.0") {
+		t.Errorf("xgw version says %s", version)
+	}
+
+	m.write(t, "/etc/gateway/gateway.yaml", configuration)
+	m.must(t, "systemctl", "enable", "gateway-engine.service")
+	link := "/etc/systemd/system/multi-user.target.wants/gateway-engine.service"
+	rpm("-U", "--force", file) // what upgrades run: the new one's scripts, then the old one's
+	if m.read(t, "/etc/gateway/gateway.yaml") != configuration || len(m.there(link, "/usr/bin/xgw", "/usr/share/man/man8/xgw.8.gz")) != 3 {
+		t.Error("an upgrade changes the operator's file, disables the service or takes files away")
+	}
+
+	made := "/var/lib/xgw/made.key"
+	if err := os.MkdirAll(filepath.Dir(m.root+made), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m.write(t, made, "")
+	rpm("-e", "xgw")
+	if left := m.there("/usr/bin/xgw", "/usr/bin/gateway-ctl", "/usr/lib/systemd/system/gateway-engine.service", link, "/etc/gateway/buffers.conf", "/usr/share/man/man8/xgw.8.gz"); len(left) > 0 {
+		t.Errorf("removed, and yet there: %q", left)
+	}
+	if kept := m.read(t, "/etc/gateway/gateway.yaml.rpmsave"); kept != configuration || len(m.there(made)) != 1 {
+		t.Errorf("removing takes what the gateway made, or the operator's file:\n%s", kept)
+	}
+}
+
 func testInstalled(t *testing.T, m *machine) {
 	got := m.must(t, "stat", "-c", "%A %U:%G %n", "/etc/gateway", "/etc/gateway/gateway.yaml", "/etc/sudoers.d/gateway")
 	for _, want := range []string{"drwxr-x--- root:gateway_admin /etc/gateway\n", "-rw-r----- root:gateway_admin /etc/gateway/gateway.yaml\n",
