@@ -10,6 +10,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -28,6 +29,7 @@ import (
 	"github.com/leodido/go-syslog/v4"
 	"github.com/leodido/go-syslog/v4/octetcounting"
 	"github.com/leodido/go-syslog/v4/rfc5424"
+	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/zone"
 )
@@ -170,7 +172,37 @@ func TestErrorLogGoesToSyslog(t *testing.T) {
 	}
 }
 
-// Nobody there, or somebody who takes nothing: records are dropped and counted, by cause, and
+// blackhole is an address that answers no SYN: its queue is full and nobody accepts.
+func blackhole(t *testing.T) string {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := errors.Join(unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(fd, 0)); err != nil {
+		t.Fatal(err)
+	}
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := fmt.Sprint("127.0.0.1:", name.(*unix.SockaddrInet4).Port)
+	for silent, dials := 0, 0; silent < 2; dials++ { // twice: the machine may be slow once
+		if dials == 20 {
+			t.Skip("this kernel takes connections that nobody accepts, without end")
+		}
+		if c, err := net.DialTimeout("tcp", address, 300*time.Millisecond); err != nil {
+			silent++
+		} else {
+			silent = 0
+			t.Cleanup(func() { _ = c.Close() })
+		}
+	}
+	return address
+}
+
+// Nobody there, or somebody who takes nothing, or does not even answer: records are dropped and counted, by cause, and
 // who logs never waits.
 func TestSyslogWaitsForNobody(t *testing.T) {
 	silent, err := net.Listen("tcp", "127.0.0.1:0")
@@ -183,7 +215,7 @@ func TestSyslogWaitsForNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone.Close()
-	for name, address := range map[string]string{"silent": silent.Addr().String(), "gone": gone.Addr().String()} {
+	for name, address := range map[string]string{"silent": silent.Addr().String(), "gone": gone.Addr().String(), "blackhole": blackhole(t)} {
 		s := NewSyslog(SyslogOptions{Transport: "tcp", Address: address, Facility: 16, Size: SyslogSize, Names: plainNames})
 		r := exampleRecord()
 		r.Target = bytes.Repeat([]byte("x"), 1024)
@@ -198,7 +230,7 @@ func TestSyslogWaitsForNobody(t *testing.T) {
 			t.Fatal(err)
 		}
 		sent, full, unreachable := s.Counts()
-		if sent+full+unreachable != records || full+unreachable == 0 || name == "gone" && sent > 0 {
+		if sent+full+unreachable != records || full+unreachable == 0 || name != "silent" && sent > 0 {
 			t.Errorf("%s: %d sent, %d dropped for the queue, %d for the receiver", name, sent, full, unreachable)
 		}
 		if longest > syslogWrite/2 {
