@@ -169,9 +169,10 @@ func (t *translation) address(d *directive) (listen, bool) {
 
 // listen makes listeners of all servers' addresses.
 func (t *translation) listen() {
-	wild, six := map[string]bool{}, map[string]bool{}
+	wild, six, secure := map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, v := range t.servers {
 		for _, l := range v.listens {
+			secure[l.address] = secure[l.address] || l.ssl
 			if l.wildcard {
 				wild[l.address] = true
 				six[l.address] = six[l.address] || l.six
@@ -182,6 +183,7 @@ func (t *translation) listen() {
 	for _, v := range t.servers {
 		for i := range v.listens {
 			l := &v.listens[i]
+			l.ssl = secure[l.address] // as in nginx, where one that says ssl says so for all of the address
 			_, port, _ := net.SplitHostPort(l.address)
 			if !l.wildcard && wild[":"+port] {
 				t.note(Security, l.d, "one port is either for all addresses or for some, and another server listens on :%s: nothing of this one is served here. Give it a port of its own", port)
@@ -214,9 +216,6 @@ func (t *translation) join(v *server, l *listen) {
 	}
 	o := t.listeners[at]
 	l.listener = o
-	if o.tls != l.ssl {
-		t.note(Security, l.d, "one listener is with TLS or without, and another server has it the other way: this one is served as that one is")
-	}
 	o.http2 = o.http2 || l.http2
 	if l.isDefault {
 		o.first = v
