@@ -144,6 +144,7 @@ func TestRefused(t *testing.T) {
 		{"loop of two", "http { include a.conf; }", "includes itself"},
 		{"no file", "include none.conf;", "none.conf"},
 		{"no end", "http { server {", "unexpected end of file"},
+		{"no text", "events {} http { access_log /a\x00b; }", "no text"},
 		{"nothing", "events {}", "no server"},
 		{"deep", strings.Repeat("a { ", 20) + strings.Repeat("} ", 20), "nested"},
 	} {
@@ -163,6 +164,7 @@ func FuzzImport(f *testing.F) {
 		f.Add(texts["nginx.conf"])
 	}
 	f.Add([]byte(`events{} http{server{listen 80;location /a{return 200 "\u00e9\"";}location ~ (a{proxy_pass http://x;}}}`))
+	f.Add([]byte("events {} http { server { listen 80; server_name a.example .a.example ..b; location / { proxy_pass http://x; } } server { listen 80; server_name b; } }"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := Import("/etc/nginx/nginx.conf", inMemory(map[string][]byte{"nginx.conf": text, "mime.types": []byte("types {}")}))
 		if err != nil {

@@ -81,9 +81,8 @@ func (v *server) addName(t *translation, d *directive, name string) {
 	case strings.HasPrefix(name, "~"):
 		t.note(Missing, d, "%s: hosts are exact or *.DOMAIN: list them; what comes for them goes to the default server", name)
 	case strings.HasPrefix(name, "."):
-		if isHost(name[1:]) {
-			v.names = append(v.names, name[1:], "*"+name)
-		}
+		v.addName(t, d, name[1:])
+		v.addName(t, d, "*"+name)
 	case strings.HasPrefix(name, "*.") && isHost(name[2:]) && strings.Trim(name[2:], "0123456789.") != "" || isHost(name):
 		if !slices.Contains(v.names, name) {
 			v.names = append(v.names, name)

@@ -3,6 +3,7 @@
 package nginx
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -88,6 +89,9 @@ func (s *source) read(path string, up *directive, depth int) ([]*directive, erro
 	}
 	if len(text) > maxFile {
 		return nil, fmt.Errorf("read %s: it is longer than %d bytes", path, maxFile)
+	}
+	if i := bytes.IndexFunc(text, func(r rune) bool { return r < ' ' && !strings.ContainsRune("\t\n\v\f\r", r) || r == 0x7f }); i >= 0 {
+		return nil, fmt.Errorf("read %s: byte %d is no text: is it a configuration?", path, i)
 	}
 	if strings.Count(string(text), "{") > maxFile/64 {
 		return nil, fmt.Errorf("read %s: more than %d blocks", path, maxFile/64)
