@@ -319,6 +319,18 @@ func TestKilledSupervisor(t *testing.T) {
 	inGateway := func(cmd *exec.Cmd) error { return l.Start(lab.Gateway, cmd) }
 	text := gatewayYAML(dir, ":443", "203.0.113.2:8080", "interfaces: [{name: edge0}]\ndeny: [10.66.0.0/24]\n")
 	first := startGateway(t, inGateway, "xgwkill", dir, text)
+	before := ingress(t, l, "xgwkill", "deny")
+	first.kill(t)
+
+	sent, err := l.Flood(context.Background(), lab.Flood{
+		Sources: netip.MustParsePrefix("10.66.0.0/24"), Target: netip.AddrPortFrom(lab.GatewayAddr, 9), Count: 500, Rate: 5000,
+	})
+	if err != nil || sent != 500 {
+		t.Fatalf("sent %d: %v", sent, err)
+	}
+	eventually(t, "500 packets are dropped and counted without supervisor", func() bool { return ingress(t, l, "xgwkill", "deny") >= before+500 })
+
+	first = startGateway(t, inGateway, "xgwkill", dir, text)
 
 	c := client(false)
 	c.Transport.(*http.Transport).DialContext = l.DialFrom(lab.Client)
@@ -331,7 +343,7 @@ func TestKilledSupervisor(t *testing.T) {
 			select {
 			case <-stop:
 				return
-			case <-time.After(2 * time.Millisecond):
+			case <-time.After(10 * time.Millisecond): // in an emulated machine the second one wants the CPU, too
 			}
 			if served.Load()%10 == 0 {
 				c.CloseIdleConnections()
@@ -348,16 +360,7 @@ func TestKilledSupervisor(t *testing.T) {
 		}
 	})
 	eventually(t, "a client is served", func() bool { return served.Load() >= 20 })
-	before := ingress(t, l, "xgwkill", "deny")
 	first.kill(t)
-
-	sent, err := l.Flood(context.Background(), lab.Flood{
-		Sources: netip.MustParsePrefix("10.66.0.0/24"), Target: netip.AddrPortFrom(lab.GatewayAddr, 9), Count: 500, Rate: 5000,
-	})
-	if err != nil || sent != 500 {
-		t.Fatalf("sent %d: %v", sent, err)
-	}
-	eventually(t, "500 packets are dropped and counted without supervisor", func() bool { return ingress(t, l, "xgwkill", "deny") >= before+500 })
 
 	second := startGateway(t, inGateway, "xgwkill", dir, text)
 	was := served.Load()
