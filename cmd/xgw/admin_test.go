@@ -250,9 +250,8 @@ func (a *administered) drain(t *testing.T) {
 			t.Errorf("%s: who comes all the same gets %d, %v", row.command, got, err)
 		}
 	}
-	file := admin.DrainPath("admin")
+	file := filepath.Join(a.dir, "admin.drain") // beside its gateway.yaml
 	rewrite(t, file, "")
-	defer os.Remove(file)
 	eventually(t, "the file drains", func() bool { return says("/readyz") == http.StatusServiceUnavailable })
 	if status, out, errs := inProcess("--instance", "admin", "ctl", "undrain"); status == 0 || !strings.Contains(errs, file) {
 		t.Errorf("undrain does not say that the file drains on: %d %s %s", status, out, errs)

@@ -61,8 +61,9 @@ func ctlDrainCommand(e *env, drained bool) *cobra.Command {
 		long = `From now on /readyz of the metrics' listener says 503, and so does the health of gRPC, so that what balances over
 gateways sends new clients to others. Those who come all the same are served on, until undrain
 or a new start; an upgrade keeps it. A gateway that is stopped then closes no connection under a client's
-request: an idle one of HTTP/1.1 goes with its next reply, or when timeouts.drain is over. The file /run/xgw/xgw.drain
-(of an instance: NAME.drain) does the same for as long as it is there, within a second, over new starts, too. A single server of an upstream is drained by gateway-ctl upstreams drain.`
+request: an idle one of HTTP/1.1 goes with its next reply, or when timeouts.drain is over. The file xgw.drain
+(of an instance: NAME.drain) beside gateway.yaml, whatever is in it, does the same for as long as it is there, within
+a second, over new starts and reboots, too. A single server of an upstream is drained by gateway-ctl upstreams drain.`
 	}
 	var wait time.Duration
 	cmd := &cobra.Command{

@@ -17,7 +17,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/lab"
 )
 
@@ -162,10 +161,9 @@ func TestRollingUpgrade(t *testing.T) {
 	began := time.Now()
 	for i, n := range f.nodes {
 		byFile := i == 1
-		file := admin.DrainPath(n.name)
+		file := filepath.Join(n.dir, n.name+".drain")
 		if byFile {
 			rewrite(t, file, "")
-			t.Cleanup(func() { os.Remove(file) })
 		} else if err := n.ctl.SetDrained(true); err != nil {
 			t.Fatal(err)
 		}

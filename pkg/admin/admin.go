@@ -14,7 +14,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -189,12 +188,6 @@ func SocketPath(instance string) string {
 		}
 	}
 	return filepath.Join(dir, instance+".sock")
-}
-
-// DrainPath is the file beside the control socket that drains the gateway while it is there,
-// whatever is in it.
-func DrainPath(instance string) string {
-	return strings.TrimSuffix(SocketPath(instance), ".sock") + ".drain"
 }
 
 // Listen makes the socket, for its user alone or for those of Group as well, in the place of one

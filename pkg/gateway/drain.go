@@ -3,8 +3,10 @@
 package gateway
 
 import (
+	"cmp"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 
 	"github.com/xgw-project/xgw/pkg/admin"
@@ -16,6 +18,16 @@ import (
 type drain struct {
 	path           string // of the file
 	byHand, byFile atomic.Bool
+}
+
+// drainPath is beside the configuration: that directory is there before the gateway and stays
+// when it stops, and a gateway that is not root's cannot put there what root's tools would follow.
+func drainPath(configuration, instance string) (string, error) {
+	path, err := filepath.Abs(configuration)
+	if err != nil {
+		return "", fmt.Errorf("find the file that drains: %w", err)
+	}
+	return filepath.Join(filepath.Dir(path), cmp.Or(instance, "xgw")+".drain"), nil
 }
 
 func (d *drain) is() bool { return d.byHand.Load() || d.byFile.Load() }

@@ -280,6 +280,9 @@ func (s *supervisor) prepare() error {
 		return err
 	}
 	s.makeControl()
+	if s.drain.path, err = drainPath(s.config.Path, s.config.Instance); err != nil {
+		return err
+	}
 	s.makeRemote()
 	for _, lc := range s.config.Listeners {
 		l, err := s.predecessor.listener(lc.Address, s.cores)
@@ -363,7 +366,6 @@ func (s *supervisor) zonePath() string { return cmp.Or(s.options.Zone, ZonePath(
 // SIGHUP reloads, too.
 func (s *supervisor) makeControl() {
 	path := admin.SocketPath(s.config.Instance)
-	s.drain.path = admin.DrainPath(s.config.Instance)
 	if s.control = s.predecessor.side(sideControl, path); s.control != nil {
 		return
 	}
