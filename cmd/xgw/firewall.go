@@ -98,7 +98,11 @@ It refuses to when a session of ssh from where there is one now could not be ope
 With --confirm it warns of that only, and the rules hold until the time is over: then those
 that held before hold again, unless xgw firewall confirm comes. The kernel keeps that time,
 whatever becomes of this terminal. Connections that are open live on whatever the rules say: try
-a new one before you confirm.`,
+a new one before you confirm.
+
+It warns, too, of ports of UDP on which somebody receives and that stay shut: packets of a tunnel
+that ends on this host, such as WireGuard's, get in there for 30 seconds after this host has sent
+one, and so do new sessions within it, but none later. Add a tunnel's port to port_guard.udp.`,
 		Example: `  sudo xgw firewall apply --confirm 60s
   sudo xgw firewall apply -c gateway.yaml`,
 		Args: exactly(),
@@ -132,6 +136,7 @@ func applyFirewall(e *env, f *firewall.Firewall, confirm time.Duration) error {
 		}
 		fmt.Fprintf(e.err, "xgw: WARNING: no new connection of who is logged in gets through (%s): %s\n", strings.Join(shut, "; "), mend)
 	}
+	warnOfTunnels(e, f)
 	k, err := firewall.Open()
 	if err != nil {
 		return err
@@ -149,6 +154,21 @@ func applyFirewall(e *env, f *firewall.Firewall, confirm time.Duration) error {
 		fmt.Fprintln(e.out, "these rules held already: nothing waits to be confirmed")
 	}
 	return nil
+}
+
+// warnOfTunnels names the ports of UDP that get replies alone. Who is logged in through a tunnel
+// that ends at one, as WireGuard's do, opens new sessions during a trial: the tunnel's packets
+// are replies as long as this host sends, too.
+func warnOfTunnels(e *env, f *firewall.Firewall) {
+	var shut []string
+	for _, port := range host.UDPPorts("/") {
+		if !f.AdmitsUDP(port) {
+			shut = append(shut, fmt.Sprint(port))
+		}
+	}
+	if len(shut) > 0 {
+		fmt.Fprintf(e.err, "xgw: WARNING: somebody receives over UDP on %s, which stay shut: who comes through a tunnel that ends there is shut out when this host has sent nothing for 30 s, and until then no new session shows it: add the tunnel's port to port_guard.udp\n", strings.Join(shut, ", "))
+	}
 }
 
 // firewallWords is a command of the same instance.

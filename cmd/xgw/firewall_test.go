@@ -371,6 +371,20 @@ func TestFirewallText(t *testing.T) {
 	}
 }
 
+// receives has somebody on the gateway receive datagrams.
+func (f *fence) receives(at string) {
+	f.t.Helper()
+	if err := f.In(lab.Gateway, func() error {
+		c, err := net.ListenPacket("udp", at)
+		if err == nil {
+			f.t.Cleanup(func() { c.Close() })
+		}
+		return err
+	}); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
 // Who is logged in is not shut out but on trial.
 func TestFirewallWarns(t *testing.T) {
 	needRoot(t, "makes a lab")
@@ -388,7 +402,25 @@ func TestFirewallWarns(t *testing.T) {
 	if s := f.state(k); s.Exists {
 		t.Errorf("refused, but %+v", s)
 	}
+	// Tunnels end at sockets of UDP.
+	for _, at := range []string{"198.51.100.2:53", "[2001:db8:3::2]:60001", "127.0.0.1:51821", "[::1]:51821", ":68", ":546"} {
+		f.receives(at)
+	}
+	if err := f.In(lab.Gateway, func() error { // sends, and is connected
+		c, err := net.Dial("udp", "192.0.2.18:5353")
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
 	if status, errs := apply("192.0.2.2 5 198.51.100.2 22"); status != 0 || errs != "" {
+		t.Errorf("status %d, %s", status, errs)
+	}
+	f.receives("198.51.100.2:51820")
+	f.receives("[::]:51822")
+	if status, errs := apply("192.0.2.2 5 198.51.100.2 22"); status != 0 || !strings.Contains(errs, "UDP on 51820, 51822,") || !strings.Contains(errs, "port_guard.udp") {
 		t.Errorf("status %d, %s", status, errs)
 	}
 	f.must("firewall", "undo")

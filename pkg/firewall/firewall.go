@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/xgw-project/xgw/pkg/policy"
@@ -62,10 +63,8 @@ func New(instance string, p *policy.Policy) *Firewall {
 
 // Admits tells whether a source may open a connection of TCP to the port.
 func (f *Firewall) Admits(source netip.Addr, port uint16) bool {
-	for _, r := range f.tcp {
-		if r.first <= port && port <= r.last {
-			return true
-		}
+	if has(f.tcp, port) {
+		return true
 	}
 	for _, h := range f.pinholes {
 		if h.Port == port && h.Source.Contains(source.Unmap().WithZone("")) {
@@ -73,6 +72,14 @@ func (f *Firewall) Admits(source netip.Addr, port uint16) bool {
 		}
 	}
 	return source.IsLoopback()
+}
+
+// AdmitsUDP tells whether anybody may send to the port unasked, or for those of DHCP's clients,
+// their servers.
+func (f *Firewall) AdmitsUDP(port uint16) bool { return has(f.udp, port) || port == 68 || port == 546 }
+
+func has(list []ports, port uint16) bool {
+	return slices.ContainsFunc(list, func(r ports) bool { return r.first <= port && port <= r.last })
 }
 
 // ports are consecutive ones.

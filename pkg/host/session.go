@@ -67,6 +67,20 @@ func Pinholes(root, sshConnection string) []Pinhole {
 	return out
 }
 
+// UDPPorts are those at which somebody on this host receives from strangers: what is on loopback
+// or connected is left out. Tunnels that the kernel ends, such as WireGuard's, are among them.
+// root is / on a real machine.
+func UDPPorts(root string) (ports []uint16) {
+	for _, s := range append(readSockets(root, "udp"), readSockets(root, "udp6")...) {
+		if s.state != tcpEstablished && !s.local.Addr().IsLoopback() {
+			ports = append(ports, s.local.Port())
+		}
+	}
+	slices.Sort(ports)
+	return slices.Compact(ports)
+}
+
+// States of sockets; one of UDP that is connected has the first, too.
 const (
 	tcpEstablished = 1
 	tcpListen      = 10
@@ -78,7 +92,7 @@ type socket struct {
 	inode         string
 }
 
-// readSockets reads /proc/net/tcp or tcp6; lines it cannot read are left out.
+// readSockets reads /proc/net/tcp, tcp6, udp or udp6; lines it cannot read are left out.
 func readSockets(root, file string) []socket {
 	f, err := os.Open(filepath.Join(root, "proc/net", file))
 	if err != nil {
