@@ -40,6 +40,7 @@ const fleetHAProxy = `global
 defaults
 	mode tcp
 	timeout connect 5s
+	timeout check 5s
 	timeout client 1m
 	timeout server 1m
 listen edge
@@ -50,7 +51,7 @@ listen edge
 	http-check send meth GET uri /readyz
 	http-check expect status 200
 	source 192.0.2.4
-	default-server check port 9090 inter 100ms fall 1 rise 1 send-proxy-v2
+	default-server check port 9090 inter 200ms fall 1 rise 1 send-proxy-v2
 `
 
 func newFleet(t *testing.T) *fleet {

@@ -19,7 +19,8 @@ import (
 //
 //  1. by host: one that is equal, then *.DOMAIN, the longest first, then any host;
 //  2. by path: one that is equal, then the longest prefix, then regular expressions
-//     in the order of the configuration, then every path ("/");
+//     in the order of the configuration, each where the first route of it stands that
+//     the request's listener has, then every path ("/");
 //  3. by conditions, methods, listeners and fields: more of them before fewer, then in the order of the configuration.
 //
 // A look-up costs a map probe for each level of the host and each length of prefix
@@ -37,8 +38,15 @@ type hostRoutes struct {
 	exact   map[string][]*route // by path
 	prefix  map[string][]*route // by prefix
 	lengths []int               // of the prefixes, longest first
-	regexes []regexRoutes
+	regexes []regexPlace
 	every   []*route // of every path
+}
+
+// regexPlace is where a regular expression is tried, for requests by some listeners: where the
+// first of its routes stands that those have. Other listeners' routes move it for nobody.
+type regexPlace struct {
+	listeners []string // none: all
+	*regexRoutes
 }
 
 // regexRoutes are the routes of one regular expression.
@@ -95,22 +103,30 @@ func (t *table) routesOf(host string) *hostRoutes {
 }
 
 func (h *hostRoutes) addRegex(text string, r *route) error {
-	for i := range h.regexes {
-		if h.regexes[i].text == text {
-			h.regexes[i].routes = append(h.regexes[i].routes, r)
-			return nil
+	var x *regexRoutes
+	placed := false // for all by whom the route is reached
+	for _, place := range h.regexes {
+		if place.text == text {
+			x = place.regexRoutes
+			placed = placed || len(place.listeners) == 0 || slices.Equal(place.listeners, r.listeners)
 		}
 	}
-	plain, err := regexp.Compile(text)
-	if err != nil {
-		return err
+	if x == nil {
+		plain, err := regexp.Compile(text)
+		if err != nil {
+			return err
+		}
+		whole, err := regexp.Compile(`\A(?:` + text + `)\z`)
+		if err != nil {
+			return err
+		}
+		literal, _ := plain.LiteralPrefix()
+		x = &regexRoutes{text: text, literal: []byte(literal), whole: whole}
 	}
-	whole, err := regexp.Compile(`\A(?:` + text + `)\z`)
-	if err != nil {
-		return err
+	x.routes = append(x.routes, r)
+	if !placed {
+		h.regexes = append(h.regexes, regexPlace{r.listeners, x})
 	}
-	literal, _ := plain.LiteralPrefix()
-	h.regexes = append(h.regexes, regexRoutes{text: text, literal: []byte(literal), whole: whole, routes: []*route{r}})
 	return nil
 }
 
@@ -134,8 +150,8 @@ func (h *hostRoutes) settle() {
 		order(list)
 		h.lengths = append(h.lengths, len(prefix))
 	}
-	for i := range h.regexes {
-		order(h.regexes[i].routes)
+	for _, x := range h.regexes {
+		order(x.routes)
 	}
 	order(h.every)
 	slices.SortFunc(h.lengths, func(a, b int) int { return cmp.Compare(b, a) })
@@ -184,9 +200,8 @@ func (h *hostRoutes) find(a *asked) *route {
 			return r
 		}
 	}
-	for i := range h.regexes {
-		x := &h.regexes[i]
-		if bytes.HasPrefix(a.path, x.literal) && x.whole.Match(a.path) {
+	for _, x := range h.regexes {
+		if (len(x.listeners) == 0 || slices.Contains(x.listeners, a.listener)) && bytes.HasPrefix(a.path, x.literal) && x.whole.Match(a.path) {
 			if r := first(x.routes, a); r != nil {
 				return r
 			}

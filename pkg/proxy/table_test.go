@@ -518,12 +518,22 @@ func TestRoutesOfListeners(t *testing.T) {
 		{Name: "rest", PathPrefix: "/", Listeners: []string{":80", "127.0.0.1:8080"}},
 		{Name: "get", PathExact: "/get", Methods: []string{"GET"}, Listeners: []string{":80"}},
 		{Name: "any", PathExact: "/get", Methods: []string{"GET"}},
+		{Name: "php-80", Host: "c.test", PathRegex: `.*\.php`, Listeners: []string{":80"}},
+		{Name: "closed", Host: "c.test", PathRegex: "/closed/.*", Listeners: []string{":8080", ":8081"}},
+		{Name: "php-8080", Host: "c.test", PathRegex: `.*\.php`, Listeners: []string{":8080"}},
+		{Name: "php", Host: "c.test", PathRegex: `.*\.php`},
+		{Name: "late", Host: "c.test", PathRegex: "/closed/.*"},
+		{Name: "php-post", Host: "c.test", PathRegex: `.*\.php`, Methods: []string{"POST"}, Listeners: []string{":8082"}},
 	}
 	s := compiled(t, routes)
 	for _, row := range [][4]string{
 		{":80", "a.test", "/x", "to-tls"}, {":443", "a.test", "/x", "a"}, {":443", "b.test", "/x", ""}, {":80", "b.test", "/x", "rest"},
 		{":80", "b.test", "/admin", "rest"}, {"127.0.0.1:8080", "b.test", "/admin/x", "inside"}, {"[::1]:8080", "b.test", "/admin", "inside"}, {":443", "b.test", "/admin", ""},
 		{":80", "b.test", "/get", "get"}, {":443", "b.test", "/get", "any"},
+		// The order of an expression's routes is each listener's own.
+		{":80", "c.test", "/closed/x.php", "php-80"}, {":8080", "c.test", "/closed/x.php", "closed"}, {":8080", "c.test", "/x.php", "php-8080"},
+		{":8081", "c.test", "/closed/x.php", "closed"}, {":8081", "c.test", "/x.php", "php"}, {":443", "c.test", "/closed/x.php", "php"}, {":443", "c.test", "/closed/x", "late"},
+		{":8082", "c.test", "/x.php", "php"},
 	} {
 		ex := request(s, "GET", row[1], row[2])
 		ex.listener = row[0]
