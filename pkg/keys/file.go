@@ -131,6 +131,31 @@ func openPrivate(path string, flags int) (*os.File, error) {
 	return f, nil
 }
 
+// makePrivate makes the file unless it is there.
+func makePrivate(path string) error {
+	f, err := openPrivate(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL)
+	if errors.Is(err, os.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(settleOwner(f), f.Close())
+}
+
+// settleOwner gives what root made to the user whose the directory is: the gateway does not run
+// as root, and could not change it.
+func settleOwner(f *os.File) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	var dir unix.Stat_t
+	if err := unix.Stat(filepath.Dir(f.Name()), &dir); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Dir(f.Name()), err)
+	}
+	return f.Chown(int(dir.Uid), int(dir.Gid))
+}
+
 // readLines puts whole lines behind s.read into the index.
 func (s *File) readLines() (ids []string, err error) {
 	r := bufio.NewReaderSize(io.NewSectionReader(s.f, s.read, 1<<62), 1<<16)
@@ -213,7 +238,10 @@ func (s *File) lock(ctx context.Context) (release func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(s.path), 0o700); err != nil {
 		return nil, err
 	}
-	f, err := openPrivate(s.path+".lock", os.O_RDWR|os.O_CREATE)
+	if err := makePrivate(s.path + ".lock"); err != nil {
+		return nil, err
+	}
+	f, err := openPrivate(s.path+".lock", os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +304,10 @@ func (s *File) Change(ctx context.Context, ids []string, change func([]*Record) 
 
 // append writes behind what was read, and over what a writer that died left there.
 func (s *File) append(text []byte) error {
-	f, err := openPrivate(s.path, os.O_WRONLY|os.O_CREATE)
+	if err := makePrivate(s.path); err != nil {
+		return err
+	}
+	f, err := openPrivate(s.path, os.O_WRONLY)
 	if err != nil {
 		return err
 	}
@@ -330,7 +361,7 @@ func (s *File) rewrite() error {
 			return err
 		}
 	}
-	if err := errors.Join(w.Flush(), f.Sync()); err != nil {
+	if err := errors.Join(w.Flush(), settleOwner(f), f.Sync()); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, s.path); err != nil { // it holds from here on

@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -235,11 +236,28 @@ func TestFileStoreIsWatched(t *testing.T) {
 	}
 }
 
-// Lines that count no more are left out in time, and what counts stays.
+// Lines that count no more are left out in time, and what counts stays. Where root does it, all
+// files are the directory's owner's, who is to change them next.
 func TestFileStoreIsWrittenAnew(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "keys")
+	dir := t.TempDir()
+	path, owner := filepath.Join(dir, "keys"), os.Getuid()
+	if owner == 0 {
+		owner = 61234
+		if err := os.Chown(dir, owner, owner); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ownerHolds := func(when string) {
+		t.Helper()
+		for _, name := range []string{path, path + ".lock"} {
+			if info, err := os.Stat(name); err != nil || int(info.Sys().(*syscall.Stat_t).Uid) != owner {
+				t.Errorf("%s is not the directory's owner's %s: %v", name, when, err)
+			}
+		}
+	}
 	s := mustOpen(t, path)
 	_, keep := mustAdd(t, s, Record{Consumer: "keep"})
+	ownerHolds("when it is made")
 	var page []Record
 	for i := range 400 {
 		_, r, _ := New(Record{ID: fmt.Sprintf("n-%d", i), Consumer: "many"}, time.Now())
@@ -257,6 +275,7 @@ func TestFileStoreIsWrittenAnew(t *testing.T) {
 	if n := strings.Count(string(text), "\n"); err != nil || n > fewLines {
 		t.Errorf("%d lines, %v", n, err)
 	}
+	ownerHolds("when it is written anew")
 	for _, s := range []*File{s, mustOpen(t, path)} {
 		if n := len(all(t, s, 1000)); n != 401 || one(t, s, keep.ID) == nil || one(t, s, "n-399") == nil {
 			t.Errorf("%d records", n)
