@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/admin"
+	"github.com/xgw-project/xgw/pkg/gateway"
 	"github.com/xgw-project/xgw/pkg/lab"
 )
 
@@ -95,6 +96,16 @@ func TestSupervisorWithoutRoot(t *testing.T) {
 	go server.Serve(ln)
 	t.Cleanup(func() { server.Close() })
 	t.Cleanup(func() { _ = os.Remove("/sys/fs/bpf/xgw-" + instance) })
+	// What will become the zone has been made by a stranger, who has it open.
+	zone := gateway.ZonePath(instance)
+	planted, err := os.Create(zone + ".new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer planted.Close()
+	if err := planted.Chown(rootless+1, rootless+1); err != nil {
+		t.Fatal(err)
+	}
 	mustXGW(t, l, "--instance", instance, "prepare", "--user", strconv.Itoa(rootless))
 	if err := os.Chown(dir, rootless, rootless); err != nil {
 		t.Fatal(err)
@@ -111,6 +122,10 @@ func TestSupervisorWithoutRoot(t *testing.T) {
 	u := newUpgrader(t, first, instance)
 	u.ctl = admin.NewClient(filepath.Join(dir, "xgw", instance+".sock"))
 	mustBeRootless(t, u.pid)
+	strangers, err1 := planted.Stat()
+	if live, err := os.Stat(zone); err != nil || err1 != nil || os.SameFile(live, strangers) {
+		t.Errorf("a stranger has the zone open: %v, %v", err, err1)
+	}
 	url := "https://" + lab.GatewayAddr.String() + "/"
 	get(t, newClientIn(l), url)
 	program := statusOf(t, l, instance).Program
