@@ -339,6 +339,10 @@ func TestSessions(t *testing.T) {
 // that may do all stays.
 func TestTokens(t *testing.T) {
 	s := serveRemote(t)
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := errors.Join(os.WriteFile(secret, []byte("secret"), 0o600), os.Symlink(secret, filepath.Join(s.tokens.dir, tokensFile+".new"))); err != nil {
+		t.Fatal(err)
+	}
 	code, text := s.ask(t, "POST", "/v1/tokens", s.boss, `{"name":"ops@example","role":"operator"}`)
 	var made struct{ ID, Token string }
 	if err := json.Unmarshal([]byte(text), &made); code != 200 || err != nil || made.Token == "" {
@@ -353,6 +357,9 @@ func TestTokens(t *testing.T) {
 	}
 	if info, err := os.Stat(filepath.Join(s.tokens.dir, tokensFile)); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode of the file: %v, %v", info.Mode(), err)
+	}
+	if text, err := os.ReadFile(secret); err != nil || string(text) != "secret" {
+		t.Errorf("a link was followed: %q, %v", text, err)
 	}
 	if got, _ := s.ask(t, "DELETE", "/v1/tokens/"+made.ID, s.boss, ""); got != 200 {
 		t.Errorf("revoke: %d", got)

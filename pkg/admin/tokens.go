@@ -185,10 +185,12 @@ func random(n int) string {
 	return strings.ToLower(base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(b))
 }
 
-// writeFile writes a file that only its owner may read, whole or not at all.
+// writeFile writes a file that only its owner may read, whole or not at all. It follows no link:
+// the directory may be another user's than the writer.
 func writeFile(path string, text []byte) error {
 	next := path + ".new"
-	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	_ = os.Remove(next) // of one that died
+	f, err := os.OpenFile(next, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}

@@ -244,10 +244,24 @@ func (v *vault) ensureMade(f config.Certificate, names []string) error {
 		return fmt.Errorf("make certificate: set `state:` to a directory that can be written: %w", err)
 	}
 	// The key first: a chain without its key would look like an operator's mistake.
-	if err := errors.Join(os.WriteFile(f.Key, keyPEM, 0o600), os.WriteFile(f.Chain, chainPEM, 0o644)); err != nil {
+	if err := errors.Join(writeAnew(f.Key, keyPEM, 0o600), writeAnew(f.Chain, chainPEM, 0o644)); err != nil {
 		return fmt.Errorf("make certificate: %w", err)
 	}
 	v.reported = true
 	v.log.Warn("no certificate configured: made a self-signed one, kept for later starts", "file", f.Chain, "names", names)
 	return nil
+}
+
+// writeAnew puts a file in the place of what is there. It follows no link: the directory may be
+// another user's than the writer.
+func writeAnew(path string, text []byte, mode os.FileMode) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	return errors.Join(err, f.Close())
 }

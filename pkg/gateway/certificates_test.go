@@ -137,6 +137,26 @@ func TestCertificatesThatChange(t *testing.T) {
 	}
 }
 
+// A certificate is made where a key was lost, but never through a link that somebody put there.
+func TestMadeCertificate(t *testing.T) {
+	dir, away := t.TempDir(), filepath.Join(t.TempDir(), "away")
+	chain, key := filepath.Join(dir, madeChain), filepath.Join(dir, madeKey)
+	put(t, chain, []byte("of a key that was lost"))
+	if err := os.Symlink(away, key); err != nil {
+		t.Fatal(err)
+	}
+	v := newVault(dir, slog.New(slog.DiscardHandler))
+	if got, err := v.read([]config.Listener{{TLS: true}}, true); err != nil || len(got[0].Certificates) != 1 {
+		t.Errorf("%v", err)
+	}
+	if info, err := os.Lstat(key); err != nil || !info.Mode().IsRegular() || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key is %v, %v", info, err)
+	}
+	if _, err := os.Stat(away); err == nil {
+		t.Error("the key was written through a link")
+	}
+}
+
 func TestStaples(t *testing.T) {
 	dir := t.TempDir()
 	p, other := newPair(t, 7, time.Now().Add(time.Hour*24*100)), newPair(t, 7, time.Now().Add(time.Hour*24*100))
