@@ -5,7 +5,6 @@ package nginx
 import (
 	"cmp"
 	"regexp"
-	"regexp/syntax"
 	"slices"
 	"strings"
 )
@@ -61,12 +60,12 @@ func (t *translation) locations(s *scope) (out []*location) {
 // wholeRegex makes an expression that matches all of a path out of one that is searched for
 // in it; "": the gateway cannot have it.
 func wholeRegex(text string, anyCase bool) string {
-	parsed, err := syntax.Parse(text, syntax.Perl)
-	if err != nil {
-		return ""
-	}
 	begin, end := ".*", ".*"
-	if parsed.Op != syntax.OpAlternate { // anchors of all of it; others stay where they are
+	if strings.Contains(text, "|") || strings.Contains(text, `\Q`) {
+		// What is put beside it would be of one alternative alone, or be quoted. Whether there
+		// is an alternation, a parser does not tell: it takes common prefixes out of it.
+		text = "(?:" + text + ")"
+	} else { // anchors of all of it; others stay where they are
 		if rest, ok := strings.CutPrefix(text, "^"); ok {
 			begin, text = "", rest
 		}
@@ -79,8 +78,6 @@ func wholeRegex(text string, anyCase bool) string {
 		if strings.HasPrefix(text, ".*") {
 			begin = ""
 		}
-	} else {
-		text = "(?:" + text + ")"
 	}
 	whole := begin + text + end
 	if anyCase {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -100,6 +101,37 @@ func TestGolden(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What is written of an expression matches the same paths, all of them where nginx searches.
+func TestWholeRegex(t *testing.T) {
+	paths := []string{"/", "/.htaccess", "/.ht", "/x/.git/config", "/.git", "/a", "/ab", "/b", "/xb", "/x/a", "/a.php", "/a.phpx", "/x$", "/.*", "/a.*b", "/A", "/users/17", "/users/17/x", "/a|b", `/a\`, "/aab"}
+	for _, text := range []string{
+		`/\.ht|/\.git`, `^/\.ht|^/\.git`, `^/a|b$`, `/a|/ab`, `a|b`, `(/\.ht|/\.git)`, `^/(a|b)$`, `|`, `^|x`, `a$|b$`, `^(?:/a|/b)`, `[|]`, `/a\|b`,
+		`/\.ht`, `^/a`, `a$`, `^/a$`, `^`, `$`, `^$`, `.*`, `/.*`, `.*b`, `\.*b`, `/x\$`, `a\\$`, `/\Qa.`, `/\Q.*\E`, `\Q.\E*`, `^/users/([0-9]+)`, `\.php$`, `(?i)^/a$`, `a(?i)B`, `(?i)/A|/U`, `[^/]$`, `/.?`, `a*?`, `^*`, `^?/b`,
+	} {
+		for _, anyCase := range []bool{false, true} {
+			whole := wholeRegex(text, anyCase)
+			if whole == "" { // closed, which is never more open
+				continue
+			}
+			got := regexp.MustCompile(`\A(?:` + whole + `)\z`)
+			if anyCase {
+				text = "(?i)" + text
+			}
+			want := regexp.MustCompile(text)
+			for _, path := range paths {
+				if got.MatchString(path) != want.MatchString(path) {
+					t.Errorf("%s as %s: %s: %v", text, whole, path, got.MatchString(path))
+				}
+			}
+		}
+	}
+	for _, text := range []string{`/\.ht|/\.git`, `^/a|b$`, `^/users/([0-9]+)`} {
+		if wholeRegex(text, false) == "" {
+			t.Errorf("%s is not translated", text)
+		}
 	}
 }
 
