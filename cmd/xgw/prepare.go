@@ -4,9 +4,11 @@ package main
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
+	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/gateway"
 )
 
@@ -23,7 +25,13 @@ func prepareCommand(e *env) *cobra.Command {
 			if user == "" {
 				return usageError{errors.New("prepare: --user says whom the supervisor runs as")}
 			}
-			return gateway.Give(e.instance, user)
+			err := gateway.Give(e.instance, user)
+			if errors.Is(err, datapath.ErrNoPins) {
+				// Without interfaces it needs none; with some, it will refuse to start.
+				fmt.Fprintf(e.err, "xgw: note: %v\n", err)
+				return nil
+			}
+			return err
 		},
 	}
 	cmd.Flags().StringVar(&user, "user", "", "whom the supervisor runs as: a name or a number")

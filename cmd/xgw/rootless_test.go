@@ -3,6 +3,7 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net/http"
@@ -96,8 +97,9 @@ func TestSupervisorWithoutRoot(t *testing.T) {
 	go server.Serve(ln)
 	t.Cleanup(func() { server.Close() })
 	t.Cleanup(func() { _ = os.Remove("/sys/fs/bpf/xgw-" + instance) })
-	// What will become the zone has been made by a stranger, who has it open.
 	zone := gateway.ZonePath(instance)
+	mustPrepareWithoutPins(t, l, instance, zone)
+	// What will become the zone has been made by a stranger, who has it open.
 	planted, err := os.Create(zone + ".new")
 	if err != nil {
 		t.Fatal(err)
@@ -174,6 +176,34 @@ func TestSupervisorWithoutRoot(t *testing.T) {
 	second.stop(t)
 	if s := ingressStatus(l, instance); s != nil {
 		t.Error("still attached after a clean stop")
+	}
+}
+
+// mustPrepareWithoutPins prepares a start where there is no BPF file system, and none can be
+// mounted to stay: that is a note, and what was root's is given all the same.
+func mustPrepareWithoutPins(t *testing.T, l *lab.Lab, instance, zone string) {
+	t.Helper()
+	if err := os.WriteFile(zone, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(zone)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("unshare", "--mount", "sh", "-c", `mount -t tmpfs none /sys/fs/bpf && "$@"`, "sh",
+		exe, "--instance", instance, "prepare", "--user", strconv.Itoa(rootless))
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	if err := l.Start(lab.Gateway, cmd); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil || !strings.Contains(said.String(), "note: no pins can be kept here") {
+		t.Errorf("prepared without pins: %v, %s", err, said.String())
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(zone, &st); err != nil || st.Uid != rootless {
+		t.Errorf("the zone is of %d, %v", st.Uid, err)
 	}
 }
 

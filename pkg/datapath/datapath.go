@@ -38,6 +38,8 @@ var (
 	ErrNoNative = errors.New("no native XDP here")
 	// ErrLayout: the pins were made by a version whose maps have another layout.
 	ErrLayout = errors.New("pins have another layout")
+	// ErrNoPins: there is no BPF file system, and none can be had.
+	ErrNoPins = errors.New("no pins can be kept here")
 )
 
 // Options name an interface and where its objects live.

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -30,17 +29,18 @@ func Allowed() error {
 }
 
 // Give makes the instance's pins another user's, for a gateway that does not run as root: the
-// directory that will hold them, made if need be, and all that is there. It needs root.
+// directory that will hold them, made if need be, and all that is there. It needs root. ErrNoPins
+// where there can be none, as in a container: a gateway without interfaces needs none.
 func Give(o Options, uid, gid int) error {
 	if o.BPFFS == "" {
 		o.BPFFS = defaultBPFFS
 	}
 	if err := ensureBPFFS(o.BPFFS); err != nil {
-		return err
+		return fmt.Errorf("%w: %w", ErrNoPins, err)
 	}
 	root := pinRoot(&o)
 	if err := os.MkdirAll(root, 0o700); err != nil {
-		return fmt.Errorf("make %s: %w", root, err)
+		return fmt.Errorf("%w: make %s: %w", ErrNoPins, root, err)
 	}
 	names, err := Interfaces(o)
 	if err != nil {
@@ -55,22 +55,45 @@ func Give(o Options, uid, gid int) error {
 			return fmt.Errorf("give pins of %s away: %w", name, err)
 		}
 	}
-	return chownAll(o.BPFFS, filepath.Base(root), uid, gid)
+	return chownAll(root, uid, gid)
 }
 
-// chownAll follows no link out of the directory: what is in it may be another user's already.
-func chownAll(parent, name string, uid, gid int) error {
-	dir, err := os.OpenRoot(parent)
+// chownAll follows no link out of the directory, which may be another user's already, nor does it
+// give away what has a name elsewhere, too.
+func chownAll(path string, uid, gid int) error {
+	dir, err := os.OpenRoot(path)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	return fs.WalkDir(dir.FS(), name, func(path string, _ fs.DirEntry, err error) error {
+	opened, err := dir.Stat(".")
+	if err != nil {
+		return err
+	}
+	if named, err := os.Lstat(path); err != nil || !os.SameFile(opened, named) {
+		return errors.Join(err, fmt.Errorf("%s is no directory: remove it", path))
+	}
+	return fs.WalkDir(dir.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		return dir.Lchown(path, uid, gid)
+		f, err := dir.OpenFile(path, unix.O_PATH, 0) // so that what is looked at is what is given
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		info, err := f.Stat()
+		if err != nil || !info.IsDir() && !alone(info) {
+			return err
+		}
+		return unix.Fchownat(int(f.Fd()), "", uid, gid, unix.AT_EMPTY_PATH)
 	})
+}
+
+// alone tells whether it is a file, or a pin, that has one name.
+func alone(info os.FileInfo) bool {
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && info.Mode().IsRegular() && st.Nlink == 1
 }
 
 // settleOwner gives what root has pinned to the user whose the instance's directory is, who
@@ -88,7 +111,7 @@ func (d *Datapath) settleOwner() error {
 	if !ok || st.Uid == 0 {
 		return nil
 	}
-	return chownAll(root, filepath.Base(d.dir), int(st.Uid), int(st.Gid))
+	return chownAll(d.dir, int(st.Uid), int(st.Gid))
 }
 
 // rootsOwn tells whether the instance's directory is root's, which comes and goes with what is

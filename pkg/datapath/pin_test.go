@@ -3,11 +3,15 @@
 package datapath
 
 import (
+	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Interfaces whose names are alike have nothing to do with each other.
@@ -49,4 +53,55 @@ func TestPinsOfNamesThatAreAlike(t *testing.T) {
 		}
 		d.Close()
 	}
+}
+
+// What another user's directory leads to is not that user's: neither by links in it nor by one
+// that has taken its place.
+func TestGiveFollowsNoLink(t *testing.T) {
+	w := newWire(t, 1)
+	w.options.BPFFS = defaultBPFFS
+	const user = 61234
+	own, others := pinRoot(&w.options), pinRoot(&w.options)+"-others"
+	t.Cleanup(func() { _ = os.RemoveAll(others) })
+	w.mustAttach(t, ModeNative).Close()
+	if err := os.Mkdir(others, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	m, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.Array, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	kept := filepath.Join(others, "kept")
+	if err := m.Pin(kept); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Symlink(kept, filepath.Join(own, "near", "soft")), os.Link(kept, filepath.Join(own, "near", "hard"))); err != nil {
+		t.Fatal(err)
+	}
+	if err := Give(w.options, user, user); err != nil {
+		t.Fatal(err)
+	}
+	mustBeOf := func(want uint32, paths ...string) {
+		t.Helper()
+		for _, path := range paths {
+			var st unix.Stat_t
+			if err := unix.Stat(path, &st); err != nil || st.Uid != want {
+				t.Errorf("%s is of %d, %v; want %d", path, st.Uid, err, want)
+			}
+		}
+	}
+	mustBeOf(user, own, filepath.Join(own, "near"), filepath.Join(own, "near", pinXDPLink))
+	mustBeOf(0, others, kept)
+	if err := os.Remove(filepath.Join(own, "near", "hard")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(others, own+"-link"); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Remove(own + "-link")
+	if err := chownAll(own+"-link", user, user); err == nil {
+		t.Error("a link in the directory's place is followed")
+	}
+	mustBeOf(0, others, kept)
 }

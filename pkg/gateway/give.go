@@ -18,16 +18,16 @@ import (
 // Give makes a user the owner of what an instance's supervisor finds when it starts and must be
 // able to change: the pins, and the zone of one that was killed. name is the user's, or its
 // number. What a stranger has put in the zone's place is removed. It needs root, and a gateway
-// that does not run.
+// that does not run. With datapath.ErrNoPins all but the pins is given.
 func Give(instance, name string) error {
 	uid, gid, err := lookUp(name)
 	if err != nil {
 		return err
 	}
-	if err := datapath.Give(datapath.Options{Instance: instance}, uid, gid); err != nil {
+	if err := giveZone(ZonePath(instance), uid, gid); err != nil {
 		return err
 	}
-	return giveZone(ZonePath(instance), uid, gid)
+	return datapath.Give(datapath.Options{Instance: instance}, uid, gid)
 }
 
 // giveZone gives a zone of root's away. Anybody may make a file of these names: what is neither
