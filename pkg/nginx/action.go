@@ -3,6 +3,7 @@
 package nginx
 
 import (
+	"math"
 	"net/url"
 	"regexp"
 	"slices"
@@ -26,6 +27,7 @@ type action struct {
 	answers  []edit // of replies
 	timeouts []setting
 	body     *setting
+	most     int64 // of a body, in bytes
 	ws       string
 	limits   []*limit
 	before   *before
@@ -67,16 +69,17 @@ func putEdit(list *[]edit, e edit, only bool) {
 // act is what becomes of a location's requests.
 func (t *translation) act(v *server, l *location, named map[string]*location) *action {
 	a := &action{from: []*directive{l.s.d}}
+	if l.s.one("internal") != nil { // also of what is around it, and before all else
+		a.reply, a.forbids, a.comment = &reply{status: 404}, true, "internal: nobody outside gets it"
+		l.s.d.settle()
+		return a
+	}
 	if list := l.s.own("return"); len(list) > 0 {
 		t.answer(v, a, list[0])
 		a.closed = t.conditions(l.s)
-		a.forbids = len(a.closed) > 0
+		// Who is sent away is kept out, too.
+		a.forbids = len(a.closed) > 0 || a.redirect != nil || a.reply.status >= 300
 		t.replyFields(a, l.s)
-		return a
-	}
-	if internal := l.s.own("internal"); len(internal) > 0 {
-		a.reply, a.forbids, a.comment = &reply{status: 404}, true, "internal: nobody outside gets it"
-		l.s.d.settle()
 		return a
 	}
 	var all bool
@@ -88,19 +91,7 @@ func (t *translation) act(v *server, l *location, named map[string]*location) *a
 		l.s.d.settle()
 		return a
 	}
-	s := l.s
-	if tries := s.own("try_files"); len(tries) > 0 {
-		last := tries[0].arg(len(tries[0].args) - 1)
-		if to := named[last]; to != nil {
-			t.note(Differs, tries[0], "the gateway serves no files: all requests go where %s sends them", last)
-			s = to.s
-			more, _ := t.forbidden(to.s)
-			a.closed = append(a.closed, more...)
-			a.forbids = a.forbids || len(more) > 0
-		} else {
-			tries[0].done = false
-		}
-	}
+	s := t.tried(a, l, named)
 	for _, name := range []string{"proxy_pass", "grpc_pass"} {
 		if list := s.own(name); len(list) > 0 {
 			t.pass(v, a, l, s, list[0])
@@ -113,6 +104,40 @@ func (t *translation) act(v *server, l *location, named map[string]*location) *a
 	a.reply = &reply{status: 503, body: "503 not translated\n"}
 	t.note(Missing, l.s.d, "it passes nothing to an upstream: it answers 503. Files and other protocols than HTTP need a server behind the gateway")
 	return a
+}
+
+// tried is the scope that says where requests go: that of a named location, when the location
+// tries files first.
+func (t *translation) tried(a *action, l *location, named map[string]*location) *scope {
+	tries := l.s.own("try_files")
+	if len(tries) == 0 {
+		return l.s
+	}
+	last := tries[0].arg(len(tries[0].args) - 1)
+	to := named[last]
+	if to == nil {
+		tries[0].done = false
+		if l.has("proxy_pass", "grpc_pass") {
+			t.note(Security, tries[0], "in nginx only what is there as a file gets to the upstream: the location answers 503")
+			a.closed, a.forbids = append(a.closed, tries[0]), true
+		}
+		return l.s
+	}
+	t.note(Differs, tries[0], "the gateway serves no files: all requests go where %s sends them", last)
+	more, all := t.forbidden(to.s)
+	if all {
+		more = append(more, to.s.d)
+		t.note(Security, to.s.d, "all are denied: what tries it answers 503")
+	}
+	for _, name := range []string{"return", "rewrite", "try_files"} {
+		for _, d := range to.s.own(name) {
+			t.note(Security, d, "in a named location it is not translated: what tries it answers 503")
+			more = append(more, d)
+		}
+	}
+	a.closed = append(a.closed, more...)
+	a.forbids = a.forbids || len(more) > 0
+	return to.s
 }
 
 // rest is what a server does with what no location takes.
@@ -306,14 +331,39 @@ func (t *translation) pass(v *server, a *action, l *location, s *scope, d *direc
 	t.requestFields(a, s, host)
 	t.replyFields(a, s)
 	t.times(a, s)
-	if b := s.one("client_max_body_size"); b != nil && b.up != t.http.d {
-		if n, ok := parseSize(b.arg(0)); ok {
-			a.body = &setting{"body_bytes", sizeText(n), b.at()}
-		} else {
-			t.note(Missing, b, "it is no size")
+	t.body(a, s)
+	t.uses(a, s)
+	if s != l.s { // those of the location that tries, too
+		n := len(a.limits)
+		t.body(a, l.s)
+		t.uses(a, l.s)
+		if n > 0 && len(a.limits) > n {
+			t.note(Differs, l.s.d, "its limits hold, and those of the named location, too")
 		}
 	}
-	t.uses(a, s)
+}
+
+// body is how long one may be; of several the least.
+func (t *translation) body(a *action, s *scope) {
+	n, b := int64(1<<20), s.one("client_max_body_size") // nginx's default
+	if b != nil {
+		var ok bool
+		if n, ok = parseSize(b.arg(0)); !ok {
+			t.note(Missing, b, "it is no size")
+			return
+		}
+	}
+	most := n
+	if n == 0 {
+		most = math.MaxInt64
+	}
+	if a.most != 0 && a.most <= most {
+		return
+	}
+	a.most, a.body = most, nil
+	if b != nil && b.up != t.http.d {
+		a.body = &setting{"body_bytes", sizeText(n), b.at()}
+	}
 }
 
 // uri has the part of the path that the location matched replaced, as nginx does for a

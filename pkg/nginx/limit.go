@@ -79,8 +79,11 @@ func (t *translation) zoneKey(d *directive) *keyed {
 		switch name := m[1]; {
 		case name == "binary_remote_addr" || name == "remote_addr":
 			z.key = append(z.key, "address")
-		case name == "host" || name == "http_host" || name == "server_name":
+		case name == "host" || name == "http_host":
 			z.key = append(z.key, "host")
+		case name == "server_name": // not host, which the client chooses
+			z.key = append(z.key, "route")
+			t.note(Security, d, "each route has a bucket of its own, where nginx has one for all of a server")
 		case (name == "uri" || name == "request_uri") && text == m[0]:
 			z.fn = "function(r) return r.path end"
 		case strings.HasPrefix(name, "http_") && fieldText.MatchString(name[5:]):
@@ -181,7 +184,9 @@ func (t *translation) limit(a *action, call, name string, z *keyed, d *directive
 	key := call + " " + name + " " + strings.Join(args, " ")
 	for _, l := range t.limits {
 		if l.key == key {
-			a.limits = append(a.limits, l)
+			if !slices.Contains(a.limits, l) {
+				a.limits = append(a.limits, l)
+			}
 			return
 		}
 	}

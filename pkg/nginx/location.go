@@ -22,6 +22,7 @@ type shape struct {
 	exact, prefix, regex string
 	label                string // for its name
 	act                  *action
+	of                   *location // nil: it is of a server
 }
 
 // locations are those of a server, nested ones beside the others.
@@ -49,6 +50,9 @@ func (t *translation) locations(s *scope) (out []*location) {
 				t.note(Security, n.s.d, "a location with an expression within another one, or within one, is not translated: what it is in answers 503")
 				l.s.d.closed = true
 				continue
+			}
+			if (n.kind == "" || n.kind == "^~") && (l.kind == "" || l.kind == "^~") {
+				n.kind = l.kind // nginx asks the outermost one whether expressions are tried
 			}
 			out = append(out, n)
 		}
@@ -93,7 +97,7 @@ var (
 	plainPath  = regexp.MustCompile(`^/[A-Za-z0-9._~!$&'()*+,;=:@/-]*$`)
 	unreserved = regexp.MustCompile(`^[A-Za-z0-9._~/-]*$`)
 	// What expressions are made of beside what clients never need to escape.
-	plainRegex = regexp.MustCompile(`^[A-Za-z0-9._~/\\^$()|*+?\[\]{}-]*$`)
+	plainRegex = regexp.MustCompile(`^([A-Za-z0-9._~/^$()|*+?-]|\\[._~/dw-]|\{[0-9]+(,[0-9]*)?\}|\[\^?([a-z]-[a-z]|[A-Z]-[A-Z]|[0-9]-[0-9]|[A-Za-z0-9._~/]|\\[._~/dw-])+-?\])*$`)
 	groupKind  = regexp.MustCompile(`\(\?([a-zA-Z-]*:|<\w+>|P<\w+>)`)
 	anyOctet   = regexp.MustCompile(`(^|[^\\])(\.([^*+]|$)|\[\^|\\[DSW])`)
 )
@@ -126,17 +130,12 @@ func (t *translation) shapes(v *server) []*shape {
 	first := t.serverRewrites(v)
 	regexes = append(regexes, first...)
 	inOrder, closed, open, escapes := len(first) > 0, false, false, false
-	for _, l := range all {
-		for _, f := range first {
-			if x, err := regexp.Compile(`\A(?:` + f.regex + `)\z`); l.kind == "=" && err == nil && x.MatchString(l.path) {
-				t.note(Security, l.s.d, "a rewrite of the server takes this path first in nginx, and exact paths are first here: it answers 503")
-				l.s.d.closed = true
-			}
-		}
-	}
+	t.rewritesFirst(first, all)
+	var of []*shape
 	for _, l := range all {
 		act := t.act(v, l, named)
-		sh := &shape{label: l.path, act: act}
+		sh := &shape{label: l.path, act: act, of: l}
+		of = append(of, sh)
 		if act.forbids {
 			closed = true
 			escapes = escapes || l.mayBeEscaped()
@@ -172,8 +171,38 @@ func (t *translation) shapes(v *server) []*shape {
 		root = &shape{prefix: "/", label: "/", act: t.rest(v)}
 		open = open || !root.act.forbids
 	}
-	guarded := closed && open
+	strict, hidden := stricter(of)
+	guarded := closed && open || strict
+	escapes = escapes || hidden
 	return t.ordered(v, exact, caret, regexes, prefixes, root, inOrder || guarded, guarded, escapes)
+}
+
+// rewritesFirst closes exact paths that a rewrite of the server takes in nginx.
+func (t *translation) rewritesFirst(first []*shape, all []*location) {
+	for _, l := range all {
+		for _, f := range first {
+			if x, err := regexp.Compile(`\A(?:` + f.regex + `)\z`); l.kind == "=" && err == nil && x.MatchString(l.path) {
+				t.note(Security, l.s.d, "a rewrite of the server takes this path first in nginx, and exact paths are first here: it answers 503")
+				l.s.d.closed = true
+			}
+		}
+	}
+}
+
+// stricter tells whether one has a limit that another one has not, or takes shorter bodies,
+// so that the other is a way around it; and whether such a one may be escaped.
+func stricter(list []*shape) (some, escapes bool) {
+	passes := slices.DeleteFunc(slices.Clone(list), func(sh *shape) bool { return !sh.act.passes })
+	for _, a := range passes {
+		for _, b := range passes {
+			lacks := func(l *limit) bool { return !slices.Contains(b.act.limits, l) }
+			if a.act.most < b.act.most || slices.ContainsFunc(a.act.limits, lacks) {
+				some, escapes = true, escapes || a.of.mayBeEscaped()
+				break
+			}
+		}
+	}
+	return some, escapes
 }
 
 func (t *translation) ordered(v *server, exact, caret, regexes, prefixes []*shape, root *shape, inOrder, guarded, escapes bool) []*shape {
@@ -183,11 +212,11 @@ func (t *translation) ordered(v *server, exact, caret, regexes, prefixes []*shap
 	out := exact
 	out = append(out, t.slashes(exact, caret, prefixes)...)
 	if guarded {
-		what := "//|%2[Ff]"
+		what := "//|%2[Ff]|%0[Aa]" // $ of nginx's expressions is also before a last %0A
 		if escapes {
 			what = "//|%"
 		}
-		t.note(Differs, v.s.d, "nginx merges // and decodes escapes before it looks for a location, the gateway does not; since some locations here are closed, paths with one of %s are refused", what)
+		t.note(Differs, v.s.d, "nginx merges // and decodes escapes before it looks for a location, the gateway does not; since some locations here are closed or held to limits, paths with one of %s are refused", what)
 		out = append(out, &shape{regex: ".*(" + what + ").*", label: "guard", act: &action{
 			from: []*directive{v.s.d}, comment: "what nginx would read as another path", reply: &reply{status: 400, body: "400 ambiguous path\n"},
 		}})
@@ -217,20 +246,29 @@ func (t *translation) ordered(v *server, exact, caret, regexes, prefixes []*shap
 	return append(out, root)
 }
 
-// slashes are nginx's redirects of /x to the location /x/.
+// has tells whether one of the directives is in the location itself, and counts none as looked at.
+func (l *location) has(names ...string) bool {
+	return slices.ContainsFunc(l.s.d.block, func(d *directive) bool { return slices.Contains(names, d.name) })
+}
+
+// slashes are nginx's redirects of /x to the location /x/, where that has an upstream, whoever
+// gets there. Where nobody does, /x has the same answer.
 func (t *translation) slashes(exact []*shape, lists ...[]*shape) (out []*shape) {
 	for _, list := range lists {
 		for _, sh := range list {
 			bare := strings.TrimSuffix(sh.prefix, "/")
-			if bare == sh.prefix || bare == "" || !sh.act.passes {
+			if bare == sh.prefix || bare == "" || !sh.of.has("proxy_pass", "grpc_pass", "fastcgi_pass", "uwsgi_pass", "scgi_pass", "memcached_pass") {
 				continue
 			}
 			same := func(o *shape) bool { return o.exact == bare || o.prefix == bare }
 			if slices.ContainsFunc(exact, same) || slices.ContainsFunc(lists[0], same) || slices.ContainsFunc(lists[1], same) {
 				continue
 			}
-			out = append(out, &shape{exact: bare, label: bare, act: &action{from: sh.act.from[:1], comment: "as nginx does for a location that ends in /",
-				redirect: &redirect{301, strings.ReplaceAll(sh.prefix, "$", "$$") + "$query"}, closed: sh.act.closed, answers: sh.act.answers}})
+			act := &action{from: sh.act.from[:1], comment: "as nginx does for a location that ends in /", closed: sh.act.closed, answers: sh.act.answers}
+			if act.reply = sh.act.reply; act.reply == nil {
+				act.redirect = &redirect{301, strings.ReplaceAll(sh.prefix, "$", "$$") + "$query"}
+			}
+			out = append(out, &shape{exact: bare, label: bare, act: act})
 		}
 	}
 	return out

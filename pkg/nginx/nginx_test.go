@@ -5,16 +5,20 @@ package nginx
 import (
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"github.com/xgw-project/xgw/pkg/config"
 )
 
 var update = flag.Bool("update", false, "write what is got into testdata")
@@ -131,6 +135,133 @@ func TestWholeRegex(t *testing.T) {
 	for _, text := range []string{`/\.ht|/\.git`, `^/a|b$`, `^/users/([0-9]+)`} {
 		if wholeRegex(text, false) == "" {
 			t.Errorf("%s is not translated", text)
+		}
+	}
+}
+
+// reached says what comes of a path: routes are asked as the gateway does.
+func reached(t *testing.T, c *config.Config, path string) string {
+	t.Helper()
+	var found *config.Route
+	longest := -1
+	for i := range c.Routes {
+		switch r := &c.Routes[i]; {
+		case r.PathExact == path:
+			found, longest = r, 1<<20
+		case r.PathExact == "" && r.PathRegex == "" && r.Path != "/" && len(r.Path) > longest && (path == r.Path || strings.HasPrefix(path, strings.TrimSuffix(r.Path, "/")+"/")):
+			found, longest = r, len(r.Path)
+		}
+	}
+	for i := range c.Routes {
+		if r := &c.Routes[i]; found == nil && r.PathRegex != "" && regexp.MustCompile(`\A(?:`+r.PathRegex+`)\z`).MatchString(path) {
+			found = r
+		}
+	}
+	for i := range c.Routes {
+		if r := &c.Routes[i]; found == nil && r.Path == "/" {
+			found = r
+		}
+	}
+	switch {
+	case found == nil:
+		return "404"
+	case found.Maintenance != nil && found.Maintenance.Enabled:
+		return "closed"
+	case found.Reply != nil:
+		return strconv.Itoa(found.Reply.Status)
+	case found.Redirect != nil:
+		return "to " + found.Redirect.Location
+	case found.BodyBytes != nil:
+		return fmt.Sprintf("%s up to %d", found.Upstream, *found.BodyBytes)
+	}
+	return found.Upstream
+}
+
+// What nginx keeps from somebody, nobody gets here.
+func TestNotMoreOpen(t *testing.T) {
+	const app = "location / { proxy_pass http://app; } "
+	for _, row := range []struct{ name, server, path, want string }{
+		{"closed by return, slashes", app + "location /admin { return 403; }", "//admin", "400"},
+		{"closed by return, an escape", app + "location /admin { return 404; }", "/x/..%2Fadmin", "400"},
+		{"closed by hanging up", app + "location /admin { return 444; }", "//admin", "400"},
+		{"closed by sending away", app + "location /admin { return 302 /login; }", "//admin", "400"},
+		{"answered, not closed", app + "location = /health { return 200 ok; }", "/x%2Fy", "app"},
+		{"closed by return, others are open", app + "location /admin { return 403; }", "/x", "app"},
+		{"limits", "limit_req_status 429; " + app + "location /login/ { limit_req zone=z; proxy_pass http://app; }", "//login/", "400"},
+		{"limits, the others", app + "location /login/ { limit_req zone=z; proxy_pass http://app; }", "/x%20y", "app"},
+		{"limits for all", "limit_req zone=z; " + app + "location /login/ { proxy_pass http://app; }", "/x%2Fy", "app"},
+		{"limits of what may be escaped", app + "location /a+b/ { limit_req zone=z; proxy_pass http://app; }", "/a%2Bb/", "400"},
+		{"bodies", app + "location /login/ { client_max_body_size 1k; proxy_pass http://app; }", "//login/", "400"},
+		{"larger bodies of what may be escaped", app + "location ~ ^/up/[^/]+$ { client_max_body_size 2m; proxy_pass http://app; }", "/x%20y", "app"},
+		{"blank", app + `location ~ ^/a\sb { deny all; }`, "/a%20b", "400"},
+		{"number", app + `location ~ ^/a\x20b { deny all; }`, "/a%20b", "400"},
+		{"border of a word", app + `location ~ \badmin { deny all; }`, "/x%20admin", "400"},
+		{"bracket", app + `location ~ ^/a\(b { deny all; }`, "/a%28b", "400"},
+		{"bracket of a class", app + `location ~ ^/a[(]b { deny all; }`, "/a%28b", "400"},
+		{"class that is a range", app + `location ~ ^/a[.-_]b { deny all; }`, "/a%3Bb", "400"},
+		{"plain class", app + `location ~ ^/a[\w.-]+/[a-f0-9]{2,3}$ { deny all; }`, "/x%3B", "app"},
+		{"end of line", app + `location ~ \.php$ { deny all; }`, "/x.php%0A", "400"},
+		{"end of line, the others", app + `location ~ \.php$ { deny all; }`, "/x%20y", "app"},
+
+		{"named", "location / { try_files $uri @a; } location @a { proxy_pass http://app; }", "/x", "app"},
+		{"named, smaller body of the location", "location / { client_max_body_size 1k; try_files $uri @a; } location @a { proxy_pass http://app; client_max_body_size 9k; }", "/x", "app up to 1024"},
+		{"named, smaller body of its own", "location / { client_max_body_size 0; try_files $uri @a; } location @a { proxy_pass http://app; client_max_body_size 9k; }", "/x", "app up to 9216"},
+		{"named, denied", "location / { try_files $uri @a; } location @a { deny all; proxy_pass http://app; }", "/x", "closed"},
+		{"named, denied to some", "location / { try_files $uri @a; } location @a { deny 192.0.2.1; proxy_pass http://app; }", "/x", "closed"},
+		{"named, return", "location / { try_files $uri @a; } location @a { return 403; proxy_pass http://app; }", "/x", "closed"},
+		{"named, rewrite", "location / { try_files $uri @a; } location @a { rewrite ^/(.*)$ /safe/$1 break; proxy_pass http://app; }", "/x", "closed"},
+		{"named, and on", "location / { try_files $uri @a; } location @a { try_files $uri @b; proxy_pass http://app; } location @b { return 403; }", "/x", "closed"},
+		{"files or nothing", "location / { try_files $uri =404; proxy_pass http://app; }", "/x", "closed"},
+
+		{"internal, and return", app + "location /in/ { internal; return 200 secret; }", "/in/x", "404"},
+		{"internal, nested", app + "location /in/ { internal; location /in/deep/ { proxy_pass http://app; } }", "/in/deep/x", "404"},
+
+		{"bare, denied", app + "location /admin/ { deny all; proxy_pass http://app; }", "/admin", "403"},
+		{"bare, closed", app + "location /admin/ { auth_basic x; proxy_pass http://app; }", "/admin", "closed"},
+		{"bare, internal", app + "location ^~ /admin/ { internal; proxy_pass http://app; }", "/admin", "404"},
+		{"bare, open", app + "location /admin/ { proxy_pass http://app; }", "/admin", "to /admin/$query"},
+		{"bare, no upstream", app + "location /admin/ { deny all; }", "/admin", "app"},
+		{"bare, named", app + "location /sub/ { try_files $uri @a; } location @a { proxy_pass http://10.0.0.2; }", "/sub", "app"},
+
+		{"nested, and an expression", app + `location /a/ { proxy_pass http://app; location ^~ /a/b/ { proxy_pass http://app; } } location ~ \.key$ { deny all; }`, "/a/b/x.key", "403"},
+		{"nested, and no expression", app + `location ^~ /a/ { proxy_pass http://app; location /a/b/ { deny all; } } location ~ \.png$ { proxy_pass http://app; }`, "/a/b/x.png", "403"},
+	} {
+		text := "events {} http { limit_req_zone $binary_remote_addr zone=z:1m rate=1r/s; upstream app { server 10.0.0.1; } server { listen 80; " + row.server + " } }"
+		r, err := Import("/etc/nginx/nginx.conf", inMemory(map[string][]byte{"nginx.conf": []byte(text)}))
+		if err != nil {
+			t.Errorf("%s: %v", row.name, err)
+			continue
+		}
+		c, err := config.Parse("gateway.yaml", r.Gateway, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := reached(t, c, row.path); got != row.want {
+			t.Errorf("%s: %s: %s, want %s\n%s%v", row.name, row.path, got, row.want, r.Gateway, r.Notes)
+		}
+	}
+}
+
+// Limits hold where nginx has them, and nobody chooses a bucket.
+func TestLimitsHold(t *testing.T) {
+	const head = "events {} http { limit_req_zone $binary_remote_addr zone=a:1m rate=1r/s; limit_req_zone $server_name zone=b:1m rate=2r/s; server { listen 80; "
+	for _, row := range []struct {
+		name, server string
+		want         []string
+	}{
+		{"of the location that tries", "location / { limit_req zone=a; try_files $uri @n; } location @n { proxy_pass http://10.0.0.1; }", []string{`limit_req{name = "a", key = "address", rate = "1r/s"`}},
+		{"of the named one", "location / { try_files $uri @n; } location @n { limit_req zone=a; proxy_pass http://10.0.0.1; }", []string{`limit_req{name = "a", key = "address", rate = "1r/s"`}},
+		{"of both", "location / { limit_req zone=a; try_files $uri @n; } location @n { limit_req zone=b; proxy_pass http://10.0.0.1; }", []string{`rate = "1r/s"`, `rate = "2r/s"`}},
+		{"by the server's name", "location / { limit_req zone=b; proxy_pass http://10.0.0.1; }", []string{`limit_req{name = "b", key = "route", rate = "2r/s"`}},
+	} {
+		r, err := Import("/etc/nginx/nginx.conf", inMemory(map[string][]byte{"nginx.conf": []byte(head + row.server + " } }")}))
+		if err != nil {
+			t.Fatalf("%s: %v", row.name, err)
+		}
+		for _, want := range row.want {
+			if !strings.Contains(string(r.Limits), want) {
+				t.Errorf("%s: want %s:\n%s", row.name, want, r.Limits)
+			}
 		}
 	}
 }
