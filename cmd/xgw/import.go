@@ -5,8 +5,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -107,19 +110,48 @@ func writeImported(e *env, dir string, r *nginx.Result) error {
 		}
 		return err
 	}
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return err
 	}
+	// Both are looked for, so that a translation without limits is not put beside others' limits.
 	for _, name := range []string{"gateway.yaml", "ratelimit.lua"} {
-		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("write %s: it is there already: move it away, or give another -o", filepath.Join(dir, name))
 		}
 	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), text, 0o644); err != nil {
-			return err
-		}
+	if err := createAll(dir, files); err != nil {
+		return err
 	}
 	fmt.Fprintf(e.out, "written to %s; `xgw config check -c %s` says what it comes to\n", dir, filepath.Join(dir, "gateway.yaml"))
+	return nil
+}
+
+// createAll writes all files, or leaves none.
+func createAll(dir string, files map[string][]byte) error {
+	var written []string
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		path := filepath.Join(dir, name)
+		if err := create(path, files[name]); err != nil {
+			for _, path := range written {
+				err = errors.Join(err, os.Remove(path))
+			}
+			return err
+		}
+		written = append(written, path)
+	}
+	return nil
+}
+
+// create writes a file that is not there yet, nor a link; half of one does not stay. Fields may
+// have credentials, so it is not for everybody.
+func create(path string, text []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o640)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return errors.Join(err, os.Remove(path))
+	}
 	return nil
 }

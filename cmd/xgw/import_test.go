@@ -4,8 +4,10 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -66,6 +68,46 @@ func TestImportedSamplesPass(t *testing.T) {
 	rewrite(t, simple, "events {}\nhttp { server { listen 80; location / { proxy_pass http://127.0.0.1:1; auth_basic x; } } }\n")
 	if status := run(t.Context(), []string{"xgw", "import", "nginx", simple, "--strict"}, e); status != 1 {
 		t.Errorf("something is closed: status %d", status)
+	}
+}
+
+// What is written is not for everybody, follows no link, and is all or nothing.
+func TestImportedFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "made")
+	var out bytes.Buffer
+	e := &env{out: &out, err: &out}
+	conf := filepath.Join(t.TempDir(), "nginx.conf")
+	rewrite(t, conf, `events {} http { limit_req_zone $binary_remote_addr zone=z:1m rate=1r/s;
+		server { listen 80; limit_req zone=z; location / { proxy_pass http://127.0.0.1:1; proxy_set_header Authorization "Basic x"; } } }`)
+	args := []string{"xgw", "import", "nginx", conf, "-o", dir}
+	if status := run(t.Context(), args, e); status != 0 {
+		t.Fatalf("status %d: %s", status, &out)
+	}
+	for path, most := range map[string]os.FileMode{dir: 0o750, filepath.Join(dir, "gateway.yaml"): 0o640, filepath.Join(dir, "ratelimit.lua"): 0o640} {
+		info, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if mode := info.Mode().Perm(); mode&^most != 0 {
+			t.Errorf("%s: mode %o, want no more than %o", path, mode, most)
+		}
+	}
+	elsewhere := filepath.Join(t.TempDir(), "elsewhere")
+	link := filepath.Join(dir, "link")
+	if err := os.Symlink(elsewhere, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := create(link, []byte("x")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("a link is followed: %v", err)
+	}
+	if _, err := os.Lstat(elsewhere); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("written behind a link: %v", err)
+	}
+	// The second file cannot be made: the first does not stay.
+	half := t.TempDir()
+	err := createAll(half, map[string][]byte{"a": []byte("x"), "none/b": []byte("x")})
+	if entries, _ := os.ReadDir(half); err == nil || len(entries) != 0 {
+		t.Errorf("error %v, left there: %v", err, entries)
 	}
 }
 
