@@ -266,6 +266,58 @@ func TestLimitsHold(t *testing.T) {
 	}
 }
 
+// An include takes no hidden files by *, as glob(3).
+func TestHiddenFilesAreNotIncluded(t *testing.T) {
+	const server = "server { listen 80; server_name a.example; location / { proxy_pass http://10.0.0.1; } }"
+	for _, row := range []struct {
+		pattern, file string
+		want          bool
+	}{
+		{"sites/*", "sites/a", true}, {"sites/*", "sites/.a.swp", false}, {"sites/?a", "sites/.a", false}, {"sites/[.]a", "sites/.a", false},
+		{"sites/.*", "sites/.a", true}, {"*/a", ".old/a", false}, {"*/a", "new/a", true}, {"/etc/nginx/sites/*", "sites/.a", false},
+	} {
+		text := "events {} http { include " + row.pattern + "; server { listen 81; location / { return 404; } } }"
+		r, err := Import("/etc/nginx/nginx.conf", inMemory(map[string][]byte{"nginx.conf": []byte(text), row.file: []byte(server)}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Contains(string(r.Gateway), "a.example"); got != row.want {
+			t.Errorf("include %s: %s is read: %v", row.pattern, row.file, got)
+		}
+	}
+}
+
+// What is less strict here is told.
+func TestToldAndKept(t *testing.T) {
+	const calls = "events {} http { server { listen 80; location / { grpc_pass grpcs://10.0.0.1:443; "
+	const note, not = "another server on :443 has it", "verify: false"
+	for _, row := range []struct{ name, text, want, not string }{
+		{"grpc verified", calls + "grpc_ssl_verify on; grpc_ssl_trusted_certificate /ca.pem; grpc_ssl_name b.example; } } }", "verify: true", not},
+		{"its authority", calls + "grpc_ssl_verify on; grpc_ssl_trusted_certificate /ca.pem; } } }", "ca: /ca.pem", "without effect"},
+		{"its name", calls + "grpc_ssl_verify on; grpc_ssl_name b.example; } } }", "server_name: b.example", "without effect"},
+		{"proxy_ssl_verify is not for it", calls + "proxy_ssl_verify on; } } }", not, "verify: true"},
+		{"no list of revoked ones", calls + "grpc_ssl_crl /crl.pem; } } }", "maintenance: {enabled: true}", "not known here"},
+		{"IPv6 alone", "events {} http { server { listen [::]:80; location / { proxy_pass http://10.0.0.1; } } }", "by IPv4, too", "by IPv6, too"},
+		{"IPv6 and IPv4", "events {} http { server { listen [::]:80; listen 80; location / { proxy_pass http://10.0.0.1; } } }", "address: \":80\"", ", too"},
+		{"IPv6 that is both", "events {} http { server { listen [::]:80 ipv6only=off; location / { proxy_pass http://10.0.0.1; } } }", "address: \":80\"", ", too"},
+		{"TLS 1.3 behind 1.2", "events {} http { server { listen 443 ssl; return 404; } server { listen 443 ssl; server_name b.example; ssl_protocols TLSv1.3; return 404; } }", note, "never"},
+		{"TLS 1.3 before 1.2", "events {} http { server { listen 443 ssl; server_name b.example; ssl_protocols TLSv1.3; return 404; } server { listen 443 ssl; server_name a.example; return 404; } }", note, "never"},
+		{"TLS 1.3 for both", "events {} http { ssl_protocols TLSv1.3; server { listen 443 ssl; return 404; } server { listen 443 ssl; server_name b.example; return 404; } }", "min_version: \"1.3\"", note},
+	} {
+		r, err := Import("/etc/nginx/nginx.conf", inMemory(map[string][]byte{"nginx.conf": []byte(row.text)}))
+		if err != nil {
+			t.Fatalf("%s: %v", row.name, err)
+		}
+		all := string(r.Gateway)
+		for _, n := range r.Notes {
+			all += n.String() + "\n"
+		}
+		if !strings.Contains(all, row.want) || strings.Contains(all, row.not) {
+			t.Errorf("%s: want %q, without %q:\n%s", row.name, row.want, row.not, all)
+		}
+	}
+}
+
 // accounted finds directives of which nobody has said what became of them.
 func accounted(t testing.TB, list []*directive) {
 	for _, d := range list {

@@ -15,7 +15,8 @@ var translated = table(`
 	: client_header_timeout client_body_timeout send_timeout large_client_header_buffers limit_req_zone limit_req limit_req_status limit_req_dry_run
 	: limit_conn_zone limit_conn limit_conn_status limit_conn_dry_run set_real_ip_from real_ip_header real_ip_recursive access_log error_log
 	: worker_processes worker_connections worker_rlimit_nofile events tcp_nopush tcp_nodelay http2 ssl proxy_ssl_verify proxy_ssl_trusted_certificate
-	: proxy_ssl_name proxy_next_upstream proxy_next_upstream_tries allow deny auth_basic auth_request satisfy internal try_files`)
+	: proxy_ssl_name grpc_ssl_verify grpc_ssl_trusted_certificate grpc_ssl_name
+	: proxy_next_upstream proxy_next_upstream_tries grpc_next_upstream grpc_next_upstream_tries allow deny auth_basic auth_request satisfy internal try_files`)
 
 // owned are directives that the gateway needs not, with the reason.
 var owned = table(`
@@ -30,9 +31,9 @@ var owned = table(`
 	there is no bound for requests of a connection: keepalive_requests keepalive_time keepalive_disable http2_max_requests http2_max_concurrent_streams http2_recv_timeout http2_idle_timeout
 	it tells no version: server_tokens
 	cut connections are reset, and lingering is bounded: reset_timedout_connection lingering_close lingering_time lingering_timeout
-	ciphers and curves are those of Go, with forward secrecy alone: ssl_ciphers ssl_prefer_server_ciphers ssl_dhparam ssl_ecdh_curve ssl_conf_command proxy_ssl_ciphers proxy_ssl_protocols proxy_ssl_session_reuse
+	ciphers and curves are those of Go, with forward secrecy alone: ssl_ciphers ssl_prefer_server_ciphers ssl_dhparam ssl_ecdh_curve ssl_conf_command proxy_ssl_ciphers proxy_ssl_protocols proxy_ssl_session_reuse grpc_ssl_ciphers grpc_ssl_protocols grpc_ssl_session_reuse
 	sessions are resumed by tickets whose keys all workers share (session_tickets): ssl_session_cache ssl_session_timeout ssl_session_tickets ssl_buffer_size ssl_early_data
-	the name of the server is always sent: proxy_ssl_server_name
+	the name of the server is always sent: proxy_ssl_server_name grpc_ssl_server_name
 	names are looked up by the machine's resolver, each resolve of an upstream: resolver resolver_timeout
 	the log's format is a superset of combined, or log: {format: json}: log_format open_log_file_cache log_subrequest limit_req_log_level limit_conn_log_level
 	names with _ are not taken from clients, nor fields that are malformed: ignore_invalid_headers underscores_in_headers
@@ -58,7 +59,7 @@ var missing = table(`
 var closing = table(`
 	clients are let in by something the gateway cannot ask: auth_jwt auth_jwt_key_file auth_delay auth_basic_user_file auth_request_set
 	it decides who gets in: access_by_lua access_by_lua_block access_by_lua_file rewrite_by_lua rewrite_by_lua_block rewrite_by_lua_file server_rewrite_by_lua_block server_rewrite_by_lua_file js_access modsecurity modsecurity_rules modsecurity_rules_file app_protect_enable limit_except secure_link secure_link_md5 secure_link_secret valid_referers perl
-	certificates are not looked up in lists of revoked ones: ssl_crl ssl_ocsp proxy_ssl_crl
+	certificates are not looked up in lists of revoked ones: ssl_crl ssl_ocsp proxy_ssl_crl grpc_ssl_crl
 	it changes what the upstream is asked: proxy_method proxy_pass_request_headers proxy_pass_request_body proxy_set_body`)
 
 // table reads lines of "reason: name name …".

@@ -31,6 +31,7 @@ type listen struct {
 	listener      *listener // nil: it is not served
 	wildcard      bool      // of every address
 	six           bool      // IPv6, as written
+	only          bool      // not IPv4, too
 }
 
 // listener is an address with all of its servers.
@@ -42,7 +43,8 @@ type listener struct {
 	first        *server // for names that nobody has
 	certificates [][2]setting
 	minVersion   setting
-	mode, ca     setting // of clients' certificates
+	strict       []*directive // want TLS 1.3 alone
+	mode, ca     setting      // of clients' certificates
 }
 
 // server reads a server block: where it listens and for which names.
@@ -128,6 +130,7 @@ func (t *translation) address(d *directive) (listen, bool) {
 		l.six = host == "::"
 		host = ""
 	}
+	l.only = l.six && !slices.Contains(d.args, "ipv6only=off")
 	l.wildcard = host == ""
 	if l.address = hostPort(net.JoinHostPort("localhost", port), port); l.address == "" {
 		t.note(Missing, d, "want HOST:PORT")
@@ -168,13 +171,14 @@ func (t *translation) address(d *directive) (listen, bool) {
 
 // listen makes listeners of all servers' addresses.
 func (t *translation) listen() {
-	wild, six, secure := map[string]bool{}, map[string]bool{}, map[string]bool{}
+	wild, four, six, secure := map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
 	for _, v := range t.servers {
 		for _, l := range v.listens {
 			secure[l.address] = secure[l.address] || l.ssl
 			if l.wildcard {
 				wild[l.address] = true
 				six[l.address] = six[l.address] || l.six
+				four[l.address] = four[l.address] || !l.only
 			}
 		}
 	}
@@ -190,6 +194,9 @@ func (t *translation) listen() {
 			}
 			if l.wildcard && !six[l.address] && l.d.name == "listen" {
 				t.note(Differs, l.d, "the gateway listens by IPv6, too; give it an address to have it otherwise")
+			}
+			if l.wildcard && !four[l.address] {
+				t.note(Differs, l.d, "the gateway listens by IPv4, too; give it an address to have it otherwise")
 			}
 			if l.proxyProtocol {
 				proxied = l.d
@@ -266,6 +273,14 @@ func (t *translation) certificates(v *server, o *listener) {
 		}
 		if slices.ContainsFunc(d.args, func(p string) bool { return p != "TLSv1.2" && p != "TLSv1.3" }) {
 			t.note(Differs, d, "TLS 1.2 and 1.3 are all there is")
+		}
+	}
+	if version.value == "1.3" {
+		o.strict = append(o.strict, v.s.one("ssl_protocols"))
+	}
+	if o.minVersion.value != "" && (o.minVersion.value == "1.2" || version.value == "1.2") {
+		for _, d := range o.strict {
+			t.note(Security, d, "TLS 1.2 is taken, too: it is the listener's business, and another server on %s has it", o.address)
 		}
 	}
 	if o.minVersion.value == "" || version.value == "1.2" {

@@ -152,6 +152,19 @@ func unescaped(args []string) []string {
 	return out
 }
 
+// hidden tells whether glob(3), which nginx asks, would not give the name for the pattern: a
+// dot that begins a part of a path matches nothing but a dot.
+func hidden(pattern, name string) bool {
+	wants, has := strings.Split(pattern, "/"), strings.Split(name, "/")
+	for i := 1; i <= min(len(wants), len(has)); i++ {
+		want := strings.TrimPrefix(wants[len(wants)-i], `\`)
+		if strings.HasPrefix(has[len(has)-i], ".") && !strings.HasPrefix(want, ".") {
+			return true
+		}
+	}
+	return false
+}
+
 // include reads what the directive names; a name without * must be there.
 func (s *source) include(d *directive, depth int) ([]*directive, error) {
 	pattern := d.args[0]
@@ -164,6 +177,7 @@ func (s *source) include(d *directive, depth int) ([]*directive, error) {
 		if names, err = s.files.Glob(pattern); err != nil {
 			return nil, fmt.Errorf("%s: %w", pattern, err)
 		}
+		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return hidden(pattern, name) })
 		slices.Sort(names)
 	}
 	var out []*directive

@@ -219,14 +219,14 @@ func (t *translation) target(s *scope, d *directive, scheme, authority string) *
 	set(&u.settings, "connect_timeout", timeText(connect), from)
 	set(&u.settings, "header_timeout", "60s", d)
 	retries := min(max(len(g.servers)-1, 0), 8)
-	if n := s.one("proxy_next_upstream"); n != nil {
+	if n := s.one(prefix + "_next_upstream"); n != nil {
 		if n.arg(0) == "off" {
 			retries = 0
 		} else {
 			t.note(Differs, n, "what failed is repeated where that is harmless: see retries")
 		}
 	}
-	if n := s.one("proxy_next_upstream_tries"); n != nil {
+	if n := s.one(prefix + "_next_upstream_tries"); n != nil {
 		if v, err := strconv.Atoi(n.arg(0)); err == nil && v > 0 {
 			retries = min(retries, v-1)
 		}
@@ -252,17 +252,21 @@ func (t *translation) target(s *scope, d *directive, scheme, authority string) *
 }
 
 func (t *translation) upstreamTLS(s *scope, u *upstream, d *directive) {
-	verify := s.one("proxy_ssl_verify")
+	prefix := "proxy"
+	if u.http2 {
+		prefix = "grpc"
+	}
+	verify := s.one(prefix + "_ssl_verify")
 	if verify != nil && verify.arg(0) == "on" {
 		set(&u.tls, "verify", "true", verify)
-		if ca := s.one("proxy_ssl_trusted_certificate"); ca != nil {
+		if ca := s.one(prefix + "_ssl_trusted_certificate"); ca != nil {
 			set(&u.tls, "ca", t.path(ca.arg(0)), ca)
 		}
 	} else {
 		set(&u.tls, "verify", "false", d)
 		t.note(Differs, d, "nginx does not verify the upstream's certificate unless told to, so neither does the gateway: take out `verify: false`, if the certificate is good")
 	}
-	if name := s.one("proxy_ssl_name"); name != nil {
+	if name := s.one(prefix + "_ssl_name"); name != nil {
 		if isHost(name.arg(0)) {
 			set(&u.tls, "server_name", name.arg(0), name)
 		} else {
