@@ -94,19 +94,116 @@ func (u *upgrader) failing(t *testing.T, watch time.Duration, says string) {
 	}
 }
 
-// killedWhileWatched kills the new process when it leads.
-func (u *upgrader) killedWhileWatched(t *testing.T) {
-	go func() {
-		for {
-			if s, err := u.ctl.Status(); err == nil && s.PID != u.pid {
-				_ = syscall.Kill(s.PID, syscall.SIGKILL)
-				return
+// faults is the file that names the step at which to fail.
+type faults struct{ path string }
+
+// at puts the text there, for whoever asks next.
+func (f faults) at(t *testing.T, step string) {
+	t.Helper()
+	rewrite(t, f.path+".next", step)
+	if err := os.Rename(f.path+".next", f.path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// hold has whoever asks next wait until what asked returns is closed.
+func (f faults) hold(t *testing.T) (asked func() *os.File) {
+	t.Helper()
+	if err := errors.Join(syscall.Mkfifo(f.path+".next", 0o600), os.Rename(f.path+".next", f.path)); err != nil {
+		t.Fatal(err)
+	}
+	return func() *os.File {
+		t.Helper()
+		var pipe *os.File
+		eventually(t, "somebody asks whether to fail", func() bool {
+			fd, err := syscall.Open(f.path, syscall.O_WRONLY|syscall.O_NONBLOCK|syscall.O_CLOEXEC, 0) // fails while nobody reads
+			if err == nil {
+				pipe = os.NewFile(uintptr(fd), f.path)
 			}
-			time.Sleep(10 * time.Millisecond)
+			return err == nil
+		})
+		return pipe
+	}
+}
+
+// setByHand has upgrades fail while an operator sets things at whoever leads: what was set last
+// holds for whoever leads next, also when the new process cannot tell any more.
+func (u *upgrader) setByHand(t *testing.T, f faults, server string) {
+	set := func(drained bool, weight int) {
+		t.Helper()
+		err := errors.Join(u.ctl.SetDrained(drained), u.ctl.SetServer(admin.ServerSetting{Upstream: "back", Address: server, Weight: &weight}))
+		if err != nil {
+			t.Fatal(err)
 		}
-	}()
-	u.failing(t, time.Minute, "ended")
-	eventually(t, "the old process answers", func() bool { s, err := u.ctl.Status(); return err == nil && s.PID == u.pid })
+	}
+	holds := func(what string, drained bool, weight int) {
+		t.Helper()
+		if s, err := u.ctl.Status(); err != nil || s.Drained != drained || len(s.Servers) != 1 || s.Servers[0].Weight != weight {
+			t.Errorf("%s: %+v, %v; want drained %v and weight %d", what, s, err, drained, weight)
+		}
+	}
+	leads := func(which string, is func(pid int) bool) (pid int) {
+		t.Helper()
+		eventually(t, which+" process leads", func() bool {
+			s, err := u.ctl.Status()
+			pid = s.PID
+			return err == nil && is(pid)
+		})
+		return pid
+	}
+	old, fresh := func(pid int) bool { return pid == u.pid }, func(pid int) bool { return pid != u.pid }
+	upgrade := func() <-chan error {
+		ended := make(chan error, 1)
+		go func() {
+			for {
+				_, err := u.ctl.Upgrade(admin.Upgrade{Watch: time.Minute})
+				if err == nil || !strings.Contains(err.Error(), "wait until it has finished") {
+					ended <- err
+					return
+				}
+				time.Sleep(50 * time.Millisecond)
+			}
+		}()
+		return ended
+	}
+	fails := func(ended <-chan error, says string) {
+		t.Helper()
+		if err := <-ended; err == nil || !strings.Contains(err.Error(), says) {
+			t.Fatalf("got %v, want an error with %q", err, says)
+		}
+		leads("the old", old)
+	}
+
+	set(true, 2)
+	asked := f.hold(t)
+	ended := upgrade()
+	ready := asked() // the offer is made, and the lead not given
+	set(false, 3)
+	f.at(t, "")
+	ready.Close()
+	leads("the new", fresh)
+	holds("set after the offer", false, 3)
+	set(true, 4)
+	f.at(t, "check")
+	fails(ended, "made to fail at check")
+	holds("set before the new one was unwell", true, 4)
+
+	f.at(t, "")
+	ended = upgrade()
+	pid := leads("the new", fresh)
+	holds("as it was offered", true, 4)
+	set(false, 5)
+	asked = f.hold(t)
+	first := asked()
+	asked = f.hold(t)
+	first.Close()
+	second := asked() // the answer to the check before has come
+	f.at(t, "")
+	_ = syscall.Kill(pid, syscall.SIGKILL)
+	second.Close()
+	fails(ended, "ended")
+	holds("set before the new one was killed", false, 5)
+	set(false, 0)
 }
 
 // served is an upstream with this handler.
@@ -328,9 +425,9 @@ func TestUpgradeBothPlanes(t *testing.T) {
 func TestUpgradeRollsBack(t *testing.T) {
 	const instance = "rollback"
 	dir := t.TempDir()
-	fault := filepath.Join(dir, "fault")
+	fault, server := filepath.Join(dir, "fault"), upstream(t)
 	t.Setenv("XGW_TEST_FAULT", fault)
-	text := gatewayYAML(dir, "127.0.0.1:0", upstream(t), "workers: 2\npin: false\ntimeouts: {drain: 1s}\n")
+	text := gatewayYAML(dir, "127.0.0.1:0", server, "workers: 2\npin: false\ntimeouts: {drain: 1s}\n")
 	u := newUpgrader(t, startGateway(t, startHere, instance, dir, text), instance)
 	path := filepath.Join(dir, "gateway.yaml")
 	l := startLoad(t, nil, u.address)
@@ -375,7 +472,7 @@ func TestUpgradeRollsBack(t *testing.T) {
 			}
 		})
 	}
-	t.Run("killed while it is watched", u.killedWhileWatched)
+	t.Run("set by hand, and killed while it is watched", func(t *testing.T) { u.setByHand(t, faults{fault}, server) })
 	t.Run("not well, with a zone of its own", func(t *testing.T) {
 		rewrite(t, filepath.Join(dir, "buffers.conf"), "shared_memory_zone 96m\n")
 		rewrite(t, fault, "check")

@@ -41,6 +41,9 @@ type message struct {
 	// offer: see successor.go
 	Offer *offer `json:"offer,omitempty"`
 
+	// lead, well, refused, returned, between two supervisors
+	ByHand *byHand `json:"by_hand,omitempty"`
+
 	// hello: who the worker is.
 	Worker int `json:"worker,omitempty"`
 	Slot   int `json:"slot,omitempty"` // in the zone

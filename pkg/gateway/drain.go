@@ -34,6 +34,9 @@ func (d *drain) is() bool { return d.byHand.Load() || d.byFile.Load() }
 
 // SetDrained has /readyz say whether others should be sent what comes.
 func (s *supervisor) SetDrained(drained bool) error {
+	if s.aside.isCalled() {
+		return fmt.Errorf("%w: %w", admin.ErrImpossible, errHanded)
+	}
 	before := s.drain.is()
 	s.drain.byHand.Store(drained)
 	s.tellDrain(before)

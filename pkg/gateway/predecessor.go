@@ -212,18 +212,6 @@ func (p *predecessor) listener(name string, cpus []int) (*listener, error) {
 	return l, nil
 }
 
-// takeHands decides on servers as operators did before.
-func (s *supervisor) takeHands() {
-	if s.predecessor == nil {
-		return
-	}
-	for _, h := range s.predecessor.offer.Hands {
-		if err := s.SetServer(h); err != nil {
-			s.log.Warn("a server is not as it was set by hand", "upstream", h.Upstream, "server", h.Address, "error", err)
-		}
-	}
-}
-
 // tell says something to it; one that is gone hears nothing.
 func (p *predecessor) tell(k kind) error {
 	if p == nil {
@@ -309,7 +297,7 @@ func (s *supervisor) takeLead() error {
 	if m.Kind != kindLead {
 		return errors.New("take over: the supervisor before takes all back")
 	}
-	s.drain.byHand.Store(p.offer.Drained)
+	s.takeByHand(m.ByHand)
 	s.zone.Own()
 	s.zone.SetShift(s.crew.shift)
 	s.zone.SetGeneration(s.policy.Generation)
@@ -340,14 +328,14 @@ func (s *supervisor) heed(ctx context.Context, p *predecessor, restarts uint64) 
 		}
 		switch m.Kind {
 		case kindCheck:
-			answer := &message{Kind: kindWell}
+			answer := &message{Kind: kindWell, ByHand: s.byHand()}
 			err := s.unwell(restarts)
 			if ctx.Err() != nil { // that is why they are as they are
 				p.stopping()
 				continue
 			}
 			if err != nil {
-				answer = &message{Kind: kindRefused, Error: err.Error()}
+				answer.Kind, answer.Error = kindRefused, err.Error()
 			}
 			_ = p.control.send(answer) // that it is gone shows above
 		case kindSettled:
@@ -359,7 +347,7 @@ func (s *supervisor) heed(ctx context.Context, p *predecessor, restarts uint64) 
 			s.log.Warn("the supervisor before takes all back")
 			handed, err := s.aside.call()
 			s.letGo()
-			_ = p.tell(kindReturned)
+			_ = p.control.send(&message{Kind: kindReturned, ByHand: s.byHand()})
 			if err == nil {
 				handed <- true
 			}

@@ -104,6 +104,13 @@ func (s *supervisor) tellServer(upstream, address, cause string) {
 
 // SetServer decides on a server by hand; all workers hear of it at once.
 func (s *supervisor) SetServer(ask admin.ServerSetting) error {
+	if s.aside.isCalled() {
+		return fmt.Errorf("%w: %w", admin.ErrImpossible, errHanded)
+	}
+	return s.setServer(ask)
+}
+
+func (s *supervisor) setServer(ask admin.ServerSetting) error {
 	if ask.Weight != nil && (*ask.Weight < 0 || *ask.Weight > 1000) {
 		return fmt.Errorf("weight %d: %w: want 1 to 1000, or 0 for the configuration's", *ask.Weight, admin.ErrInvalid)
 	}

@@ -18,7 +18,6 @@ import (
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/datapath"
 	"github.com/xgw-project/xgw/pkg/sandbox"
-	"github.com/xgw-project/xgw/pkg/servers"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -34,6 +33,9 @@ import (
 //	check, again and again       ->     well, or refused
 //	settled                      ->
 //	its workers finish what is under way, and it goes
+//
+// With lead goes what was set by hand since the offer, and with each answer to check and with
+// returned what was set by hand at the new one.
 //
 // Whenever the new one refuses, dies or is silent for too long, the old one says return, ends
 // it if need be, and leads again. Its workers have accepted connections all the time.
@@ -53,14 +55,13 @@ const HandoverEnv = "XGW_HANDOVER"
 // offer is what there is to take over; its descriptors come with it, and those of listeners
 // in messages of their own.
 type offer struct {
-	PID            int                   `json:"pid"`
-	Workers        int                   `json:"workers"`
-	Interfaces     []string              `json:"interfaces,omitempty"`
-	Generation     uint64                `json:"generation"`
-	Drained        bool                  `json:"drained,omitempty"`
-	Hands          []admin.ServerSetting `json:"hands,omitempty"` // servers that were set by hand
-	TicketKeys     [][32]byte            `json:"ticket_keys"`
-	TicketsRotated time.Time             `json:"tickets_rotated"`
+	PID        int      `json:"pid"`
+	Workers    int      `json:"workers"`
+	Interfaces []string `json:"interfaces,omitempty"`
+	Generation uint64   `json:"generation"`
+	byHand
+	TicketKeys     [][32]byte `json:"ticket_keys"`
+	TicketsRotated time.Time  `json:"tickets_rotated"`
 	// Names are those of the sides that come with it, as configured, by kind.
 	Names map[string]string `json:"names"`
 }
@@ -79,6 +80,14 @@ type successor struct {
 	control *control
 	answers chan *message   // closed when it is gone
 	stop    <-chan struct{} // closed when the gateway is to stop
+	byHand  *byHand         // as it has told last; nil: it has not
+}
+
+// hears notes what comes with a message.
+func (n *successor) hears(m *message) {
+	if m != nil && m.ByHand != nil {
+		n.byHand = m.ByHand
+	}
 }
 
 // Upgrade hands over to a new process of the binary. It returns when that has led for as long
@@ -286,7 +295,7 @@ func (s *supervisor) handOver(n *successor, watch time.Duration) error {
 		s.endSuccessor(n)
 		return errors.Join(err, s.takeBack(false))
 	}
-	if err = n.control.send(&message{Kind: kindLead}); err == nil {
+	if err = n.control.send(&message{Kind: kindLead, ByHand: s.byHand()}); err == nil {
 		err = n.wait(kindLeading, startTime)
 	}
 	if err == nil {
@@ -306,6 +315,7 @@ func (s *supervisor) handOver(n *successor, watch time.Duration) error {
 		return nil
 	}
 	s.endSuccessor(n)
+	s.takeByHand(n.byHand)
 	err = errors.Join(err, s.takeBack(true))
 	handed <- false
 	return err
@@ -323,6 +333,7 @@ func (s *supervisor) watchSuccessor(n *successor, watch time.Duration) error {
 		}
 		select {
 		case m, ok := <-n.answers:
+			n.hears(m)
 			switch {
 			case ok && m.Kind == kindSettled: // it was told to stop
 				return errStopped
@@ -353,6 +364,7 @@ func (s *supervisor) endSuccessor(n *successor) {
 		for {
 			select {
 			case m, ok := <-n.answers:
+				n.hears(m)
 				if !ok || m.Kind == kindReturned {
 					return
 				}
@@ -432,13 +444,8 @@ func (s *supervisor) letGo() {
 // makeOffer sends what there is to take over.
 func (s *supervisor) makeOffer(n *successor) error {
 	m := &message{Kind: kindOffer, Offer: &offer{
-		PID: os.Getpid(), Workers: len(s.cores), Generation: s.policy.Generation, Drained: s.drain.byHand.Load(), Names: map[string]string{},
+		PID: os.Getpid(), Workers: len(s.cores), Generation: s.policy.Generation, byHand: *s.byHand(), Names: map[string]string{},
 	}}
-	for _, v := range s.servers.Status() {
-		if h := s.servers.Hand(v.Upstream, v.Address); h != (servers.Hand{}) {
-			m.Offer.Hands = append(m.Offer.Hands, admin.ServerSetting{Upstream: v.Upstream, Address: v.Address, Drained: &h.Drained, Weight: &h.Weight})
-		}
-	}
 	for _, pl := range s.planes {
 		m.Offer.Interfaces = append(m.Offer.Interfaces, pl.options.Interface)
 	}

@@ -173,7 +173,9 @@ func Run(ctx context.Context, o Options) (err error) {
 		return fmt.Errorf("start gateway: %w", err)
 	}
 	s.servers.Keep(s.policy.Snapshot.Upstreams)
-	s.takeHands()
+	if s.predecessor != nil {
+		s.takeByHand(&s.predecessor.offer.byHand)
+	}
 	credential, said := workerCredential(s.config.WorkerUser)
 	if said != "" {
 		s.log.Warn(said)
