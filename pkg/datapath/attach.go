@@ -133,7 +133,7 @@ func Detach(o Options) error {
 	// Programs may be missing when the pins are broken; then nothing of ours can be
 	// told to be on the hook, and links go with their pins.
 	for name, place := range d.objects.programs() {
-		*place, _ = ebpf.LoadPinnedProgram(filepath.Join(d.dir, name), nil)
+		*place, _ = openPin(d, name, ebpf.LoadPinnedProgram)
 	}
 	defer d.Close()
 	if !d.Status().Attached {
@@ -280,13 +280,12 @@ func (d *Datapath) attachError(mode Mode, err error) error {
 // detachXDP leaves the hook alone unless our program is on it. Unpinning the
 // link would detach as well, but only after the last descriptor is closed.
 func (d *Datapath) detachXDP() error {
-	pin := filepath.Join(d.dir, pinXDPLink)
-	l, err := link.LoadPinnedLink(pin, nil)
+	l, err := openPin(d, pinXDPLink, link.LoadPinnedLink)
 	if err == nil {
 		defer l.Close()
 		// Detach fails on a link whose device is gone, which is as good.
 		_ = l.Detach()
-		return l.Unpin()
+		return os.Remove(filepath.Join(d.dir, pinXDPLink))
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("open XDP link: %w", err)

@@ -4,7 +4,6 @@ package datapath
 
 import (
 	"fmt"
-	"path/filepath"
 
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
@@ -45,8 +44,8 @@ func (d *Datapath) findOther() otherPlace {
 			return otherPlace{otherName, l}
 		}
 	}
-	for _, pin := range []string{filepath.Join(d.dir, pinXDPLink), tcIngress.pin(d)} {
-		l, err := link.LoadPinnedLink(pin, nil)
+	for _, pin := range []string{pinXDPLink, tcIngress.pinName()} {
+		l, err := openPin(d, pin, link.LoadPinnedLink)
 		if err != nil {
 			continue
 		}

@@ -56,7 +56,7 @@ func (d *Datapath) pinnedInner(o outerMap, slot, id uint32) *ebpf.Map {
 		return nil
 	}
 	for _, ending := range []string{"", newInner} {
-		m, err := ebpf.LoadPinnedMap(d.innerPin(o, slot)+ending, nil)
+		m, err := openPin(d, filepath.Base(d.innerPin(o, slot))+ending, ebpf.LoadPinnedMap)
 		if err != nil {
 			continue
 		}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -55,24 +57,17 @@ func Give(o Options, uid, gid int) error {
 			return fmt.Errorf("give pins of %s away: %w", name, err)
 		}
 	}
-	return chownAll(root, uid, gid)
+	dir, err := openDir(root)
+	if err != nil {
+		return err
+	}
+	return chownAll(dir, uid, gid)
 }
 
 // chownAll follows no link out of the directory, which may be another user's already, nor does it
-// give away what has a name elsewhere, too.
-func chownAll(path string, uid, gid int) error {
-	dir, err := os.OpenRoot(path)
-	if err != nil {
-		return err
-	}
+// give away what has a name elsewhere, too. It closes dir.
+func chownAll(dir *os.Root, uid, gid int) error {
 	defer dir.Close()
-	opened, err := dir.Stat(".")
-	if err != nil {
-		return err
-	}
-	if named, err := os.Lstat(path); err != nil || !os.SameFile(opened, named) {
-		return errors.Join(err, fmt.Errorf("%s is no directory: remove it", path))
-	}
 	return fs.WalkDir(dir.FS(), ".", func(path string, _ fs.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -88,6 +83,71 @@ func chownAll(path string, uid, gid int) error {
 		}
 		return unix.Fchownat(int(f.Fd()), "", uid, gid, unix.AT_EMPTY_PATH)
 	})
+}
+
+// openDir opens a directory, and no link in its place.
+func openDir(path string) (*os.Root, error) {
+	dir, err := os.OpenRoot(path)
+	if err != nil {
+		return nil, err
+	}
+	named, err := os.Lstat(path)
+	return sureOf(dir, named, err)
+}
+
+// openOwn opens the directory of the interface's pins in that of the instance, likewise.
+func (d *Datapath) openOwn() (*os.Root, error) {
+	all, err := openDir(pinRoot(&d.options))
+	if err != nil {
+		return nil, err
+	}
+	defer all.Close()
+	name := filepath.Base(d.dir)
+	dir, err := all.OpenRoot(name)
+	if err != nil {
+		return nil, err
+	}
+	named, err := all.Lstat(name)
+	return sureOf(dir, named, err)
+}
+
+// sureOf returns dir if it is what has that name.
+func sureOf(dir *os.Root, named os.FileInfo, err error) (*os.Root, error) {
+	var opened os.FileInfo
+	if err == nil {
+		opened, err = dir.Stat(".")
+	}
+	if err == nil && !os.SameFile(opened, named) {
+		err = fmt.Errorf("%s is a link to elsewhere: remove it", dir.Name())
+	}
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	return dir, nil
+}
+
+// openPin opens a pin in the interface's directory. Whoever the directory belongs to may have put
+// links to pins of another owner there, which are not ours to change or to take off.
+func openPin[T any](d *Datapath, name string, load func(string, *ebpf.LoadPinOptions) (T, error)) (object T, err error) {
+	dir, err := d.openOwn()
+	if err != nil {
+		return object, err
+	}
+	defer dir.Close()
+	f, err := dir.OpenFile(name, unix.O_PATH, 0) // so that what is looked at is what is opened
+	if err != nil {
+		return object, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return object, err
+	}
+	if !alone(info) {
+		return object, fmt.Errorf("%s is a link to elsewhere: remove it", filepath.Join(d.dir, name))
+	}
+	return load(fmt.Sprintf("/proc/self/fd/%d", f.Fd()), nil)
 }
 
 // alone tells whether it is a file, or a pin, that has one name.
@@ -111,7 +171,11 @@ func (d *Datapath) settleOwner() error {
 	if !ok || st.Uid == 0 {
 		return nil
 	}
-	return chownAll(d.dir, int(st.Uid), int(st.Gid))
+	dir, err := d.openOwn()
+	if err != nil {
+		return err
+	}
+	return chownAll(dir, int(st.Uid), int(st.Gid))
 }
 
 // rootsOwn tells whether the instance's directory is root's, which comes and goes with what is

@@ -148,7 +148,7 @@ func (d *Datapath) pin() (err error) {
 // loadPins opens each pinned object and checks that its shape is this version's.
 func (d *Datapath) loadPins() error {
 	for name, p := range d.objects.programs() {
-		prog, err := ebpf.LoadPinnedProgram(filepath.Join(d.dir, name), nil)
+		prog, err := openPin(d, name, ebpf.LoadPinnedProgram)
 		if name == tcIngress.name && errors.Is(err, os.ErrNotExist) {
 			continue
 		}
@@ -158,7 +158,7 @@ func (d *Datapath) loadPins() error {
 		*p = prog
 	}
 	for name, m := range d.objects.maps() {
-		opened, err := ebpf.LoadPinnedMap(filepath.Join(d.dir, name), nil)
+		opened, err := openPin(d, name, ebpf.LoadPinnedMap)
 		if err != nil {
 			return fmt.Errorf("open pinned %s: %w: %w: `%s`, then attach again", name, err, ErrLayout, d.options.Command("detach"))
 		}

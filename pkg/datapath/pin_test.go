@@ -7,9 +7,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -100,8 +102,65 @@ func TestGiveFollowsNoLink(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer os.Remove(own + "-link")
-	if err := chownAll(own+"-link", user, user); err == nil {
+	if dir, err := openDir(own + "-link"); err == nil {
+		dir.Close()
 		t.Error("a link in the directory's place is followed")
 	}
 	mustBeOf(0, others, kept)
+}
+
+// What was put in the place of our pins is another owner's: it stays attached, and the one who
+// detaches is told.
+func TestDetachFollowsNoLink(t *testing.T) {
+	w := newWire(t, 1)
+	w.options.BPFFS = defaultBPFFS
+	others := w.options
+	others.Interface, others.Instance = "far", w.options.Instance+"-others"
+	there, err := Create(others)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(there.Detach(), there.Close()); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := there.Attach(ModeNative); err != nil {
+		t.Fatal(err)
+	}
+	own := w.mustAttach(t, ModeNative)
+	pin, other := filepath.Join(own.dir, pinXDPLink), filepath.Join(there.dir, pinXDPLink)
+	held, err := link.LoadPinnedLink(pin, nil) // a process that was taken over keeps ours alive
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	for how, put := range map[string]func(string, string) error{"soft": os.Symlink, "hard": os.Link} {
+		if err := errors.Join(os.Remove(pin), put(other, pin)); err != nil {
+			t.Fatal(err)
+		}
+		if err := Detach(w.options); err == nil || !strings.Contains(err.Error(), pin+" is a link to elsewhere") {
+			t.Errorf("detach by a %s link: %v", how, err)
+		}
+		if !there.Status().Attached {
+			t.Fatalf("a %s link led to another owner's program, which was taken off", how)
+		}
+	}
+	if err := os.Remove(pin); err != nil {
+		t.Fatal(err)
+	}
+	place := filepath.Join(pinRoot(&w.options), "far")
+	if err := os.Symlink(there.dir, place); err != nil {
+		t.Fatal(err)
+	}
+	others.Instance = w.options.Instance
+	if err := Detach(others); err == nil {
+		t.Error("detached by a link in the directory's place")
+	}
+	if !there.Status().Attached {
+		t.Error("a directory's link led to another owner's program, which was taken off")
+	}
+	if err := os.Remove(place); err != nil {
+		t.Fatal(err)
+	}
 }

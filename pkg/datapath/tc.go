@@ -33,7 +33,9 @@ var (
 	tcEgress  = tcHook{"tc_egress", ebpf.AttachTCXEgress, netlink.HANDLE_MIN_EGRESS}
 )
 
-func (h *tcHook) pin(d *Datapath) string { return filepath.Join(d.dir, h.name+"_link") }
+func (h *tcHook) pinName() string { return h.name + "_link" }
+
+func (h *tcHook) pin(d *Datapath) string { return filepath.Join(d.dir, h.pinName()) }
 
 func (h *tcHook) program(d *Datapath) *ebpf.Program { return *d.objects.programs()[h.name] }
 
@@ -135,11 +137,11 @@ func (d *Datapath) removeClsact() error {
 }
 
 func (d *Datapath) detachTC(h *tcHook) error {
-	l, err := link.LoadPinnedLink(h.pin(d), nil)
+	l, err := openPin(d, h.pinName(), link.LoadPinnedLink)
 	if err == nil {
 		defer l.Close()
 		_ = l.Detach() // a severed link, whose device is gone, cannot be detached
-		return l.Unpin()
+		return os.Remove(h.pin(d))
 	}
 	if !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("open %s link: %w", h.name, err)
@@ -174,7 +176,7 @@ func (d *Datapath) runsTC(h *tcHook) (program uint32, hook string) {
 	if !ok {
 		return 0, ""
 	}
-	if l, err := link.LoadPinnedLink(h.pin(d), nil); err == nil {
+	if l, err := openPin(d, h.pinName(), link.LoadPinnedLink); err == nil {
 		defer l.Close()
 		info, err := l.Info()
 		if err != nil || info.TCX() == nil || int(info.TCX().Ifindex) != d.link.Attrs().Index || uint32(info.Program) != id || !d.listsTCX(h, id) {

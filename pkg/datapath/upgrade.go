@@ -206,7 +206,7 @@ func (d *Datapath) finishUpgrade() error {
 	}
 	defer unlock()
 	for _, name := range left {
-		fresh, err := ebpf.LoadPinnedProgram(d.newPin(name), nil)
+		fresh, err := openPin(d, filepath.Base(d.newPin(name)), ebpf.LoadPinnedProgram)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // it was another process's, which has ended it meanwhile
 		}
@@ -256,9 +256,13 @@ func (d *Datapath) replace(name string, p *ebpf.Program, mode Mode) error {
 		}
 		h = &tcIngress
 	}
-	if l, err := link.LoadPinnedLink(h.pin(d), nil); err == nil {
+	l, err := openPin(d, h.pinName(), link.LoadPinnedLink)
+	if err == nil {
 		defer l.Close()
 		return l.Update(p)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	if err := netlink.FilterReplace(d.filter(h, p.FD())); err != nil {
 		return fmt.Errorf("replace filter: %w", err)
@@ -267,9 +271,13 @@ func (d *Datapath) replace(name string, p *ebpf.Program, mode Mode) error {
 }
 
 func (d *Datapath) replaceXDP(p *ebpf.Program, mode Mode) error {
-	if l, err := link.LoadPinnedLink(filepath.Join(d.dir, pinXDPLink), nil); err == nil {
+	l, err := openPin(d, pinXDPLink, link.LoadPinnedLink)
+	if err == nil {
 		defer l.Close()
 		return l.Update(p)
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return err
 	}
 	flags := nl.XDP_FLAGS_DRV_MODE
 	if mode == ModeGeneric {
