@@ -26,9 +26,12 @@ type attempt struct {
 	err          error
 }
 
+// kill is from before to after the call that makes a worker die.
+type kill struct{ began, ended time.Time }
+
 // excused tells whether a worker that died just before or meanwhile may have had it.
-func (a *attempt) excused(kills []time.Time) bool {
-	return slices.ContainsFunc(kills, func(k time.Time) bool { return k.Add(killGrace).After(a.began) && k.Before(a.ended) })
+func (a *attempt) excused(kills []kill) bool {
+	return slices.ContainsFunc(kills, func(k kill) bool { return k.ended.Add(killGrace).After(a.began) && k.began.Before(a.ended) })
 }
 
 // killLoad is a thousand requests a second: over kept connections, and over new ones, which
@@ -100,7 +103,7 @@ func TestWorkersAreKilledUnderLoad(t *testing.T) {
 	g := startGateway(t, startHere, "killload", dir, gatewayYAML(dir, "127.0.0.1:0", upstream(t), "workers: 4\npin: false\n"))
 	began := time.Now()
 	l := startKillLoad(t, "https://"+g.address+"/hash")
-	var kills []time.Time
+	var kills []kill
 	victims := map[string]int{} // by worker, the last process that was killed
 	for round := range rounds {
 		slot := strconv.Itoa(round % 4) // in turn, for one that dies again and again is away for longer
@@ -112,10 +115,12 @@ func TestWorkersAreKilledUnderLoad(t *testing.T) {
 		})
 		before := l.requests.Load()
 		eventually(t, "requests go on", func() bool { return l.requests.Load() >= before+200 })
+		k := kill{began: time.Now()}
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
-		kills = append(kills, time.Now())
+		k.ended = time.Now()
+		kills = append(kills, k)
 		victims[slot] = pid
 	}
 	before := l.requests.Load()
