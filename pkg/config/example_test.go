@@ -184,7 +184,7 @@ func TestSizes(t *testing.T) {
 		}
 	}
 	for n, want := range map[int64]string{0: "0", 256: "256", 8 << 10: "8k", 1 << 30: "1g", 1<<20 + 1: "1048577", 1 << 40: "1024g"} {
-		if got := sizeText(n); got != want {
+		if got := SizeText(n); got != want {
 			t.Errorf("%d: %s, want %s", n, got, want)
 		}
 	}

@@ -65,7 +65,7 @@ func reply(c *Config, r *Route, seen *routesSeen) mapping {
 				f.fail(key, "a reply with status %d has no body", v.Status)
 			}
 			if seen.bodies += len(v.Body); len(v.Body) > 0 && seen.bodies > maxReplies {
-				f.fail(key, "the bodies of all replies are longer than %s together", sizeText(maxReplies))
+				f.fail(key, "the bodies of all replies are longer than %s together", SizeText(maxReplies))
 			}
 		},
 	}
@@ -82,7 +82,7 @@ func (f *found) contents(key, path string) []byte {
 	case err != nil:
 		f.fail(key, "%s: %v: give the path of a file that can be read", quote(path), unwrapPath(err))
 	case len(b) > maxReply:
-		f.fail(key, "%s is longer than %s", quote(path), sizeText(maxReply))
+		f.fail(key, "%s is longer than %s", quote(path), SizeText(maxReply))
 	}
 	return b
 }
@@ -212,7 +212,7 @@ func replyStatus(dst *int) scalar {
 }
 
 func anyText(dst *string) scalar {
-	return text(dst, "a text of up to "+sizeText(maxReply)+" bytes", "all is well", func(s string) bool { return len(s) <= maxReply })
+	return text(dst, "a text of up to "+SizeText(maxReply)+" bytes", "all is well", func(s string) bool { return len(s) <= maxReply })
 }
 
 func method(dst *string) scalar {

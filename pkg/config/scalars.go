@@ -87,7 +87,7 @@ func ratio(dst *float64) scalar {
 
 // size is bytes in [low, high], with k, m or g for powers of 1024.
 func size[T int | int64](dst *T, low, high T) scalar {
-	want := fmt.Sprintf("a size from %s to %s bytes", sizeText(int64(low)), sizeText(int64(high)))
+	want := fmt.Sprintf("a size from %s to %s bytes", SizeText(int64(low)), SizeText(int64(high)))
 	return scalar{want: want, set: func(s string) error {
 		v, ok := parseSize(s)
 		if !ok || v < int64(low) || v > int64(high) {
@@ -120,8 +120,8 @@ func parseSize(s string) (int64, bool) {
 	return int64(v) << shift, true
 }
 
-// sizeText writes a size as briefly as it can be read.
-func sizeText(n int64) string {
+// SizeText writes a size, in bytes, as briefly as gateway.yaml reads it.
+func SizeText(n int64) string {
 	suffix := ""
 	for _, s := range []string{"k", "m", "g"} {
 		if n == 0 || n%1024 != 0 {

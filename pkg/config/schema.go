@@ -450,7 +450,7 @@ func requestSizes(s *RequestSizes) mapping {
 		check: func(f *found) {
 			if !f.faulty["line_bytes"] && !f.faulty["header_bytes"] && s.LineBytes > s.HeaderBytes {
 				f.fail("line_bytes", "%s: the line is part of the head, for which header_bytes allows %s",
-					sizeText(int64(s.LineBytes)), sizeText(int64(s.HeaderBytes)))
+					SizeText(int64(s.LineBytes)), SizeText(int64(s.HeaderBytes)))
 			}
 		},
 	}

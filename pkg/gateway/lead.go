@@ -159,21 +159,9 @@ func (s *supervisor) lead(ctx, leading context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	exemplars := telemetry.NewExemplars(s.zone.Layout().Routes)
-	drainer.Observe = func(r *zone.AccessRecord) {
-		exemplars.Note(r)
-		s.zone.BusyAddresses().Note(r)
-		s.zone.BusyKeys().Note(r)
-	}
-	s.heedDrainFile() // before anybody is told
-	metrics := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Drained: s.drain.is, Log: s.log})
-	pushed, err := s.openPush(leading, metrics)
+	metrics, err := s.observe(leading, drainer, view)
 	if err != nil {
 		return err
-	}
-	if pushed != nil {
-		observe := drainer.Observe
-		drainer.Observe = func(r *zone.AccessRecord) { observe(r); pushed.Note(r) }
 	}
 	endAdmin, err := s.serveSides(metrics)
 	defer endAdmin()
@@ -218,6 +206,28 @@ func (s *supervisor) lead(ctx, leading context.Context) (err error) {
 	drainer.Wait()
 	s.closePush()
 	return shutDown(metrics)
+}
+
+// observe makes the server of metrics, and has it and all else that is made of access records
+// see each that is drained.
+func (s *supervisor) observe(leading context.Context, drainer *logging.Drainer, view *ledger.Ledger) (*telemetry.Server, error) {
+	exemplars := telemetry.NewExemplars(s.zone.Layout().Routes)
+	drainer.Observe = func(r *zone.AccessRecord) {
+		exemplars.Note(r)
+		s.zone.BusyAddresses().Note(r)
+		s.zone.BusyKeys().Note(r)
+	}
+	s.heedDrainFile() // before anybody is told
+	metrics := telemetry.New(view, telemetry.Options{Certificate: s.telemetryCertificate, Exemplars: exemplars, Drained: s.drain.is, Log: s.log})
+	pushed, err := s.openPush(leading, metrics)
+	if err != nil {
+		return nil, err
+	}
+	if pushed != nil {
+		observe := drainer.Observe
+		drainer.Observe = func(r *zone.AccessRecord) { observe(r); pushed.Note(r) }
+	}
+	return metrics, nil
 }
 
 func shutDown(metrics *telemetry.Server) error {

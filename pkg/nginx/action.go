@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/xgw-project/xgw/pkg/config"
 )
 
 // action is what becomes of requests: all of a route but its name and what it matches.
@@ -362,7 +364,7 @@ func (t *translation) body(a *action, s *scope) {
 	}
 	a.most, a.body = most, nil
 	if b != nil && b.up != t.http.d {
-		a.body = &setting{"body_bytes", sizeText(n), b.at()}
+		a.body = &setting{"body_bytes", config.SizeText(n), b.at()}
 	}
 }
 

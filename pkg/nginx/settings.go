@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/xgw-project/xgw/pkg/config"
 )
 
 // setting is a line of gateway.yaml, with where it comes from.
@@ -103,8 +105,8 @@ func (t *translation) global() {
 			continue
 		}
 		line := min(size, 64<<10)
-		set(&t.out.sizes, "line_bytes", sizeText(line), d)
-		set(&t.out.sizes, "header_bytes", sizeText(min(max(int64(n)*size, line, 1<<10), 1<<20)), d)
+		set(&t.out.sizes, "line_bytes", config.SizeText(line), d)
+		set(&t.out.sizes, "header_bytes", config.SizeText(min(max(int64(n)*size, line, 1<<10), 1<<20)), d)
 	}
 	t.errorLog(t.http)
 	for _, d := range t.http.own("access_log") {
@@ -227,18 +229,6 @@ func parseSize(s string) (int64, bool) {
 	}
 	n, err := strconv.ParseUint(s, 10, 30)
 	return int64(n) << shift, err == nil && int64(n)<<shift <= 1<<40
-}
-
-// sizeText writes a size as briefly as gateway.yaml reads it.
-func sizeText(n int64) string {
-	suffix := ""
-	for _, s := range []string{"k", "m", "g"} {
-		if n == 0 || n%1024 != 0 {
-			break
-		}
-		n, suffix = n/1024, s
-	}
-	return strconv.FormatInt(n, 10) + suffix
 }
 
 func timeText(d time.Duration) string {

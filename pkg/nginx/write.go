@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/xgw-project/xgw/pkg/config"
 )
 
 // text writes gateway.yaml, line by line.
@@ -92,7 +94,7 @@ func (t *translation) gateway(path string) []byte {
 	b.mapping("timeouts", t.out.timeouts)
 	if d := t.http.one("client_max_body_size"); d != nil {
 		if n, ok := parseSize(d.arg(0)); ok {
-			set(&t.out.sizes, "body_bytes", sizeText(n), d)
+			set(&t.out.sizes, "body_bytes", config.SizeText(n), d)
 		} else {
 			t.note(Missing, d, "it is no size")
 		}
