@@ -250,7 +250,9 @@ func (w *ward) faults() []fault {
 		}},
 		{"supervisor killed", lab.EdgeInterface, "supervisor", "supervisor", func() func() {
 			w.g.kill(w.t)
-			return func() {}
+			return func() { // another one takes over what this one left, and leaves nothing
+				w.g = startGateway(w.t, inHost(w.Lab, lab.Gateway), w.instance, w.t.TempDir(), w.text)
+			}
 		}},
 	}
 }
