@@ -13,6 +13,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -70,7 +71,7 @@ type message struct {
 	Error string `json:"error,omitempty"`
 
 	listeners []*listener // supervisor: those of the generation
-	files     []*os.File  // worker: what came for Sockets; the message owns them
+	files     []*os.File  // what came for Sockets, or copies that go; the message owns them
 	fds       []int       // supervisor: what goes for Sockets
 }
 
@@ -146,10 +147,16 @@ func (a secrets) equal(b secrets) bool {
 // maxMessage bounds what either end believes of a length.
 const maxMessage = 64 << 20
 
+// takeTime is how long a worker may take to take a message out of a socket that is full.
+const takeTime = 5 * time.Second
+
 // control is one end of the socket. Sends may come from any goroutine.
 type control struct {
 	conn *net.UnixConn
-	mu   sync.Mutex
+	// patience with the other end, for each message. Of one that takes longer the conversation
+	// is over, for it may have half a message. 0: any
+	patience time.Duration
+	mu       sync.Mutex
 }
 
 func (c *control) send(m *message) error {
@@ -160,11 +167,18 @@ func (c *control) send(m *message) error {
 	frame := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.patience > 0 {
+		_ = c.conn.SetWriteDeadline(time.Now().Add(c.patience)) // a closed one tells below
+	}
 	frame = append(frame, body...)
 	// Descriptors go with the first byte: the reader has them when it has the length.
 	n, _, err := c.conn.WriteMsgUnix(frame, unix.UnixRights(m.fds...), nil)
 	if err == nil && n < len(frame) {
 		_, err = c.conn.Write(frame[n:])
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		c.conn.Close()
+		err = fmt.Errorf("the other end took nothing for %s", c.patience)
 	}
 	if err != nil {
 		return fmt.Errorf("send %s: %w", m.Kind, err)

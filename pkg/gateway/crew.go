@@ -238,16 +238,8 @@ func (c *crew) secrets() []secrets {
 func (c *crew) setTicketKeys(keys [][32]byte) {
 	c.mu.Lock()
 	c.ticketKeys = keys
-	live := slices.Clone(c.live)
 	c.mu.Unlock()
-	for slot, p := range live {
-		if p == nil {
-			continue
-		}
-		if err := p.control.send(&message{Kind: kindTickets, TicketKeys: keys}); err != nil {
-			c.log.Warn("worker did not get new ticket keys", "worker", slot, "error", err)
-		}
-	}
+	c.tellAll(&message{Kind: kindTickets, TicketKeys: keys})
 }
 
 // admit opens the slot for new connections, unless there is something newer by now than
@@ -262,7 +254,7 @@ func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
 	keys, level := &message{Kind: kindTickets, TicketKeys: c.ticketKeys}, &message{Kind: kindLogLevel, LogLevel: c.logLevel}
 	c.mu.Unlock()
 	if err := errors.Join(p.control.send(keys), p.control.send(level)); err != nil { // they may have changed since hello
-		c.log.Warn("worker did not get new ticket keys", "worker", slot, "error", err)
+		c.log.Warn("worker did not hear of a change", "worker", slot, "error", err)
 	}
 	c.reclaim(slot)
 	c.slab(slot).Set(zone.GaugeState, uint64(zone.StateReady))
@@ -278,24 +270,40 @@ func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
 // lend has another worker serve the connections that wait in the sockets of one that will
 // be away for a while.
 func (c *crew) lend(slot int) {
-	m := &message{Kind: kindAdopt, Worker: slot}
+	m, live, err := c.loan(slot)
+	defer m.closeFiles()
+	if err != nil {
+		c.log.Error("connections that wait are served by nobody yet", "worker", slot, "error", err)
+		return
+	}
+	for i := range live {
+		other := (slot + 1 + i) % len(live)
+		p := live[other]
+		if p == nil || p.control.send(m) != nil { // one that hangs is replaced
+			continue
+		}
+		c.mu.Lock()
+		c.lent[slot] = p
+		c.mu.Unlock()
+		c.log.Info("its connections are served by another worker meanwhile", "worker", slot, "by", other)
+		return
+	}
+}
+
+// loan is what to say for that, and who could hear it. Its sockets are copies, the message's,
+// for a reload may close the others before it is said.
+func (c *crew) loan(slot int) (m *message, live []*process, err error) {
+	m = &message{Kind: kindAdopt, Worker: slot}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, l := range c.current.listeners {
-		m.Sockets, m.fds = append(m.Sockets, l.name), append(m.fds, l.fds[slot])
-	}
-	for i := range c.live {
-		other := (slot + 1 + i) % len(c.live)
-		p := c.live[other]
-		if p == nil {
-			continue
+		fd, err := unix.FcntlInt(uintptr(l.fds[slot]), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return m, nil, fmt.Errorf("copy socket of %s: %w", l.name, err)
 		}
-		if err := p.control.send(m); err == nil {
-			c.lent[slot] = p
-			c.log.Info("its connections are served by another worker meanwhile", "worker", slot, "by", other)
-			return
-		}
+		m.Sockets, m.fds, m.files = append(m.Sockets, l.name), append(m.fds, fd), append(m.files, os.NewFile(uintptr(fd), l.name))
 	}
+	return m, slices.Clone(c.live), nil
 }
 
 // reclaim ends that.
@@ -377,6 +385,28 @@ func (c *crew) askAll(fn func(slot int, p *process) error) error {
 	}
 	wg.Wait()
 	return errors.Join(errs...)
+}
+
+// tellAll has all workers hear of something that needs no answer. One that hangs keeps it from
+// nobody, nor its caller for long: it hears of it when it reads again, or is replaced.
+func (c *crew) tellAll(m *message) {
+	told := make(chan struct{})
+	go func() {
+		defer close(told)
+		_ = c.askAll(func(slot int, p *process) error {
+			if err := p.control.send(m); err != nil {
+				c.log.Warn("worker did not hear of a change", "worker", slot, "of", m.Kind, "error", err)
+			}
+			return nil
+		})
+	}()
+	late := time.NewTimer(commitTime)
+	defer late.Stop()
+	select {
+	case <-told:
+	case <-late.C:
+		c.log.Warn("a worker that hangs has not heard of a change yet", "of", m.Kind)
+	}
 }
 
 // dismiss closes the slot for new connections, unless it was the last: then they

@@ -141,23 +141,7 @@ func (c *crew) setLogLevel(word string) {
 	c.mu.Lock()
 	c.logLevel = word
 	c.mu.Unlock()
-	told := make(chan struct{})
-	go func() {
-		defer close(told)
-		_ = c.askAll(func(slot int, p *process) error {
-			if err := p.control.send(&message{Kind: kindLogLevel, LogLevel: word}); err != nil {
-				c.log.Warn("worker did not hear of the log level", "worker", slot, "error", err)
-			}
-			return nil
-		})
-	}()
-	late := time.NewTimer(commitTime)
-	defer late.Stop()
-	select {
-	case <-told:
-	case <-late.C: // its socket is full: it hears of it when it reads again
-		c.log.Warn("a worker that hangs has not heard of the log level yet", "level", word)
-	}
+	c.tellAll(&message{Kind: kindLogLevel, LogLevel: word})
 }
 
 // linePair makes the socket that a worker's lines of the error log come by, each in a message

@@ -155,7 +155,7 @@ func socketpair() (*control, *os.File, error) {
 		theirs.Close()
 		return nil, nil, fmt.Errorf("make control socket: %w", err)
 	}
-	return &control{conn: conn.(*net.UnixConn)}, theirs, nil
+	return &control{conn: conn.(*net.UnixConn), patience: takeTime}, theirs, nil
 }
 
 // workerCredential is the user that workers run as: nil when this process may not

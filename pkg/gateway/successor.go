@@ -192,6 +192,7 @@ func (s *supervisor) startSuccessor(binary string) (*successor, error) {
 		return nil, err
 	}
 	defer theirs.Close()
+	ours.patience = startTime
 	cmd := exec.Command(path)
 	cmd.Args = os.Args
 	// The service manager's watchdog is told by the process, whichever that is.
@@ -274,9 +275,7 @@ func (s *supervisor) handOver(n *successor, watch time.Duration) error {
 	for _, l := range s.listeners {
 		l.shared.Store(true)
 	}
-	_ = n.control.conn.SetWriteDeadline(time.Now().Add(startTime)) // one that hangs reads nothing
 	err := s.makeOffer(n)
-	_ = n.control.conn.SetWriteDeadline(time.Time{})
 	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
 		err = errEnded
 	}
