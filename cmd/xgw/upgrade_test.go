@@ -129,17 +129,25 @@ func (f faults) hold(t *testing.T) (asked func() *os.File) {
 // setByHand has upgrades fail while an operator sets things at whoever leads: what was set last
 // holds for whoever leads next, also when the new process cannot tell any more.
 func (u *upgrader) setByHand(t *testing.T, f faults, server string) {
-	set := func(drained bool, weight int) {
+	var level admin.Logging // as it was set last
+	set := func(drained bool, weight int, word string, lasts time.Duration) {
 		t.Helper()
-		err := errors.Join(u.ctl.SetDrained(drained), u.ctl.SetServer(admin.ServerSetting{Upstream: "back", Address: server, Weight: &weight}))
-		if err != nil {
-			t.Fatal(err)
+		_, err := u.ctl.SetLogging(admin.SetLogging{Level: word, For: lasts})
+		err = errors.Join(err, u.ctl.SetDrained(drained), u.ctl.SetServer(admin.ServerSetting{Upstream: "back", Address: server, Weight: &weight}))
+		if err == nil {
+			level, err = u.ctl.Logging()
+		}
+		if err != nil || level.Level != word || (level.Back != "") != (lasts > 0) {
+			t.Fatal(level, err)
 		}
 	}
 	holds := func(what string, drained bool, weight int) {
 		t.Helper()
 		if s, err := u.ctl.Status(); err != nil || s.Drained != drained || len(s.Servers) != 1 || s.Servers[0].Weight != weight {
 			t.Errorf("%s: %+v, %v; want drained %v and weight %d", what, s, err, drained, weight)
+		}
+		if l, err := u.ctl.Logging(); err != nil || l.Level != level.Level || l.Back != level.Back || !l.Until.Equal(level.Until) {
+			t.Errorf("%s: log level %+v, %v; want %+v", what, l, err, level)
 		}
 	}
 	leads := func(which string, is func(pid int) bool) (pid int) {
@@ -174,16 +182,16 @@ func (u *upgrader) setByHand(t *testing.T, f faults, server string) {
 		leads("the old", old)
 	}
 
-	set(true, 2)
+	set(true, 2, "debug", 0)
 	asked := f.hold(t)
 	ended := upgrade()
 	ready := asked() // the offer is made, and the lead not given
-	set(false, 3)
+	set(false, 3, "warn", 0)
 	f.at(t, "")
 	ready.Close()
 	leads("the new", fresh)
 	holds("set after the offer", false, 3)
-	set(true, 4)
+	set(true, 4, "info", time.Hour)
 	f.at(t, "check")
 	fails(ended, "made to fail at check")
 	holds("set before the new one was unwell", true, 4)
@@ -192,7 +200,7 @@ func (u *upgrader) setByHand(t *testing.T, f faults, server string) {
 	ended = upgrade()
 	pid := leads("the new", fresh)
 	holds("as it was offered", true, 4)
-	set(false, 5)
+	set(false, 5, "error", time.Hour)
 	asked = f.hold(t)
 	first := asked()
 	asked = f.hold(t)
@@ -203,7 +211,7 @@ func (u *upgrader) setByHand(t *testing.T, f faults, server string) {
 	second.Close()
 	fails(ended, "ended")
 	holds("set before the new one was killed", false, 5)
-	set(false, 0)
+	set(false, 0, "info", 0)
 }
 
 // served is an upstream with this handler.

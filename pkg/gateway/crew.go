@@ -64,10 +64,12 @@ type crew struct {
 
 // run keeps the workers alive until ctx ends, then lets them drain.
 func (c *crew) run(ctx context.Context, first *message) error {
+	c.mu.Lock()
 	c.current = first
 	c.live = make([]*process, len(c.cores))
 	c.heard = make([]*process, len(c.cores))
 	c.lent = make([]*process, len(c.cores))
+	c.mu.Unlock()
 	ready := make(chan error, len(c.cores))
 	for slot := range c.cores {
 		c.wg.Go(func() { c.keep(ctx, slot, ready) })

@@ -11,12 +11,13 @@ import (
 // supervisor, and back with it.
 type byHand struct {
 	Drained bool                  `json:"drained,omitempty"`
+	Level   levelByHand           `json:"level,omitzero"`
 	Hands   []admin.ServerSetting `json:"hands,omitempty"` // all servers: one may have been set back
 }
 
 // byHand is complete for one that nobody asks any more.
 func (s *supervisor) byHand() *byHand {
-	out := &byHand{Drained: s.drain.byHand.Load()}
+	out := &byHand{Drained: s.drain.byHand.Load(), Level: s.level.byHand()}
 	for _, v := range s.servers.Status() {
 		h := s.servers.Hand(v.Upstream, v.Address)
 		out.Hands = append(out.Hands, admin.ServerSetting{Upstream: v.Upstream, Address: v.Address, Drained: &h.Drained, Weight: &h.Weight})
@@ -31,6 +32,7 @@ func (s *supervisor) takeByHand(h *byHand) {
 		return
 	}
 	s.drain.byHand.Store(h.Drained)
+	s.takeLevel(h.Level)
 	for _, drained := range []bool{false, true} { // the last one that gets requests cannot be drained
 		for _, v := range h.Hands {
 			if v.Drained == nil || v.Weight == nil || *v.Drained != drained {

@@ -3,6 +3,7 @@
 package gateway
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -22,9 +23,8 @@ import (
 // longestLine is what a worker's line is read into: above what logging lets one be.
 const longestLine = 32 << 10
 
-// SetLogLevel changes from which level on (debug, info, warn, error or crit) supervisor and
-// workers write the error log, until that is done again or the gateway is started anew.
-func (s *supervisor) SetLogLevel(word string) error {
+// setLogLevel changes from which level on supervisor and workers write the error log.
+func (s *supervisor) setLogLevel(word string) error {
 	level, err := logging.ParseLevel(word)
 	if err != nil {
 		return err
@@ -56,12 +56,30 @@ func (s *supervisor) LogLevel() string {
 	return ""
 }
 
-// levelChange is a level of the error log that is for a time.
+// levelByHand is what operators made of the error log's level (debug, info, warn, error or
+// crit); zero: it is as configured.
+type levelByHand struct {
+	Stays   string    `json:"stays,omitempty"`
+	ForTime string    `json:"for_time,omitempty"` // instead, until then
+	Until   time.Time `json:"until,omitzero"`
+}
+
+// levelChange is that, and what it came to here.
 type levelChange struct {
-	mu    sync.Mutex
-	back  string // "": what is stays
-	until time.Time
-	end   *time.Timer
+	mu         sync.Mutex
+	configured string
+	set        levelByHand
+	end        *time.Timer // of a level for a time
+}
+
+// back is what there is but for a time. The lock is held.
+func (c *levelChange) back() string { return cmp.Or(c.set.Stays, c.configured) }
+
+// byHand is what goes to another supervisor.
+func (c *levelChange) byHand() levelByHand {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.set
 }
 
 // longestLevel is how long a level may be for a time at most.
@@ -72,11 +90,18 @@ func (s *supervisor) Logging() admin.Logging {
 	c := &s.level
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return admin.Logging{Level: s.LogLevel(), Until: c.until, Back: c.back}
+	out := admin.Logging{Level: s.LogLevel(), Until: c.set.Until}
+	if c.set.ForTime != "" {
+		out.Back = c.back()
+	}
+	return out
 }
 
 // SetLogging changes the level, for a time or to stay.
 func (s *supervisor) SetLogging(ask admin.SetLogging) error {
+	if s.aside.isCalled() {
+		return fmt.Errorf("%w: %w", admin.ErrImpossible, errHanded)
+	}
 	if _, err := logging.ParseLevel(ask.Level); err != nil {
 		return fmt.Errorf("%w: %w", admin.ErrInvalid, err)
 	}
@@ -86,25 +111,49 @@ func (s *supervisor) SetLogging(ask admin.SetLogging) error {
 	c := &s.level
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	back := c.back
-	if back == "" {
-		back = s.LogLevel()
+	set, note := levelByHand{Stays: ask.Level}, ""
+	if ask.For > 0 {
+		set, note = levelByHand{Stays: c.set.Stays, ForTime: ask.Level, Until: time.Now().Add(ask.For)}, "for "+ask.For.String()
 	}
-	if err := s.SetLogLevel(ask.Level); err != nil {
+	if err := s.setLevel(set); err != nil {
 		return err
+	}
+	s.events.Tell(admin.Event{Kind: "log_level", About: "gateway", What: ask.Level, Note: note})
+	return nil
+}
+
+// takeLevel decides as operators did at another supervisor.
+func (s *supervisor) takeLevel(set levelByHand) {
+	c := &s.level
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	same := set.Stays == c.set.Stays && set.ForTime == c.set.ForTime && set.Until.Equal(c.set.Until)
+	if same {
+		return
+	}
+	if err := s.setLevel(set); err != nil {
+		s.log.Warn("log level is not as it was set by hand", "error", err)
+	}
+}
+
+// setLevel makes it so. The lock of level is held.
+func (s *supervisor) setLevel(set levelByHand) error {
+	c := &s.level
+	was := c.set
+	c.set = set
+	if now := cmp.Or(set.ForTime, c.back()); now != s.LogLevel() {
+		if err := s.setLogLevel(now); err != nil {
+			c.set = was
+			return err
+		}
 	}
 	if c.end != nil {
 		c.end.Stop()
+		c.end = nil
 	}
-	c.back, c.until, c.end = "", time.Time{}, nil
-	note := ""
-	if ask.For > 0 {
-		note = "for " + ask.For.String()
-		c.back, c.until = back, time.Now().Add(ask.For)
-		until := c.until
-		c.end = time.AfterFunc(ask.For, func() { s.levelBack(until) })
+	if set.ForTime != "" {
+		c.end = time.AfterFunc(time.Until(set.Until), func() { s.levelBack(set.Until) })
 	}
-	s.events.Tell(admin.Event{Kind: "log_level", About: "gateway", What: ask.Level, Note: note})
 	return nil
 }
 
@@ -113,16 +162,14 @@ func (s *supervisor) levelBack(until time.Time) {
 	c := &s.level
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.until.Equal(until) {
+	if !c.set.Until.Equal(until) {
 		return
 	}
-	back := c.back
-	c.back, c.until, c.end = "", time.Time{}, nil
-	if err := s.SetLogLevel(back); err != nil {
-		s.log.Error("log level does not go back", "to", back, "error", err)
+	if err := s.setLevel(levelByHand{Stays: c.set.Stays}); err != nil {
+		s.log.Error("log level does not go back", "to", c.back(), "error", err)
 		return
 	}
-	s.events.Tell(admin.Event{Kind: "log_level", About: "gateway", What: back, Note: "the time of the other one is over"})
+	s.events.Tell(admin.Event{Kind: "log_level", About: "gateway", What: c.back(), Note: "the time of the other one is over"})
 }
 
 // reopen opens both logs' files anew, which logrotate has moved away.

@@ -148,6 +148,7 @@ type supervisor struct {
 func Run(ctx context.Context, o Options) (err error) {
 	s := &supervisor{options: o, config: o.Config, loaded: time.Now(), log: o.Log, servers: servers.New(o.Log), events: admin.NewEvents()}
 	s.servers.Turned = s.tellServer
+	s.level.configured = s.LogLevel()
 	defer func() {
 		s.handed = s.handed || s.predecessor.waits()
 		err = errors.Join(err, s.close())
@@ -173,9 +174,6 @@ func Run(ctx context.Context, o Options) (err error) {
 		return fmt.Errorf("start gateway: %w", err)
 	}
 	s.servers.Keep(s.policy.Snapshot.Upstreams)
-	if s.predecessor != nil {
-		s.takeByHand(&s.predecessor.offer.byHand)
-	}
 	credential, said := workerCredential(s.config.WorkerUser)
 	if said != "" {
 		s.log.Warn(said)
@@ -189,6 +187,9 @@ func Run(ctx context.Context, o Options) (err error) {
 	s.crew = &crew{
 		log: s.log, zone: s.zone, shift: shift, signals: s.signals, cores: s.cores, logLevel: s.LogLevel(), memory: s.workerMemory(),
 		credential: credential, starts: s.threads.workers, ticketKeys: s.tickets.keys(), servers: s.servers.Lists, keys: s.keys.lookup, events: s.events, drained: s.drain.is,
+	}
+	if s.predecessor != nil {
+		s.takeByHand(&s.predecessor.offer.byHand)
 	}
 	go s.crew.tellChanges(s.servers.Changed())
 	serving, stop := context.WithCancel(ctx)
