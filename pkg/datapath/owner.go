@@ -12,19 +12,15 @@ import (
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/xgw-project/xgw/pkg/host"
 )
 
 // Allowed tells why this process may not load and attach programs, whatever its user: nil where
 // it has the rights.
 func Allowed() error {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return fmt.Errorf("read own capabilities: %w", err)
-	}
-	has := func(c int) bool { return data[c/32].Effective&(1<<(c%32)) != 0 }
 	// CAP_BPF is known from Linux 5.8 on; before, and beside it, CAP_SYS_ADMIN is all.
-	if has(unix.CAP_NET_ADMIN) && (has(unix.CAP_SYS_ADMIN) || has(unix.CAP_BPF) && has(unix.CAP_PERFMON)) {
+	if host.Has(unix.CAP_NET_ADMIN) && (host.Has(unix.CAP_SYS_ADMIN) || host.Has(unix.CAP_BPF) && host.Has(unix.CAP_PERFMON)) {
 		return nil
 	}
 	return errors.New("not root, and without CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN: run it with sudo")

@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/xgw-project/xgw/pkg/sandbox"
+	"github.com/xgw-project/xgw/pkg/host"
 )
 
 // Descriptors that a worker inherits, after the standard three.
@@ -161,7 +161,7 @@ func socketpair() (*control, *os.File, error) {
 // workerCredential is the user that workers run as: nil when this process may not
 // give them another than its own. said tells what the operator should know.
 func workerCredential(name string) (c *syscall.Credential, said string) {
-	if !sandbox.Has(unix.CAP_SETUID) || !sandbox.Has(unix.CAP_SETGID) {
+	if !host.Has(unix.CAP_SETUID) || !host.Has(unix.CAP_SETGID) {
 		return nil, "neither root nor with CAP_SETUID and CAP_SETGID: workers run as this user, without a change of user"
 	}
 	u, err := user.Lookup(name)

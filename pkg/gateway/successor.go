@@ -17,7 +17,7 @@ import (
 
 	"github.com/xgw-project/xgw/pkg/admin"
 	"github.com/xgw-project/xgw/pkg/datapath"
-	"github.com/xgw-project/xgw/pkg/sandbox"
+	"github.com/xgw-project/xgw/pkg/host"
 	"github.com/xgw-project/xgw/pkg/zone"
 )
 
@@ -206,7 +206,7 @@ func (s *supervisor) startSuccessor(binary string) (*successor, error) {
 		cmd.SysProcAttr.Cloneflags = unix.CLONE_PARENT
 	}
 	if os.Geteuid() != 0 {
-		held, err := sandbox.Held()
+		held, err := host.Held()
 		if err != nil {
 			ours.close()
 			return nil, err

@@ -10,32 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Held are the capabilities that this process may use: those that are permitted to it.
-func Held() (list []int, err error) {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		return nil, fmt.Errorf("read own capabilities: %w", err)
-	}
-	for c := range 64 {
-		if data[c/32].Permitted&(1<<(c%32)) != 0 {
-			list = append(list, c)
-		}
-	}
-	return list, nil
-}
-
-// Has tells whether this process has the capability.
-func Has(capability int) bool {
-	held, _ := Held()
-	for _, c := range held {
-		if c == capability {
-			return true
-		}
-	}
-	return false
-}
-
 // Keep has this process keep its rights and its secrets to itself: no process that it starts
 // inherits its capabilities, none gets more than its parent, nobody of its user may look in,
 // and there are no core dumps. It holds for all threads.
