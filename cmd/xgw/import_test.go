@@ -130,6 +130,8 @@ http {
 		location /api/ { proxy_pass http://back/v2/; }
 		location /bare { proxy_pass http://back/x; }
 		location /v1/ { rewrite ^/v1/(.*)$ /$1 break; proxy_pass http://back; }
+		location /first/ { rewrite /x/(.*)/y /$1 break; proxy_pass http://back; }
+		include sites/[!x]*.conf;
 		location ^~ /static/ { proxy_pass http://back/files/; }
 		location ~* \.(png|gif)$ { proxy_pass http://back; proxy_set_header X-Kind image; proxy_set_header X-Forwarded-For $remote_addr; }
 		location ~ /\.ht { deny all; }
@@ -220,6 +222,11 @@ func TestImportedBehavesAlike(t *testing.T) {
 	conf, made := filepath.Join(dir, "nginx.conf"), filepath.Join(dir, "made")
 	first, second := freePorts(t)
 	rewrite(t, conf, fmt.Sprintf(importedConf, dir, back.Listener.Addr(), first, second))
+	if err := os.Mkdir(filepath.Join(dir, "sites"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	rewrite(t, filepath.Join(dir, "sites", "one.conf"), "location /one { return 200 one; }")
+	rewrite(t, filepath.Join(dir, "sites", "xtwo.conf"), "location /two { return 200 two; }")
 	server := exec.Command(program, "-p", dir, "-c", conf)
 	var said bytes.Buffer
 	server.Stderr = &said
@@ -259,6 +266,7 @@ func TestImportedBehavesAlike(t *testing.T) {
 		{"GET", first, "a.example", "/api/", 0}, {"GET", first, "a.example", "/api/u?q", 0}, {"GET", first, "a.example", "/api", 0}, {"GET", first, "a.example", "/api?q=1", 0}, {"GET", first, "a.example", "/apis", 0},
 		{"GET", first, "a.example", "/bare", 0}, {"GET", first, "a.example", "/bare/z", 0}, {"GET", first, "a.example", "/barely?a", 0},
 		{"GET", first, "a.example", "/v1/a/b?c", 0}, {"GET", first, "a.example", "/v1/", 0},
+		{"GET", first, "a.example", "/first/x/a/x/b/y/c/y", 0}, {"GET", first, "a.example", "/one", 0}, {"GET", first, "a.example", "/two", 0},
 		{"GET", first, "a.example", "/static/a.png", 0}, {"GET", first, "a.example", "/static/", 0}, {"GET", first, "a.example", "/api/a.PNG", 0}, {"GET", first, "a.example", "/a.gif/b", 0},
 		{"GET", first, "a.example", "/.htaccess", 0}, {"GET", first, "a.example", "/api/.htpasswd", 0}, {"GET", first, "a.example", "/hidden", 0}, {"GET", first, "a.example", "/hidden/x", 0},
 		{"GET", first, "a.example", "/gone", 0}, {"GET", first, "a.example", "/moved", 0}, {"GET", first, "a.example", "/blog/17?a=b", 0}, {"GET", first, "a.example", "/blog/x", 0},

@@ -141,6 +141,7 @@ func (t *translation) shapes(v *server) []*shape {
 			escapes = escapes || l.mayBeEscaped()
 		} else {
 			open = true
+			escapes = escapes || l.regex != "" && takesEscapes(l.regex)
 		}
 		if act.before != nil {
 			regexes = append(regexes, &shape{regex: act.before.regex, label: l.path, act: act.before.act})

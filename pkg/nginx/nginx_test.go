@@ -203,6 +203,13 @@ func TestNotMoreOpen(t *testing.T) {
 		{"end of line", app + `location ~ \.php$ { deny all; }`, "/x.php%0A", "400"},
 		{"end of line, the others", app + `location ~ \.php$ { deny all; }`, "/x%20y", "app"},
 
+		{"digits of an escape, before a closed prefix", app + `location ~ [0-9]+\.png$ { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%80.png", "400"},
+		{"letters of one", app + `location ~* ADMIN { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%fadmin", "400"},
+		{"its length", app + `location ~ "^/in/.{3}x" { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%80x", "400"},
+		{"what it stands for", app + `location ~ ^/in/[^+]+$ { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%2B", "400"},
+		{"border of it", app + `location ~ \bx { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%80x", "400"},
+		{"an escape as a whole", app + `location ~ ^/u/[^/]+/(.*)\.(png|gif)$ { proxy_pass http://app; } location /in/ { deny all; }`, "/x%20y", "app"},
+
 		{"named", "location / { try_files $uri @a; } location @a { proxy_pass http://app; }", "/x", "app"},
 		{"named, smaller body of the location", "location / { client_max_body_size 1k; try_files $uri @a; } location @a { proxy_pass http://app; client_max_body_size 9k; }", "/x", "app up to 1024"},
 		{"named, smaller body of its own", "location / { client_max_body_size 0; try_files $uri @a; } location @a { proxy_pass http://app; client_max_body_size 9k; }", "/x", "app up to 9216"},
@@ -266,14 +273,16 @@ func TestLimitsHold(t *testing.T) {
 	}
 }
 
-// An include takes no hidden files by *, as glob(3).
-func TestHiddenFilesAreNotIncluded(t *testing.T) {
+// An include takes the files that glob(3) gives, no hidden ones by *.
+func TestIncludedFiles(t *testing.T) {
 	const server = "server { listen 80; server_name a.example; location / { proxy_pass http://10.0.0.1; } }"
 	for _, row := range []struct {
 		pattern, file string
 		want          bool
 	}{
 		{"sites/*", "sites/a", true}, {"sites/*", "sites/.a.swp", false}, {"sites/?a", "sites/.a", false}, {"sites/[.]a", "sites/.a", false},
+		{"sites/[!x]*", "sites/xa", false}, {"sites/[!x]*", "sites/a", true}, {"sites/[!x]*", "sites/!a", true}, {"sites/[^x]*", "sites/xa", false},
+		{"sites/[]a]", "sites/]", true}, {"sites/[!]a]", "sites/]", false}, {"sites/[!]a]", "sites/b", true}, {`sites/\[!a]`, "sites/[!a]", true},
 		{"sites/.*", "sites/.a", true}, {"*/a", ".old/a", false}, {"*/a", "new/a", true}, {"/etc/nginx/sites/*", "sites/.a", false},
 	} {
 		text := "events {} http { include " + row.pattern + "; server { listen 81; location / { return 404; } } }"
@@ -358,6 +367,7 @@ func TestRefused(t *testing.T) {
 		{"loop", "include nginx.conf;", "includes itself"},
 		{"loop of two", "http { include a.conf; }", "includes itself"},
 		{"no file", "include none.conf;", "none.conf"},
+		{"class with a name", "include [[:alpha:]].conf;", "one by one"},
 		{"no end", "http { server {", "unexpected end of file"},
 		{"no text", "events {} http { access_log /a\x00b; }", "no text"},
 		{"nothing", "events {}", "no server"},

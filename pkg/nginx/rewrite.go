@@ -69,6 +69,9 @@ func (v *server) replaced(a *action, d *directive, to string) bool {
 			return false
 		}
 	}
+	if strings.HasPrefix(regex, ".*") && !strings.HasPrefix(d.arg(0), ".*") {
+		regex = ".*?" + regex[2:] // nginx replaces what it finds first
+	}
 	set(&a.rewrite, "regex", regex, d)
 	set(&a.rewrite, "replacement", text, d)
 	return true

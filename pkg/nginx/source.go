@@ -165,6 +165,39 @@ func hidden(pattern, name string) bool {
 	return false
 }
 
+// goPattern says in the way of Go what a pattern says to glob(3): a class is negated by ! as well
+// as by ^, and a bracket that begins it is one of it.
+func goPattern(pattern string) (string, error) {
+	var out strings.Builder
+	within := false
+	for i := 0; i < len(pattern); i++ {
+		rest := pattern[i:]
+		switch {
+		case rest[0] == '\\' && len(rest) > 1:
+			out.WriteByte('\\')
+			i++
+		case rest[0] == '[' && !within:
+			within = true
+			out.WriteByte('[')
+			if i+1 < len(pattern) && strings.IndexByte("!^", pattern[i+1]) >= 0 {
+				out.WriteByte('^')
+				i++
+			}
+			if i+1 < len(pattern) && pattern[i+1] == ']' {
+				out.WriteString(`\]`)
+				i++
+			}
+			continue
+		case rest[0] == '[' && len(rest) > 1 && strings.IndexByte(":.=", rest[1]) >= 0:
+			return "", fmt.Errorf("%s: classes with a name are not known here: include the files one by one", pattern)
+		case rest[0] == ']':
+			within = false
+		}
+		out.WriteByte(pattern[i])
+	}
+	return out.String(), nil
+}
+
 // include reads what the directive names; a name without * must be there.
 func (s *source) include(d *directive, depth int) ([]*directive, error) {
 	pattern := d.args[0]
@@ -174,7 +207,11 @@ func (s *source) include(d *directive, depth int) ([]*directive, error) {
 	names := []string{pattern}
 	if strings.ContainsAny(pattern, "*?[") {
 		var err error
-		if names, err = s.files.Glob(pattern); err != nil {
+		var asked string
+		if asked, err = goPattern(pattern); err != nil {
+			return nil, err
+		}
+		if names, err = s.files.Glob(asked); err != nil {
 			return nil, fmt.Errorf("%s: %w", pattern, err)
 		}
 		names = slices.DeleteFunc(slices.Clone(names), func(name string) bool { return hidden(pattern, name) })
