@@ -20,8 +20,8 @@ func printEscalations(w io.Writer, c *config.Config, workers int) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(t, "\nescalation\ton\ta streak\tby each worker, so at most\tsteps\teach for")
 	for _, e := range c.Escalations {
-		fmt.Fprintf(t, "%s\t%s\t%d within %s\t%d\t%s to %s\t%s\n", dry(e.Name, e.DryRun), strings.Join(e.On, ", "), e.Count, e.Within,
-			workers*(e.Count-1)+1, e.Step, e.Most, e.TTL)
+		fmt.Fprintf(t, "%s\t%s\t%d within %s\t%d\t%s to %s\t%s\n", dry(e.Name, e.DryRun), strings.Join(e.On, ", "), e.Count, config.TimeText(e.Within),
+			workers*(e.Count-1)+1, e.Step, e.Most, config.TimeText(e.TTL))
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -483,7 +483,7 @@ func TestConfigCheckOfEscalations(t *testing.T) {
 	if status != 0 || errs != "" {
 		t.Fatalf("status %d: %s", status, errs)
 	}
-	for _, want := range []string{"429, 401", "20 within 10s", " 58 ", "syns to all", "5m0s", "1 or more other good identities", "note: escalate gives no verdicts: no interface", "trusted proxies (client_address: 10.0.0.0/8)"} {
+	for _, want := range []string{"429, 401", "20 within 10s", " 58 ", "syns to all", "  5m\n", "1 or more other good identities", "note: escalate gives no verdicts: no interface", "trusted proxies (client_address: 10.0.0.0/8)"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}

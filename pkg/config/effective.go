@@ -48,7 +48,7 @@ func effective(v reflect.Value) any {
 		if v.Int() == 0 {
 			return "off"
 		}
-		return time.Duration(v.Int()).String()
+		return TimeText(time.Duration(v.Int()))
 	case slices.Contains(wordy, v.Type()):
 		return fmt.Sprint(v.Interface())
 	case v.Type() == reflect.TypeFor[[]byte]():

@@ -179,7 +179,7 @@ func checkRequestLimit(f *found, c *Config, l *RequestLimit) {
 	if l.Requests > 0 && !f.faulty["burst"] {
 		interval := float64(l.Period) / float64(l.Requests)
 		if wait := interval * float64(l.Burst-l.Delay); wait > float64(maxWait) {
-			f.fail("burst", "%d: its last request would wait for %s: want `nodelay = true`, a `delay`, or less", l.Burst, time.Duration(min(wait, float64(1<<62))).Round(time.Second))
+			f.fail("burst", "%d: its last request would wait for %s: want `nodelay = true`, a `delay`, or less", l.Burst, TimeText(time.Duration(min(wait, float64(1<<62))).Round(time.Second)))
 		}
 		if interval*float64(l.Burst) > float64(366*24*time.Hour) {
 			f.fail("burst", "%d: it lasts longer than a year at this rate", l.Burst)

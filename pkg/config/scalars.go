@@ -134,7 +134,7 @@ func SizeText(n int64) string {
 
 // duration is a time with its unit in [low, high].
 func duration(dst *time.Duration, low, high time.Duration) scalar {
-	want := fmt.Sprintf("a time with its unit from %s to %s", durationText(low), durationText(high))
+	want := fmt.Sprintf("a time with its unit from %s to %s", TimeText(low), TimeText(high))
 	return scalar{want: want, set: func(s string) error {
 		v, err := time.ParseDuration(s)
 		if err != nil || v < low || v > high {
@@ -145,13 +145,13 @@ func duration(dst *time.Duration, low, high time.Duration) scalar {
 	}}
 }
 
-func durationText(d time.Duration) string {
+// TimeText is a time as one writes it in gateway.yaml: 1m, 1m30s, 1h.
+func TimeText(d time.Duration) string {
 	s := d.String()
-	if d >= time.Minute {
-		s = strings.TrimSuffix(s, "0s")
-	}
-	if d >= time.Hour {
-		s = strings.TrimSuffix(s, "0m")
+	for _, none := range []string{"m0s", "h0m"} {
+		if strings.HasSuffix(s, none) {
+			s = s[:len(s)-2]
+		}
 	}
 	return s
 }

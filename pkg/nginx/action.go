@@ -404,7 +404,7 @@ func (t *translation) times(a *action, s *scope) {
 		if v, ok := parseTime(d.arg(0)); ok {
 			read, from = min(max(v, 100*time.Millisecond), time.Hour), d
 			body = read
-			set(&a.timeouts, "header", timeText(read), d)
+			set(&a.timeouts, "header", config.TimeText(read), d)
 			if v > time.Hour {
 				t.note(Differs, d, "an hour is the longest")
 			}
@@ -418,10 +418,10 @@ func (t *translation) times(a *action, s *scope) {
 		}
 	}
 	if body > 0 {
-		set(&a.timeouts, "body", timeText(body), from)
+		set(&a.timeouts, "body", config.TimeText(body), from)
 	}
 	if a.ws != "" {
-		a.ws = timeText(max(read, time.Second))
+		a.ws = config.TimeText(max(read, time.Second))
 		if a.upstream.http2 {
 			a.ws = ""
 		}

@@ -3,7 +3,6 @@
 package nginx
 
 import (
-	"fmt"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -91,10 +90,10 @@ func (t *translation) global() {
 				continue
 			}
 			if within := min(max(v, r.low), r.high); within != v {
-				t.note(Differs, d, "timeouts.%s is %s to %s here", r.key, timeText(r.low), timeText(r.high))
+				t.note(Differs, d, "timeouts.%s is %s to %s here", r.key, config.TimeText(r.low), config.TimeText(r.high))
 				v = within
 			}
-			set(&t.out.timeouts, r.key, timeText(v), d)
+			set(&t.out.timeouts, r.key, config.TimeText(v), d)
 		}
 	}
 	for _, d := range t.http.own("large_client_header_buffers") {
@@ -229,14 +228,4 @@ func parseSize(s string) (int64, bool) {
 	}
 	n, err := strconv.ParseUint(s, 10, 30)
 	return int64(n) << shift, err == nil && int64(n)<<shift <= 1<<40
-}
-
-func timeText(d time.Duration) string {
-	switch {
-	case d%time.Minute == 0 && d >= 2*time.Minute:
-		return fmt.Sprintf("%dm", d/time.Minute)
-	case d%time.Second == 0:
-		return fmt.Sprintf("%ds", d/time.Second)
-	}
-	return d.String()
 }

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/xgw-project/xgw/pkg/config"
 )
 
 // group is an upstream block, as locations ask for it.
@@ -87,7 +89,7 @@ func (t *translation) group(d *directive) {
 			}
 		case "keepalive_timeout":
 			if v, ok := parseTime(s.arg(0)); ok {
-				set(&g.settings, "idle_timeout", timeText(min(max(v, time.Second), time.Hour)), s)
+				set(&g.settings, "idle_timeout", config.TimeText(min(max(v, time.Second), time.Hour)), s)
 			}
 		case "zone", "keepalive_requests", "keepalive_time", "resolver", "resolver_timeout":
 			t.note(Own, s, "names are looked up each resolve, and workers share nothing of upstreams but their health")
@@ -126,7 +128,7 @@ func (t *translation) groupServer(g *group, s *directive, fails, failTime **dire
 			if !ok {
 				continue
 			}
-			text := timeText(min(max(v, 100*time.Millisecond), time.Hour))
+			text := config.TimeText(min(max(v, 100*time.Millisecond), time.Hour))
 			if had := find(g.settings, "fail_time"); *failTime != nil && had != text {
 				t.note(Differs, s, "fail_time is the upstream's: it is %s for all of its servers", had)
 				continue
@@ -142,7 +144,7 @@ func (t *translation) groupServer(g *group, s *directive, fails, failTime **dire
 		case p == "resolve" || p == "":
 		case name == "slow_start":
 			if v, ok := parseTime(value); ok && v >= time.Second && v <= time.Hour {
-				set(&g.settings, "slow_start", timeText(v), s)
+				set(&g.settings, "slow_start", config.TimeText(v), s)
 			}
 		default:
 			t.note(Missing, s, "%s: the bounds of an upstream are max_connections and max_requests, of each worker", p)
@@ -216,7 +218,7 @@ func (t *translation) target(s *scope, d *directive, scheme, authority string) *
 			connect, from = min(max(v, time.Millisecond), time.Minute), c
 		}
 	}
-	set(&u.settings, "connect_timeout", timeText(connect), from)
+	set(&u.settings, "connect_timeout", config.TimeText(connect), from)
 	set(&u.settings, "header_timeout", "60s", d)
 	retries := min(max(len(g.servers)-1, 0), 8)
 	if n := s.one(prefix + "_next_upstream"); n != nil {
