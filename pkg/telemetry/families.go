@@ -37,11 +37,13 @@ type buffers struct {
 	of     []familyBuffer // by desc.at
 	byName []int
 	out    []*dto.MetricFamily
+	shown  []*familyBuffer // those that out is of
 }
 
 type familyBuffer struct {
 	out     *dto.MetricFamily // nil until there is a series
 	series  []*series         // in the order in which they are told, which hardly ever changes
+	ordered []*series         // those in out
 	told    int               // of them, in this reading
 	changed bool              // others than in the one before
 }
@@ -51,6 +53,7 @@ type series struct {
 	labels []string
 	number float64
 	metric dto.Metric
+	lines  [syntaxes][][]byte // as text, each up to its value; nil until it was asked for
 	err    error
 }
 
@@ -117,7 +120,7 @@ func newSeries(d *desc, kind dto.MetricType, labels []string) *series {
 // end is the reading. Series that cannot be told are missing, and in the error.
 func (f *buffers) end() (all []*dto.MetricFamily, err error) {
 	var errs []error
-	f.out = f.out[:0]
+	f.out, f.shown = f.out[:0], f.shown[:0]
 	for _, at := range f.byName {
 		fam := &f.of[at]
 		if fam.told < len(fam.series) {
@@ -133,7 +136,7 @@ func (f *buffers) end() (all []*dto.MetricFamily, err error) {
 			}
 		}
 		if fam.told > 0 && len(fam.out.Metric) > 0 {
-			f.out = append(f.out, fam.out)
+			f.out, f.shown = append(f.out, fam.out), append(f.shown, fam)
 		}
 	}
 	return f.out, errors.Join(errs...)
@@ -143,13 +146,13 @@ func (f *buffers) end() (all []*dto.MetricFamily, err error) {
 func (f *familyBuffer) sort() {
 	ordered := slices.Clone(f.series)
 	slices.SortStableFunc(ordered, func(a, b *series) int { return compareLabels(&a.metric, &b.metric) })
-	f.out.Metric = f.out.Metric[:0]
+	f.out.Metric, f.ordered = f.out.Metric[:0], f.ordered[:0]
 	for i, s := range ordered {
 		if s.err == nil && i > 0 && compareLabels(&ordered[i-1].metric, &s.metric) == 0 {
 			s.err = fmt.Errorf("%s %v is told twice", f.out.GetName(), s.labels)
 		}
 		if s.err == nil {
-			f.out.Metric = append(f.out.Metric, &s.metric)
+			f.out.Metric, f.ordered = append(f.out.Metric, &s.metric), append(f.ordered, s)
 		}
 	}
 }
@@ -167,21 +170,29 @@ type reader struct {
 	idle *buffers // nil: another reading has it
 }
 
-// Gather is a reading in buffers that are used again after done.
-func (r *reader) Gather() (all []*dto.MetricFamily, done func(), err error) {
+// take is buffers for a reading, and put has them used again for another.
+func (r *reader) take() *buffers {
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	f := r.idle
 	r.idle = nil
-	r.mu.Unlock()
 	if f == nil {
 		f = newBuffers(r.collector.metrics.all)
 	}
+	return f
+}
+
+func (r *reader) put(f *buffers) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.idle = f
+}
+
+// Gather is a reading in buffers that are used again after done.
+func (r *reader) Gather() (all []*dto.MetricFamily, done func(), err error) {
+	f := r.take()
 	all, err = r.gather(f)
-	return all, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
-		r.idle = f
-	}, err
+	return all, func() { r.put(f) }, err
 }
 
 func (r *reader) gather(f *buffers) ([]*dto.MetricFamily, error) {

@@ -31,7 +31,7 @@ import (
 // Bounds of the side listener: whoever asks too much must not cost the gateway its
 // memory or descriptors.
 const (
-	maxScrapes     = 4   // under way; those beyond are answered 503 at once
+	maxScrapes     = 4   // under way, of text and of others; those beyond are answered 503 at once
 	maxConnections = 128 // open; those beyond wait to be accepted
 	scrapeTimeout  = 10 * time.Second
 )
@@ -41,6 +41,7 @@ type Server struct {
 	http   *http.Server
 	gate   *gate
 	reader *reader
+	texts  *texts
 	calls  *service
 	log    *slog.Logger
 
@@ -98,13 +99,15 @@ func New(l *ledger.Ledger, o Options) *Server {
 	}
 	src := l.Sources()
 	mux := http.NewServeMux()
-	mux.Handle("GET /metrics", promhttp.HandlerForTransactional(all, promhttp.HandlerOpts{
+	library := promhttp.HandlerForTransactional(all, promhttp.HandlerOpts{
 		ErrorLog:            slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		ErrorHandling:       promhttp.ContinueOnError,
 		MaxRequestsInFlight: maxScrapes,
 		Timeout:             scrapeTimeout,
 		EnableOpenMetrics:   true,
-	}))
+	})
+	text := &texts{reader: all, rest: library, slots: make(chan struct{}, maxScrapes), log: log}
+	mux.Handle("GET /metrics", text)
 	drained := o.Drained
 	if drained == nil {
 		drained = func() bool { return false }
@@ -114,7 +117,7 @@ func New(l *ledger.Ledger, o Options) *Server {
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { healthz(w, ready(), drained()) })
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { index(w, src.Version) })
 	calls := newService(kept{all}, func() bool { return ready() && !drained() })
-	s := &Server{gate: g, reader: all, calls: calls, log: log, version: src.Version, http: &http.Server{
+	s := &Server{gate: g, reader: all, texts: text, calls: calls, log: log, version: src.Version, http: &http.Server{
 		Handler:           calls.beside(mux),
 		Protocols:         new(http.Protocols),
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
