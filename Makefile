@@ -145,7 +145,7 @@ bench-packet: ## nanoseconds per packet beside xdp-filter, and a dropped SYN bes
 	$(GO) run ./bench/synflood
 
 .PHONY: bench-telemetry
-bench-telemetry: build ## time and bytes of a scrape, and CPU per request with telemetry beside without
+bench-telemetry: build ## time and bytes of a scrape, p99 and CPU per request with telemetry beside without (root)
 	@deploy/setup.sh bench
 	$(GO) run ./bench/telemetry
 

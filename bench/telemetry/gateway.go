@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -17,8 +16,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/xgw-project/xgw/pkg/host"
 )
 
 // gateway is a running xgw of one worker.
@@ -67,34 +64,55 @@ state: %s
 	return g, nil
 }
 
-// elsewhere starts a gateway, which has all cores, while client and upstream are on the last.
+var firstCore, lastCore unix.CPUSet
+
+// Client and upstream come before everything else on their core, at once, as if each had a
+// machine of its own: what they wait for is the gateway alone. It is scheduled as any program is, before those
+// that happen to be on this machine, and its supervisor as usual is 10 nicer than its worker.
+var (
+	first = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}
+	usual = unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_NORMAL, Nice: -20}
+)
+
+// elsewhere starts a gateway: it has the first core, as if that were its machine.
 func elsewhere(start func() error) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if err := unix.SchedSetaffinity(0, &allCores); err != nil {
+	if err := place(0, &firstCore, &usual); err != nil {
 		return err
 	}
-	return errors.Join(start(), unix.SchedSetaffinity(0, &lastCore))
+	return errors.Join(start(), place(0, &lastCore, &first))
 }
 
-// allCores are those that this program was started on; the worker is pinned to the first.
-var allCores, lastCore unix.CPUSet
+// place gives a thread, 0 is this one, its core and its turn.
+func place(thread int, core *unix.CPUSet, turn *unix.SchedAttr) error {
+	err := errors.Join(unix.SchedSetaffinity(thread, core), unix.SchedSetAttr(thread, turn, 0))
+	if err != nil {
+		return fmt.Errorf("give a thread its core and its turn, as root may: %w", err)
+	}
+	return nil
+}
 
-// standAside has this program, and wrk, run on the last core.
+// standAside has this program, and what it starts, run on the last core.
 func standAside() error {
-	if err := unix.SchedGetaffinity(0, &allCores); err != nil {
+	var all unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &all); err != nil {
 		return err
 	}
 	for i := range 1024 {
-		if allCores.IsSet(i) {
+		if all.IsSet(i) {
 			lastCore.Zero()
 			lastCore.Set(i)
+			if firstCore.Count() == 0 {
+				firstCore.Set(i)
+			}
 		}
 	}
+	runtime.GOMAXPROCS(1)
 	tasks, err := os.ReadDir("/proc/self/task")
 	for _, t := range tasks {
 		id, _ := strconv.Atoi(t.Name()) // the kernel's
-		err = errors.Join(err, unix.SchedSetaffinity(id, &lastCore))
+		err = errors.Join(err, place(id, &lastCore, &first))
 	}
 	return err
 }
@@ -106,38 +124,27 @@ func (g *gateway) stop() {
 	_ = g.cmd.Wait()
 }
 
-var wrkRequests = regexp.MustCompile(`(\d+) requests in `)
-
-// load is the CPU time of all processes of the gateway for each request of a slice, in us.
-func (g *gateway) load(name string, scraped bool) (float64, error) {
-	stop := g.scrapeEach(scraped)
-	before := g.used()
-	out, err := exec.Command("wrk", "-t1", "-c16", "-d"+strconv.Itoa(int(slice.Seconds()))+"s", "https://"+g.address+"/").CombinedOutput()
-	err = errors.Join(err, stop())
-	after := g.used()
-	m := wrkRequests.FindSubmatch(out)
-	if err != nil || m == nil || strings.Contains(string(out), "Non-2xx") || strings.Contains(string(out), "Socket errors") {
-		return 0, fmt.Errorf("%s: %v\n%s", name, err, out)
-	}
-	n, err := strconv.ParseFloat(string(m[1]), 64)
-	if err != nil || n < 1000 {
-		return 0, fmt.Errorf("%s: too few requests\n%s", name, out)
-	}
-	return (after - before) / n * 1e6, nil
-}
-
-// used is the CPU time of the supervisor and its workers in seconds.
-func (g *gateway) used() float64 {
-	pid := g.cmd.Process.Pid
-	sum := host.ProcessTime("/", pid)
-	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid)) // the pattern is well formed
+// used is the CPU time of the supervisor and its workers in seconds, by their clocks, since ticks
+// would be too coarse: clock_getcpuclockid(3).
+func (g *gateway) used() (sum float64, err error) {
+	pids := []int{g.cmd.Process.Pid}
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pids[0])) // the pattern is well formed
 	for _, t := range tasks {
 		text, _ := os.ReadFile(t) // a thread that is gone has none
 		for _, child := range strings.Fields(string(text)) {
-			if n, err := strconv.Atoi(child); err == nil {
-				sum += host.ProcessTime("/", n)
+			pid, err := strconv.Atoi(child)
+			if err != nil {
+				return 0, err
 			}
+			pids = append(pids, pid)
 		}
 	}
-	return sum
+	for _, pid := range pids {
+		var t unix.Timespec
+		if err := unix.ClockGettime(int32(^pid<<3|2), &t); err != nil {
+			return 0, fmt.Errorf("read CPU clock of process %d: %w", pid, err)
+		}
+		sum += float64(t.Nano()) / 1e9
+	}
+	return sum, nil
 }

@@ -3,87 +3,29 @@
 package main
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
-	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 )
 
 const (
-	connections  = 16
-	latencyPairs = 20
-	latencySlice = 2 * time.Second
+	latencyRounds = 30
+	// kinds are scraped, not scraped and, to tell what a difference is worth, not scraped again.
+	kinds = 3
+	// stolenAtMost is the share of the CPU time of a window that the hypervisor may have taken.
+	stolenAtMost = 0.05
 )
 
-// load makes requests over connections that it keeps, each connection at an even pace, and
-// returns how long each took: from when it was due, if the one before was late, else from when
-// it was sent. A pause of 0 is as fast as it goes.
-type load struct {
-	url    string
-	client *http.Client
-}
-
-func newLoad(address string) *load {
-	return &load{"https://" + address + "/", &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections,
-	}}}
-}
-
-func (l *load) run(d, pause time.Duration) ([]time.Duration, error) {
-	var mu sync.Mutex
-	var all []time.Duration
-	var failed error
-	var wg sync.WaitGroup
-	began := time.Now()
-	for i := range connections {
-		wg.Go(func() {
-			var took []time.Duration
-			var err error
-			due := began.Add(pause * time.Duration(i) / connections)
-			for err == nil && time.Since(began) < d {
-				time.Sleep(time.Until(due))
-				from := time.Now()
-				if late := from.Sub(due); pause > 0 && late > pause {
-					from = due
-				}
-				err = l.ask()
-				took = append(took, time.Since(from))
-				due = due.Add(pause)
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			all, failed = append(all, took...), errors.Join(failed, err)
-		})
-	}
-	wg.Wait()
-	return all, failed
-}
-
-func (l *load) ask() error {
-	r, err := l.client.Get(l.url)
-	if err != nil {
-		return err
-	}
-	defer r.Body.Close()
-	n, err := io.Copy(io.Discard, r.Body)
-	if err == nil && (r.StatusCode != http.StatusOK || n != 100) {
-		err = fmt.Errorf("status %d, %d bytes", r.StatusCode, n)
-	}
-	return err
-}
-
-// measureLatency compares the 99th percentile at half load, over all
-// slices in which the metrics of 1,000 routes are scraped each second and over all in which they
-// are not; who is first changes from pair to pair. What the slices without are beside each
-// other, every other one, tells what a difference is worth.
+// measureLatency compares the 99th percentile at half load or less, in windows of a second in which
+// the metrics of 1,000 routes, each with traffic, are scraped once, and in others in which they are not. The load
+// never stops; three windows are a round, and in which of them it is scraped is drawn for each. What the
+// two windows without are beside each other tells what a difference is worth.
 func measureLatency(dir, upstream string) ([]figure, error) {
 	var more strings.Builder
 	for i := range routes {
@@ -94,79 +36,153 @@ func measureLatency(dir, upstream string) ([]figure, error) {
 		return nil, err
 	}
 	defer g.stop()
-	l := newLoad(g.address)
-	full, err := l.run(latencySlice, 0)
+	s, err := startScraper()
 	if err != nil {
 		return nil, err
 	}
-	// A request that comes by itself costs client and upstream twice what one of many at once does.
-	rate := float64(len(full)) / latencySlice.Seconds() / 4
-	pause := time.Duration(connections / rate * float64(time.Second))
-	slice := func(scraped bool) (*times, error) {
-		stop := g.scrapeEach(scraped)
-		took, err := l.run(latencySlice, pause)
-		return count(took), errors.Join(err, stop())
-	}
-	if _, err := slice(true); err != nil { // caches
+	defer s.stop()
+	l, err := dialLoad(g.address)
+	if err != nil {
 		return nil, err
 	}
-	var on, off []*times
+	defer l.Close()
+	full, err := l.run(3, 0)
+	if err != nil {
+		return nil, err
+	}
+	// A request that comes by itself costs all of them twice what one of many at once does.
+	rate := float64(full[2].count()) / 4
+	pause := time.Duration(connections / rate * float64(time.Second))
+	if err := s.scrape(g.metrics); err != nil { // series are made
+		return nil, err
+	}
+	order := drawOrder()
+	idle, all := idled()
+	scraped := make(chan error, 1)
+	var stolen []float64
+	go func() {
+		var err error
+		stolen, err = s.follow(g.metrics, order, time.Now())
+		scraped <- err
+	}()
+	windows, err := l.run(len(order), pause)
+	if err = errors.Join(err, <-scraped); err != nil {
+		return nil, err
+	}
+	idleThen, allThen := idled()
+	busy := 100 * (1 - (idleThen-idle)/max(allThen-all, 1))
+	return append([]figure{
+		middle("rate: a quarter of what this client gets at most", "requests/s", 0, []float64{rate}),
+		middle("time that the gateway's core is busy at it", "%", 0, []float64{busy}),
+	}, compare(windows, order, stolen)...), nil
+}
+
+// drawOrder is what kind each window is of; each round has each.
+func drawOrder() []int {
+	random := rand.New(rand.NewPCG(1, 2))
+	var order []int
+	for range latencyRounds {
+		order = append(order, random.Perm(kinds)...)
+	}
+	return order
+}
+
+// follow scrapes in the windows of kind 0, a tenth of a second after they began, and tells what
+// share of the CPU time of each the hypervisor took.
+func (s *scraper) follow(url string, order []int, began time.Time) (stolen []float64, err error) {
 	before, beforeAll := taken()
-	for i := range latencyPairs {
-		var pair [2]*times // without, with
-		for k := range pair {
-			which := (i + k) % 2
-			if pair[which], err = slice(which == 1); err != nil {
+	for i, kind := range order {
+		time.Sleep(time.Until(began.Add(time.Duration(i)*time.Second + time.Second/10)))
+		if kind == 0 {
+			if err := s.scrape(url); err != nil {
 				return nil, err
 			}
 		}
-		off, on = append(off, pair[0]), append(on, pair[1])
+		time.Sleep(time.Until(began.Add(time.Duration(i+1) * time.Second)))
+		now, all := taken()
+		stolen = append(stolen, (now-before)/max(all-beforeAll, 1))
+		before, beforeAll = now, all
 	}
-	stolen, all := taken()
-	stolen, all = stolen-before, all-beforeAll
-	var even, odd []*times
-	for i := range off {
-		if i%2 == 0 {
-			even = append(even, off[i])
-		} else {
-			odd = append(odd, off[i])
+	return stolen, nil
+}
+
+// compare leaves out rounds of which the hypervisor took too much of a window.
+func compare(windows []times, order []int, stolen []float64) []figure {
+	var p99 [kinds][]float64
+	var on, again []float64
+	for i := 0; i < len(order); i += kinds {
+		if slices.Max(stolen[i:i+kinds]) > stolenAtMost {
+			continue
 		}
+		var now [kinds]float64
+		for k := range kinds {
+			now[order[i+k]] = windows[i+k].p99()
+		}
+		for k, v := range now {
+			p99[k] = append(p99[k], v)
+		}
+		on = append(on, beside(now[0], (now[1]+now[2])/2))
+		again = append(again, beside(now[2], now[1]))
+	}
+	counted := leftOver(len(on), latencyRounds)
+	if len(on) == 0 {
+		return []figure{counted}
 	}
 	return []figure{
-		median("rate: a quarter of what a client gets at most", "requests/s", 0, []float64{rate}),
-		resampled("p99 at it, scraped each second", "ms", 0, on, on, func(a, _ *times) float64 { return a.p99() }),
-		resampled("p99 at it, not scraped", "ms", 0, off, off, func(a, _ *times) float64 { return a.p99() }),
-		resampled("p99 scraped, beside not", "%", 3, on, off, change),
-		resampled("p99 not scraped, beside itself: the noise", "%", 0, odd, even, change),
-		median("CPU that the hypervisor took meanwhile", "%", 0, []float64{100 * stolen / max(all, 1)}),
-	}, nil
+		counted, middle("p99 at it, scraped each second", "ms", 0, p99[0]), middle("p99 at it, not scraped", "ms", 0, p99[1]),
+		middle("p99 scraped, beside not", "%", 3, on), middle("p99 not scraped, beside itself: the noise", "%", 0, again),
+	}
 }
+
+// leftOver is how many rounds count.
+func leftOver(n, of int) figure {
+	return middle(fmt.Sprintf("of %d rounds, those without the hypervisor", of), "", 0, []float64{float64(n)})
+}
+
+// beside is by how many per cent a is more than b.
+func beside(a, b float64) float64 { return 100 * (a/b - 1) }
 
 // taken is the CPU time that the hypervisor gave to others, and all of it.
 func taken() (stolen, all float64) {
-	text, _ := os.ReadFile("/proc/stat") // without it the figure is 0
-	line, _, _ := strings.Cut(string(text), "\n")
-	for i, f := range strings.Fields(line) {
-		n, _ := strconv.ParseFloat(f, 64) // the first is a word
-		if all += n; i == 8 {
-			stolen = n
-		}
-	}
-	return stolen, all
+	times, all := cpuTimes("cpu")
+	return times[7], all
 }
 
-// times counts latencies, in steps of a thousandth from a microsecond to half a minute.
-type times [17_200]uint32
-
-const step = 1.001
-
-func count(all []time.Duration) *times {
-	t := new(times)
-	for _, d := range all {
-		at := math.Log(float64(d)/float64(time.Microsecond)) / math.Log(step)
-		t[max(0, min(int(at), len(t)-1))]++
+// idled is the time that the gateway's core did nothing, and all of its time.
+func idled() (idle, all float64) {
+	for i := range 1024 {
+		if firstCore.IsSet(i) {
+			times, all := cpuTimes("cpu" + strconv.Itoa(i))
+			return times[3] + times[4], all
+		}
 	}
-	return t
+	return 0, 0
+}
+
+// cpuTimes is a line of /proc/stat in ticks: user, nice, system, idle, iowait, irq, softirq and steal, and their sum.
+func cpuTimes(name string) (times [8]float64, all float64) {
+	text, _ := os.ReadFile("/proc/stat") // without it all are 0
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) <= len(times) || words[0] != name {
+			continue
+		}
+		for i := range times {
+			times[i], _ = strconv.ParseFloat(words[i+1], 64) // the kernel's
+			all += times[i]
+		}
+	}
+	return times, all
+}
+
+// times counts latencies, in steps of a hundredth from a microsecond to over a minute.
+type times [1_800]uint32
+
+const step = 1.01
+
+func (t *times) note(d time.Duration) {
+	at := math.Log(float64(d)/float64(time.Microsecond)) / math.Log(step)
+	t[max(0, min(int(at), len(t)-1))]++
 }
 
 func (t *times) add(o *times) {
@@ -175,71 +191,22 @@ func (t *times) add(o *times) {
 	}
 }
 
-// p99 in ms.
-func (t *times) p99() float64 {
-	all := uint64(0)
-	for _, n := range t {
-		all += uint64(n)
+func (t *times) count() (n uint64) {
+	for _, m := range t {
+		n += uint64(m)
 	}
-	above := all / 100
+	return n
+}
+
+// p99 in ms, between the bounds of its step.
+func (t *times) p99() float64 {
+	above := float64(t.count()) / 100
 	for i := len(t) - 1; i >= 0; i-- {
-		if n := uint64(t[i]); n <= above {
+		if n := float64(t[i]); n <= above {
 			above -= n
 			continue
 		}
-		return math.Pow(step, float64(i)) / 1000
+		return math.Pow(step, float64(i)+1-above/float64(t[i])) / 1000
 	}
 	return 0
-}
-
-func change(a, b *times) float64 { return 100 * (a.p99()/b.p99() - 1) }
-
-// resamples of the slices, which tell how far the figure would differ had others been drawn.
-const resamples = 1000
-
-// resampled is a figure of all slices together, with the middle 95 % of what it is of slices
-// drawn from them again and again (bootstrap; a pair is drawn as one).
-func resampled(name, unit string, aim float64, a, b []*times, of func(a, b *times) float64) figure {
-	random := rand.New(rand.NewPCG(1, 2)) // the same slices give the same figure
-	draw := func(at func(i int) int) float64 {
-		var x, y times
-		for i := range a {
-			x.add(a[at(i)])
-			y.add(b[at(i)])
-		}
-		return of(&x, &y)
-	}
-	values := make([]float64, resamples)
-	for i := range values {
-		values[i] = draw(func(int) int { return random.IntN(len(a)) })
-	}
-	f := median(name, unit, aim, values) // sorted, from here on
-	h := func(v float64) float64 { return math.Round(v*100) / 100 }
-	f.Value, f.Low, f.High = h(draw(func(i int) int { return i })), h(values[resamples*25/1000]), h(values[resamples*975/1000])
-	return f
-}
-
-// scrapeEach scrapes at once and then each second until stop, if it is wanted.
-func (g *gateway) scrapeEach(wanted bool) (stop func() error) {
-	if !wanted {
-		return func() error { return nil }
-	}
-	end, ended := make(chan struct{}), make(chan error, 1)
-	go func() {
-		tick := time.NewTicker(time.Second)
-		defer tick.Stop()
-		for {
-			if _, err := scrape(g.metrics, ""); err != nil {
-				ended <- err
-				return
-			}
-			select {
-			case <-end:
-				ended <- nil
-				return
-			case <-tick.C:
-			}
-		}
-	}()
-	return func() error { close(end); return <-ended }
 }

@@ -4,19 +4,17 @@
 // how many bytes it has; the 99th percentile at half load with a scrape each second and
 // without; and CPU per request of a gateway that writes its access log to disk and is scraped
 // each second beside one that does neither. It runs on loopback, without a
-// kernel plane, and needs wrk and bin/xgw; run it by `make bench-telemetry`.
+// kernel plane, and needs root, nginx, wrk and bin/xgw; run it by `make bench-telemetry`.
 package main
 
 import (
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
-	"io"
 	"log/slog"
 	"math"
 	"net"
-	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -31,8 +29,8 @@ const (
 	routes  = 1000
 	sources = 1_000_000
 	scrapes = 15
-	rounds  = 16
-	slice   = time.Second
+	// scrapeTime is how long a scrape may take at most.
+	scrapeTime = 20 * time.Second
 )
 
 // figure is one line of the results.
@@ -46,13 +44,25 @@ type figure struct {
 }
 
 func main() {
-	if err := run(); err != nil {
+	work := run
+	if len(os.Args) > 1 && os.Args[1] == scraperWord {
+		work = scraperMain
+	}
+	if err := work(); err != nil {
 		fmt.Fprintln(os.Stderr, "bench-telemetry:", err)
 		os.Exit(1)
 	}
 }
 
+// parts of the bench, in order.
+var parts = []struct {
+	name    string
+	measure func(dir, upstream string) ([]figure, error)
+}{{"scrape", measureScrapes}, {"latency", measureLatency}, {"cost", measureCost}}
+
 func run() error {
+	only := flag.String("only", "", "a part: scrape, latency or cost; writes nothing")
+	flag.Parse()
 	if err := standAside(); err != nil {
 		return err
 	}
@@ -61,22 +71,21 @@ func run() error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	all, err := measureScrapes(dir)
+	up, stop, err := startUpstream(dir)
+	defer stop()
 	if err != nil {
 		return err
 	}
-	up := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, 100)) }))
-	defer up.Close()
-	for _, measure := range []func(dir, upstream string) ([]figure, error){measureLatency, measureCost} {
-		part, err := os.MkdirTemp(dir, "part")
+	var all []figure
+	for _, p := range parts {
+		if *only != "" && *only != p.name {
+			continue
+		}
+		figures, err := p.measure(filepath.Join(dir, p.name), up)
 		if err != nil {
 			return err
 		}
-		more, err := measure(filepath.Join(part, "g"), up.Listener.Addr().String())
-		if err != nil {
-			return err
-		}
-		all = append(all, more...)
+		all = append(all, figures...)
 	}
 	for _, f := range all {
 		fmt.Printf("%-46s %10.2f %-12s (%.2f to %.2f)", f.Name, f.Value, f.Unit, f.Low, f.High)
@@ -84,6 +93,9 @@ func run() error {
 			fmt.Printf("  aim: at most %g", f.Aim)
 		}
 		fmt.Println()
+	}
+	if *only != "" {
+		return nil
 	}
 	text, err := json.MarshalIndent(all, "", "  ")
 	if err != nil {
@@ -111,12 +123,12 @@ func middle(name, unit string, aim float64, values []float64) figure {
 }
 
 // measureScrapes scrapes a zone with a million live sources under one limit, and 1,000 routes.
-func measureScrapes(dir string) ([]figure, error) {
-	z, err := zone.Create(filepath.Join(dir, "zone"), zone.Layout{Size: 256 << 20, Workers: 2, Routes: routes + 2})
+func measureScrapes(dir, _ string) ([]figure, error) {
+	z, err := zone.Create(dir, zone.Layout{Size: 256 << 20, Workers: 2, Routes: routes + 2})
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = z.Remove() }() // the directory goes, too
+	defer func() { _ = z.Remove() }() // the file's directory goes, too
 	buckets, rate := z.LimitBuckets(), zone.NewRate(1, time.Hour, 10)
 	for i := range sources {
 		if !buckets.Take(buckets.Key(1, fmt.Appendf(nil, "10.%d.%d.%d", i>>16, i>>8&255, i&255)), int64(time.Hour), rate).OK {
@@ -154,69 +166,4 @@ func measureScrapes(dir string) ([]figure, error) {
 		all = append(all, median("scrape of 1,000 routes, "+form.name, "ms", 50, times), median("size of it, "+form.name, "MB", 5, []float64{mb}))
 	}
 	return all, nil
-}
-
-func scrape(url, accept string) (int, error) {
-	q, err := http.NewRequest(http.MethodGet, url, nil)
-	if err != nil {
-		return 0, err
-	}
-	if accept != "" {
-		q.Header.Set("Accept", accept)
-	}
-	r, err := (&http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true}}).Do(q)
-	if err != nil {
-		return 0, err
-	}
-	defer r.Body.Close()
-	n, err := io.Copy(io.Discard, r.Body)
-	if err == nil && r.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: status %d", url, r.StatusCode)
-	}
-	if err == nil && n < 10_000 {
-		err = errors.New("a scrape that is next to nothing")
-	}
-	return int(n), err
-}
-
-// measureCost takes turns: a gateway with telemetry, one without, and another one without,
-// which tells what a difference is worth. Slices are short and their order changes, so that a
-// machine that gets slower or faster does so for all.
-func measureCost(dir, upstream string) ([]figure, error) {
-	names := []string{"on", "off", "off, again"}
-	gateways := make([]*gateway, len(names))
-	for i, name := range names {
-		g, err := start(fmt.Sprint(dir, i), upstream, i == 0, "")
-		if err != nil {
-			return nil, err
-		}
-		defer g.stop()
-		gateways[i] = g
-		if _, err := g.load(name, false); err != nil { // connections, caches
-			return nil, err
-		}
-	}
-	costs := make([][]float64, len(names))
-	var on, again []float64
-	for round := range rounds {
-		var now [3]float64
-		for k := range names {
-			i := (round + k) % len(names)
-			if round%2 == 1 {
-				i = len(names) - 1 - i
-			}
-			c, err := gateways[i].load(names[i], i == 0)
-			if err != nil {
-				return nil, err
-			}
-			now[i] = c
-			costs[i] = append(costs[i], c)
-		}
-		on = append(on, 100*(now[0]/((now[1]+now[2])/2)-1))
-		again = append(again, 100*(now[2]/now[1]-1))
-	}
-	return []figure{
-		middle("CPU per request, telemetry on", "us", 0, costs[0]), middle("CPU per request, telemetry off", "us", 0, costs[1]),
-		middle("telemetry on, beside off", "%", 3, on), middle("off beside itself: the noise", "%", 0, again),
-	}, nil
 }
