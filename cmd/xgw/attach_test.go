@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
@@ -61,32 +60,30 @@ func TestAttachByHand(t *testing.T) {
 
 	// As many packets as the interface itself received, and the SYNs among them as
 	// were sent: IPv6 may add a multicast report of its own.
-	var before *netlink.LinkStatistics
-	var counted, tcp uint64
-	for {
-		var err error
-		if before, err = l.Counters(lab.Gateway, lab.EdgeInterface); err != nil {
-			t.Fatal(err)
-		}
-		counted, tcp = ingress(t, l, instance), ingress(t, l, instance, "tcp")
-		// Both readings are of one moment when nothing came in between.
-		if again, err := l.Counters(lab.Gateway, lab.EdgeInterface); err == nil && again.RxPackets == before.RxPackets {
-			break
+	look := func() (received, counted, tcp uint64) {
+		for {
+			before, err := l.Counters(lab.Gateway, lab.EdgeInterface)
+			if err != nil {
+				t.Fatal(err)
+			}
+			counted, tcp = ingress(t, l, instance), ingress(t, l, instance, "tcp")
+			// Both readings are of one moment when nothing came in between.
+			if again, err := l.Counters(lab.Gateway, lab.EdgeInterface); err == nil && again.RxPackets == before.RxPackets {
+				return before.RxPackets, counted, tcp
+			}
 		}
 	}
+	wasReceived, wasCounted, wasTCP := look()
 	sent, err := l.Flood(context.Background(), lab.Flood{
 		Sources: netip.MustParsePrefix("10.66.0.0/24"), Target: netip.AddrPortFrom(lab.GatewayAddr, 443), Count: 3000, Rate: 20000,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(200 * time.Millisecond)
-	after, err := l.Counters(lab.Gateway, lab.EdgeInterface)
-	if err != nil {
-		t.Fatal(err)
-	}
-	counted, tcp = ingress(t, l, instance)-counted, ingress(t, l, instance, "tcp")-tcp
-	if received := after.RxPackets - before.RxPackets; counted != received || tcp != uint64(sent) {
+	eventually(t, "all SYNs are counted", func() bool { return ingress(t, l, instance, "tcp")-wasTCP >= uint64(sent) })
+	received, counted, tcp := look()
+	received, counted, tcp = received-wasReceived, counted-wasCounted, tcp-wasTCP
+	if counted != received || tcp != uint64(sent) {
 		t.Errorf("sent %d SYNs, %d were counted; the interface received %d packets, %d were counted", sent, tcp, received, counted)
 	}
 	checkBpftool(t, instance, ingress(t, l, instance))

@@ -184,7 +184,7 @@ func TestDrain(t *testing.T) {
 		if r.Header.Get("Upgrade") == "" {
 			came <- struct{}{}
 			<-stopped
-			time.Sleep(250 * time.Millisecond) // the signal is heard
+			time.Sleep(250 * time.Millisecond) // the worker hears of it
 			fmt.Fprint(w, "late")
 			return
 		}
@@ -244,6 +244,7 @@ func TestDrain(t *testing.T) {
 	if err := g.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the signal is heard", func() bool { return strings.Contains(g.log.String(), "stopping: workers finish") })
 	close(stopped)
 	for range 2 {
 		if err := <-late; err != nil {

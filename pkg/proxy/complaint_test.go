@@ -18,6 +18,7 @@ import (
 // and its server, and each has its count.
 func TestClassicWordsInTheErrorLog(t *testing.T) {
 	const get = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+	came := make(chan struct{}, 100) // replies to a client
 	answer := func(reply string, reset bool) func(int, net.Conn, *bufio.Reader) {
 		return func(_ int, c net.Conn, r *bufio.Reader) {
 			if _, _, err := readRequest(r); err != nil {
@@ -25,7 +26,12 @@ func TestClassicWordsInTheErrorLog(t *testing.T) {
 			}
 			_, _ = io.WriteString(c, reply)
 			if reset {
-				time.Sleep(50 * time.Millisecond) // until the reply is read, which a reset would take away
+				if reply != "" { // until it is read, for a reset would take it away
+					select {
+					case <-came:
+					case <-time.After(20 * time.Second):
+					}
+				}
 				_ = c.(*net.TCPConn).SetLinger(0)
 			}
 		}
@@ -50,9 +56,15 @@ func TestClassicWordsInTheErrorLog(t *testing.T) {
 			})
 			began := time.Now()
 			const requests = 4
+			for len(came) > 0 {
+				<-came
+			}
 			for range requests {
 				c := g.raw()
 				c.send(get)
+				if _, err := c.r.ReadByte(); err == nil {
+					came <- struct{}{}
+				}
 				_, _ = io.Copy(io.Discard, c.r)
 			}
 			// A client that is cut sees that before the try is counted.

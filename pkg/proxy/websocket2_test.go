@@ -335,11 +335,16 @@ func TestWebSocketInHTTP2Ends(t *testing.T) {
 		check(t, g, f, zone.RequestClientReset)
 	})
 	t.Run("server breaks off", func(t *testing.T) {
+		came := make(chan struct{}) // the reply, which a reset would take away
 		g := start(t, time.Minute, func(c net.Conn, _ *bufio.Reader) {
-			time.Sleep(50 * time.Millisecond)
+			select {
+			case <-came:
+			case <-time.After(20 * time.Second):
+			}
 			_ = c.(*net.TCPConn).SetLinger(0)
 		})
 		f := g.open()
+		close(came)
 		if b, end, err := f.data(1, -1); end == "end" || end == "" || err != nil {
 			t.Errorf("%q, %s, %v", b, end, err)
 		}

@@ -260,10 +260,14 @@ func TestWebSocketEnds(t *testing.T) {
 		}
 	})
 	t.Run("server breaks off", func(t *testing.T) {
+		came := make(chan struct{}) // the reply, which a reset would take away
 		up := rawUpstream(t, func(_ int, c net.Conn, r *bufio.Reader) {
 			_, _ = readRawHead(r)
 			_, _ = io.WriteString(c, "HTTP/1.1 101 S\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: x\r\n\r\n")
-			time.Sleep(100 * time.Millisecond)
+			select {
+			case <-came:
+			case <-ctx.Done():
+			}
 			_ = c.(*net.TCPConn).SetLinger(0)
 		})
 		g := newGateway(t, []string{up}, withWebSocket(time.Minute))
@@ -272,6 +276,7 @@ func TestWebSocketEnds(t *testing.T) {
 		if _, err := readRawHead(c.r); err != nil {
 			t.Fatal(err)
 		}
+		close(came)
 		if b, err := c.r.ReadByte(); err == nil {
 			t.Errorf("client read %q", b)
 		}
