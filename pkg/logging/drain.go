@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -204,15 +205,19 @@ func (d *Drainer) add(r *zone.AccessRecord) {
 	d.batch.lines++
 }
 
-// offer hands the batch to the writing goroutine, if that is ready for it.
+// offer hands the batch to the writing goroutine, if that is ready for it once it had its turn,
+// which on one core it may not have had.
 func (d *Drainer) offer() bool {
-	select {
-	case d.full <- d.batch:
-		d.batch = <-d.free // of three batches one is free now
-		return true
-	default:
-		return false
+	for range 3 { // the scheduler may prefer this one once
+		select {
+		case d.full <- d.batch:
+			d.batch = <-d.free // of three batches one is free now
+			return true
+		default:
+			runtime.Gosched()
+		}
 	}
+	return false
 }
 
 func (b *batch) reset() { b.text, b.lines = b.text[:0], 0 }

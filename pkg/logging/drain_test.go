@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -371,4 +372,33 @@ func TestDrainerFullDevice(t *testing.T) {
 	if full, other := d.Lost(); full != 10 || other != 0 || d.Lines() != 0 {
 		t.Errorf("written %d, lost %d and %d", d.Lines(), full, other)
 	}
+}
+
+// On one core, too, a burst goes out in a look or few, however many batches it is: what stays in
+// the rings until the next one is lost when they are full.
+func TestDrainerOnOneCore(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	l := zone.Layout{Workers: 1, Routes: 4, Upstreams: 4, AccessRing: 4 << 20}
+	l.Size = l.Need()
+	z, err := zone.Create(filepath.Join(t.TempDir(), "xgw.zone"), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { z.Close() })
+	put := 0
+	for putNumbered(z, 0, uint64(put)) {
+		put++
+	}
+	d := NewDrainer(z, new(bytes.Buffer), nil, zoneNames(z))
+	go d.write()
+	const most = 5 // with -race the scheduler plays dice; without a turn for the writer these took half
+	for range most {
+		for d.turn(d.offer) {
+		}
+	}
+	if left := z.Worker(0).Access.Drain(func(*zone.AccessRecord) {}); left > 0 {
+		t.Errorf("%d of %d records wait after %d looks", left, put, most)
+	}
+	close(d.full)
+	<-d.written
 }
