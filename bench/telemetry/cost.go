@@ -3,8 +3,10 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -44,7 +46,7 @@ func measureCost(dir, upstream string) ([]figure, error) {
 		return []figure{counted}, nil
 	}
 	return []figure{
-		counted,
+		counted, middle("requests whose line was written", "%", 0, all.written),
 		middle("CPU per request, telemetry on", "us", 0, all.each[0]), middle("CPU per request, telemetry off", "us", 0, all.each[1]),
 		middle("telemetry on, beside off", "%", 3, all.on), middle("off beside itself: the noise", "%", 0, all.again),
 	}, nil
@@ -54,6 +56,7 @@ func measureCost(dir, upstream string) ([]figure, error) {
 type costs struct {
 	each      [kinds][]float64
 	on, again []float64
+	written   []float64 // per cent of the requests, those that the log has, by batch
 }
 
 func (c *costs) batch(s *scraper, dir, upstream string, batch int) error {
@@ -95,7 +98,9 @@ func (c *costs) batch(s *scraper, dir, upstream string, batch int) error {
 		c.on = append(c.on, beside(now[0], (now[1]+now[2])/2))
 		c.again = append(c.again, beside(now[2], now[1]))
 	}
-	return nil
+	text, err := os.ReadFile(gateways[0].log)
+	c.written = append(c.written, min(100, 100*float64(bytes.Count(text, []byte{'\n'}))/gateways[0].requests))
+	return err
 }
 
 var wrkRequests = regexp.MustCompile(`(\d+) requests in `)
@@ -128,5 +133,6 @@ func (g *gateway) load(name string, s *scraper, scraped bool) (float64, error) {
 	if err != nil || n < 1000 {
 		return 0, fmt.Errorf("%s: too few requests\n%s", name, out)
 	}
+	g.requests += n
 	return (after - before) / n * 1e6, nil
 }

@@ -22,6 +22,8 @@ import (
 type gateway struct {
 	cmd              *exec.Cmd
 	address, metrics string
+	log              string  // path of its access log, or off
+	requests         float64 // that wrk has counted
 }
 
 // start runs one; more are routes, each with a comma behind it.
@@ -46,7 +48,7 @@ state: %s
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		return nil, err
 	}
-	g := &gateway{cmd: exec.Command("bin/xgw", "--instance", "bench-telemetry-"+filepath.Base(dir), "run", "-c", path)}
+	g := &gateway{log: access, cmd: exec.Command("bin/xgw", "--instance", "bench-telemetry-"+filepath.Base(dir), "run", "-c", path)}
 	out, err := g.cmd.StdoutPipe()
 	if err != nil {
 		return nil, err
