@@ -53,7 +53,7 @@ func newRouteKeys(p *policy.RouteKeys, route string) *routeKeys {
 	return k
 }
 
-var keyUnanswered = &refusal{status: 503, outcome: zone.RequestKeyUnanswered, text: "API keys cannot be looked up now", retryAfter: true}
+var keyUnanswered = &refusal{status: 503, outcome: zone.RequestKeyUnanswered, text: "API keys cannot be looked up now", retryAfter: 1}
 
 // apiKey finds out whose the request is, and refuses it where the route wants to know and it is
 // nobody's. Of what a client sends as a key none goes on, good or not, unless the route passes it.

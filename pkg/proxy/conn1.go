@@ -111,16 +111,16 @@ func (c *conn) serveExchange(ex *Exchange) bool {
 	}
 	h.unsure = false
 	c.beginRequest(ex, n)
-	admitted := c.admit()
-	if !c.runGuarded(ex, admitted) {
+	retryAfter := c.admit(false)
+	if !c.runGuarded(ex, retryAfter) {
 		return false
 	}
 	c.endRequest()
 	if !h.keep && (!h.bodyDone.Load() || h.r < h.n) {
 		c.linger() // the client may be sending still
 	}
-	if !admitted && h.keep {
-		c.rest()
+	if retryAfter > 0 && h.keep {
+		c.rest(retryAfter)
 	}
 	return h.keep
 }
@@ -218,16 +218,16 @@ func (c *conn) beginRequest(ex *Exchange, n int) {
 
 // runGuarded runs the exchange; false: it panicked, which costs the connection and
 // is the exchange's outcome. What a stray goroutine may still use is not used again.
-func (c *conn) runGuarded(ex *Exchange, admitted bool) (ok bool) {
+func (c *conn) runGuarded(ex *Exchange, retryAfter int) (ok bool) {
 	defer func() {
 		if v := recover(); v != nil {
 			c.worker.recovered(v)
 		}
 	}()
-	if admitted {
+	if retryAfter == 0 {
 		ex.run()
 	} else {
-		c.refuseOverload(ex)
+		c.refuseOverload(ex, retryAfter)
 	}
 	return true
 }

@@ -85,7 +85,7 @@ func http2Config(p *policy.Snapshot, h *http2Handler) http2.Config {
 	return http2.Config{
 		MaxHeaderBytes: p.Sizes.HeaderBytes, MaxFields: p.Sizes.HeaderFields,
 		Idle: p.Timeouts.Keepalive, Header: p.Timeouts.Header, Body: p.Timeouts.Body, Write: p.Timeouts.Write,
-		Pool: h.conn.worker.http2, Panic: h.conn.worker.recovered, Refused: h.refused, Admit: h.conn.admit,
+		Pool: h.conn.worker.http2, Panic: h.conn.worker.recovered, Refused: h.refused, Admit: func() int { return h.conn.admit(true) },
 		Ending: h.conn.tellMisuse, Protocols: opensWebSockets(p),
 	}
 }

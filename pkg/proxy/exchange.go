@@ -385,7 +385,7 @@ func (ex *Exchange) failTake(err error, began int64) {
 	switch {
 	case errors.Is(err, errSaturated):
 		ex.worker.slab.Upstream(slot, zone.UpstreamSaturated, took)
-		ex.refuse(&refusal{status: 503, outcome: zone.RequestUpstreamSaturated, text: "the upstream is saturated", retryAfter: true})
+		ex.refuse(&refusal{status: 503, outcome: zone.RequestUpstreamSaturated, text: "the upstream is saturated", retryAfter: 1})
 	case isTimeout(err):
 		ex.worker.slab.Upstream(slot, zone.UpstreamConnectTimeout, took)
 		ex.refuse(&refusal{status: 504, outcome: zone.RequestConnectTimeout, text: "no connection to the upstream in time"})

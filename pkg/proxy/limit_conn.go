@@ -28,7 +28,7 @@ func newConnectionLimit(p *policy.ConnectionLimit) (*connectionLimit, error) {
 		return nil, fmt.Errorf("connection limit %s: %+v", p.Name, *p)
 	}
 	return &connectionLimit{policy: p, limitMatch: match, refusal: refusal{
-		status: p.Status, outcome: zone.RequestConcurrencyLimited, text: "over the limit " + p.Name, retryAfter: true,
+		status: p.Status, outcome: zone.RequestConcurrencyLimited, text: "over the limit " + p.Name, retryAfter: 1,
 	}}, nil
 }
 

@@ -4,7 +4,6 @@ package proxy
 
 import (
 	"math"
-	"math/rand/v2"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -32,7 +31,7 @@ import (
 // soon. Each measurement changes that number: upwards when the wait is short, so that the
 // worker is never without work, downwards when it is above half of overload_delay. As many as
 // make a wait at which an overload begins stay behind for a turn, in their order, so that there is
-// always somebody to serve next, and more are refused. Without turns all that have begun are
+// always somebody to serve next, and more are refused, and told when to come back. Without turns all that have begun are
 // served at the same time, each with an upstream connection of its own.
 //
 // A worker that serves few requests is not measured. While there is no overload an exchange takes
@@ -44,10 +43,13 @@ type overload struct {
 	scarce   atomic.Bool   // memory is, and all requests are refused
 	heavy    atomic.Bool   // refusing itself costs a good part of the worker
 	refused  atomic.Int64  // since the worker began
+	line     atomic.Int64  // when the last of those who were refused comes back, by the worker's clock, ns
+	spacing  atomic.Int64  // between two of them, ns; 0: not known
 
 	// Exchanges that were admitted, tunnels apart, those of them that run, and how many of the
 	// others there may be in an overload.
 	under, running, room atomic.Int64
+	spare                atomic.Int64 // exchanges served for which nobody was refused yet, as far as they count
 	turns                turns
 
 	far, near *os.File     // the pipe
@@ -58,9 +60,8 @@ type overload struct {
 	waited    atomic.Int64
 
 	// The watcher's.
-	strikes, calm, light int // windows in a row
-	lastRefused, lastAll int64
-	lastWork             int64 // CPU time at the last window's end
+	strikes, calm, light int   // windows in a row
+	began                tally // when this window did
 	cost                 int64 // CPU time of an exchange, lately; 0: not known
 
 	// The sweeper's.
@@ -76,24 +77,30 @@ const (
 	windowWaited   = 2 * overloadBegins
 	overloadBegins = 4                    // times the limit
 	quietProbe     = 5 * time.Millisecond // between two measurements, as long as nothing stands
-	busyProbe      = time.Millisecond
+	busyProbe      = 2 * time.Millisecond
 	// A worker with fewer exchanges in a window is taken to be quiet.
 	quietExchanges = 20
 	// What fraction of the turns a measurement adds or takes.
 	steerShare = 6
-	leastTurns = 8
+	leastTurns = 16
 	leastRoom  = 16 // may wait for one, whatever they cost
+	// Where a refusal costs as much as half of an exchange, one comes after so many that are served, until so many times as
+	// many wait as otherwise; else a crowd that comes at once would be refused as a whole, and the worker do nothing else.
+	servedPerRefusal = 2
+	mostRooms        = 8
 	// So many windows without a refusal end an overload. Until then the next queue is noticed
 	// at once: clients that wait as they were told come back together.
 	calmWindows = 40
-	// What a refused client is told to wait. When there is more than one refusal to so many
-	// exchanges served, its HTTP/1.1 connection is not read for up to as long: refusals cost a good
-	// part of an exchange there, and clients that do not wait would have nobody served.
-	retryAfter   = time.Second
+	// When there is more than one refusal to so many exchanges served, refusals cost a good part of
+	// the worker: an HTTP/1.1 connection that was refused is not read for as long as its client was told
+	// to wait, since clients that do not would have nobody served, but not for longer than this.
 	heavyShare   = 8
 	lightWindows = 20
-	leastRest    = retryAfter / 4 * 3
-	restPieces   = 4 // a rest ends early with the overload, or the connection
+	longestRest  = 2 * time.Second
+	restPiece    = longestRest / 2 // a rest ends early with the overload, or the connection
+	// Of so many exchanges one is of somebody who was refused before, where all do as they are told.
+	returnShare = 8
+	longestWait = 30*time.Second - 1
 )
 
 func (w *Worker) newOverload() error {
@@ -110,19 +117,49 @@ func (o *overload) limit() time.Duration {
 	return 0
 }
 
-// admit says whether a request of the connection may be served. Its first is: the handshake
-// has cost more than that.
-func (c *conn) admit() bool {
+// admit says whether a request of the connection may be served: 0, or after how many seconds the client should come
+// back. Its first may: the handshake has cost more than that. cheap says that a refusal costs little beside an exchange.
+func (c *conn) admit(cheap bool) (retryAfter int) {
 	first := !c.asked
 	c.asked = true
 	o := &c.worker.overload
-	n := o.under.Add(1)
-	if !o.scarce.Load() && (first || !o.standing.Load() || n-o.running.Load() <= o.room.Load()) {
-		return true
+	waiting := o.under.Add(1) - o.running.Load()
+	if !o.scarce.Load() && (first || !o.standing.Load() || o.takes(waiting, cheap)) {
+		return 0
 	}
 	o.under.Add(-1)
 	o.refused.Add(1)
+	return o.wait()
+}
+
+// takes says whether one more may wait for its turn.
+func (o *overload) takes(waiting int64, cheap bool) bool {
+	room := o.room.Load()
+	switch {
+	case waiting <= room:
+		return true
+	case cheap || waiting > mostRooms*room:
+		return false
+	case o.spare.Load() < servedPerRefusal:
+		return true
+	}
+	o.spare.Add(-servedPerRefusal)
 	return false
+}
+
+// wait is what a refused client is told to wait, in seconds: until the next free place of a line in which those who were
+// refused come back, one after the other and so few at a time that they alone would make little work. However large a
+// crowd is that does as it is told, refusals become few, and it comes back neither at once nor too late to keep the
+// worker busy.
+func (o *overload) wait() int {
+	now := o.worker.now()
+	for {
+		at := o.line.Load()
+		next := min(max(at, now)+o.spacing.Load(), now+int64(longestWait))
+		if o.line.CompareAndSwap(at, next) {
+			return int((next-now)/int64(time.Second)) + 1
+		}
+	}
 }
 
 // turns lets few exchanges run at the same time in an overload, in the order in which they
@@ -165,6 +202,9 @@ func (o *overload) leave(ex *Exchange) {
 		return
 	}
 	ex.hasTurn = false
+	if o.spare.Load() < o.room.Load() {
+		o.spare.Add(1)
+	}
 	t := &o.turns
 	t.mu.Lock()
 	t.taken--
@@ -192,6 +232,13 @@ func (t *turns) pass() {
 		t.waiting = t.waiting[:copy(t.waiting, t.waiting[t.next:])]
 		t.next = 0
 	}
+}
+
+// wanted says whether anybody waits for one.
+func (t *turns) wanted() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.next < len(t.waiting)
 }
 
 // set changes how many there may be.
@@ -252,6 +299,7 @@ func (o *overload) window(pause *time.Timer) (lives bool) {
 	o.shortest.Store(int64(time.Hour))
 	o.measured.Store(0)
 	o.waited.Store(0)
+	o.began = o.tally()
 	last := int64(0)
 	for end := o.worker.now() + int64(overloadWindow); o.worker.now() < end || !o.enough(); {
 		now := cpuTime()
@@ -343,6 +391,7 @@ func (o *overload) begin() {
 	o.room.CompareAndSwap(0, leastRoom)
 	o.turns.set(leastTurns)
 	o.calm = 0
+	o.spare.Store(leastRoom)
 	o.standing.Store(true)
 }
 
@@ -354,9 +403,6 @@ func (o *overload) end() {
 
 // learn keeps count of what an exchange costs, and by that of how many may wait.
 func (o *overload) learn(served, worked int64) {
-	if served < quietExchanges {
-		return
-	}
 	cost := worked / served
 	if o.cost != 0 {
 		cost = (7*o.cost + cost) / 8
@@ -365,18 +411,43 @@ func (o *overload) learn(served, worked int64) {
 	o.room.Store(max(overloadBegins*int64(o.limit())/max(cost, 1), leastRoom))
 }
 
+// pace keeps count of how long after each other exchanges end at best: what was done can be done, but a window that was
+// slow says little even when the worker had more to do, for the machine may have stood still.
+func (o *overload) pace(served, took int64, busy bool) {
+	spacing, last := returnShare*took/served, o.spacing.Load()
+	switch {
+	case last == 0:
+		last = spacing
+	case spacing < last:
+		last += (spacing - last) / 4
+	case busy:
+		last += min(spacing-last, last) / 64
+	}
+	o.spacing.Store(last)
+}
+
+// tally is what there was since the worker began: requests refused and all of them, CPU time, and time by the worker's clock.
+type tally struct{ refused, all, work, at int64 }
+
+func (o *overload) tally() tally {
+	return tally{o.refused.Load(), int64(o.worker.idCounter.Load()), cpuTime(), o.worker.now()}
+}
+
 // judge ends a window.
 func (o *overload) judge() {
 	limit := int64(o.limit())
 	shortest := o.shortest.Load()
-	refused, all, work := o.refused.Load(), int64(o.worker.idCounter.Load()), cpuTime()
-	turned, served, worked := refused-o.lastRefused, all-o.lastAll-(refused-o.lastRefused), work-o.lastWork
-	o.lastRefused, o.lastAll, o.lastWork = refused, all, work
+	now := o.tally()
+	turned := now.refused - o.began.refused
+	served := now.all - o.began.all - turned
 	if o.light++; turned > served/heavyShare {
 		o.light = 0
 	}
 	o.heavy.Store(o.light < lightWindows)
-	o.learn(served, worked)
+	if served >= quietExchanges {
+		o.learn(served, now.work-o.began.work)
+		o.pace(served, now.at-o.began.at, turned > 0 || o.turns.wanted())
+	}
 	if !o.standing.Load() {
 		o.strikes++
 		if limit == 0 || shortest <= overloadBegins*limit {
@@ -392,10 +463,10 @@ func (o *overload) judge() {
 	if turned > 0 {
 		o.calm = 0
 	}
-	if limit == 0 || o.calm >= calmWindows {
+	if limit == 0 || o.calm >= calmWindows && o.line.Load() <= now.at {
 		o.strikes = 0
 		o.end()
-		o.worker.log.Info("no longer overloaded", "refused", refused)
+		o.worker.log.Info("no longer overloaded", "refused", now.refused)
 	}
 }
 
@@ -412,11 +483,11 @@ func (o *overload) guard() {
 	}
 }
 
-var overloadRefusal = refusal{status: 503, outcome: zone.RequestOverload, text: "the gateway is overloaded", retryAfter: true}
+var overloadRefusal = refusal{status: 503, outcome: zone.RequestOverload, text: "the gateway is overloaded"}
 
 // refuseOverload answers a request that there is no room for. What little body came with it
 // is read, so that the connection lives: another would cost a handshake.
-func (c *conn) refuseOverload(ex *Exchange) {
+func (c *conn) refuseOverload(ex *Exchange, retryAfter int) {
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
 	_ = giveID(ex)
 	defer ex.record()
@@ -426,21 +497,21 @@ func (c *conn) refuseOverload(ex *Exchange) {
 			return
 		}
 	}
-	ex.refuse(&overloadRefusal)
+	r := overloadRefusal
+	r.retryAfter = retryAfter
+	ex.refuse(&r)
 }
 
 // rest keeps a refused client that does not wait as it was told from costing another refusal.
-// Rests differ, else those who were refused together would be back together.
-func (c *conn) rest() {
+func (c *conn) rest(retryAfter int) {
 	o := &c.worker.overload
 	if !o.heavy.Load() {
 		return
 	}
-	piece := (leastRest + rand.N(retryAfter-leastRest)) / restPieces
-	for range restPieces {
+	for left := min(time.Duration(retryAfter)*time.Second, longestRest); left > 0; left -= restPiece {
 		if !o.standing.Load() || c.closing.Load() {
 			return
 		}
-		time.Sleep(piece)
+		time.Sleep(restPiece)
 	}
 }

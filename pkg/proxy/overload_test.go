@@ -3,11 +3,13 @@
 package proxy
 
 import (
+	"fmt"
 	"io"
 	"math"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -32,8 +34,9 @@ func TestOverloadRefusal(t *testing.T) {
 			if _, err := io.Copy(io.Discard, r.Body); err != nil {
 				t.Fatal(err)
 			}
-			if after := r.Header.Get("Retry-After"); (r.StatusCode == 503) != (after == "1") {
-				t.Errorf("status %d with Retry-After %q", r.StatusCode, after)
+			after, _ := strconv.Atoi(r.Header.Get("Retry-After")) // none is 0
+			if (r.StatusCode == 503) != (after >= 15 && after <= 21) {
+				t.Errorf("status %d with Retry-After %d", r.StatusCode, after)
 			}
 			return r.StatusCode
 		}
@@ -43,7 +46,8 @@ func TestOverloadRefusal(t *testing.T) {
 		}
 		r.Body.Close()
 		o := &g.worker.overload
-		o.standing.Store(true) // and no exchange may be under way
+		o.line.Store(g.worker.now() + int64(20*time.Second)) // others were refused, too
+		o.standing.Store(true)                               // and no exchange may be under way
 		if status := ask("first"); status != 200 {
 			t.Errorf("the first request of a connection: %d", status)
 		}
@@ -86,11 +90,75 @@ func TestRefusalDoesNotAllocate(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	ex := &Exchange{client: &nobody{}, method: []byte("HEAD")}
-	if n := testing.AllocsPerRun(100, func() { ex.refuse(&overloadRefusal) }); n != 0 {
+	refuse := func() {
+		r := overloadRefusal
+		r.retryAfter = 15
+		ex.refuse(&r)
+	}
+	if n := testing.AllocsPerRun(100, refuse); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
-	if r := &ex.reply; r.Status != 503 || len(r.Fields) != 3 || string(r.Fields[2].Value) != "1" || r.Body.Length != int64(len("503 the gateway is overloaded\n")) {
+	if r := &ex.reply; r.Status != 503 || len(r.Fields) != 3 || string(r.Fields[2].Value) != "15" || r.Body.Length != int64(len("503 the gateway is overloaded\n")) {
 		t.Errorf("reply: %+v", r)
+	}
+}
+
+// Those who are refused are told to come back one after the other, within half a minute.
+func TestRefusedComeBackInLine(t *testing.T) {
+	g := newGateway(t, []string{httpUpstream(t, echo)}, nil)
+	var wrong string
+	for range 3 { // the clock goes on meanwhile
+		o := &overload{worker: g.worker}
+		o.spacing.Store(int64(200 * time.Millisecond))
+		told := map[int]int{}
+		for range 1000 {
+			told[o.wait()]++
+		}
+		wrong = ""
+		for s := 1; s < 30; s++ {
+			if n := told[s]; n < 4 || n > 6 {
+				wrong = fmt.Sprintf("%d are told to come back after %d s, want 5: %v", n, s, told)
+			}
+		}
+		if len(told) != 30 || told[30] < 800 {
+			wrong = fmt.Sprintf("the others are not told 30 s: %v", told)
+		}
+		if o.line.Store(0); o.wait() != 1 {
+			wrong = "whoever is refused when all are back is told more than a second"
+		}
+		if wrong == "" {
+			return
+		}
+	}
+	t.Error(wrong)
+}
+
+// Where a refusal costs much, no more are refused than half of those served, unless very many wait.
+func TestOverloadTakes(t *testing.T) {
+	o := &overload{}
+	o.room.Store(10)
+	for _, row := range []struct {
+		spare, waiting int64
+		cheap, takes   bool
+	}{
+		{100, 10, false, true}, {100, 10, true, true},
+		{0, 11, true, false}, {0, 11, false, true}, {1, 80, false, true}, {0, 81, false, false},
+		{2, 11, false, false},
+	} {
+		o.spare.Store(row.spare)
+		if got := o.takes(row.waiting, row.cheap); got != row.takes {
+			t.Errorf("%+v: %v", row, got)
+		}
+	}
+	if n := o.spare.Load(); n != 0 {
+		t.Errorf("a refusal leaves %d, want 0", n)
+	}
+	for range 20 {
+		o.leave(&Exchange{hasTurn: true})
+		o.leave(&Exchange{})
+	}
+	if n := o.spare.Load(); n != 10 {
+		t.Errorf("of those who had a turn 20 ended, and %d count, want 10", n)
 	}
 }
 
@@ -112,7 +180,7 @@ func TestOverloadRest(t *testing.T) {
 	o.heavy.Store(true)
 	took()
 	slow := took()
-	if slow < leastRest/2 || quick > slow/2 {
+	if slow < time.Second/2 || quick > slow/2 {
 		t.Errorf("%v while refusals are few, %v while they are many", quick, slow)
 	}
 	o.standing.Store(false)

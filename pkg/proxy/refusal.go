@@ -16,7 +16,7 @@ type refusal struct {
 	status     int
 	outcome    zone.RequestOutcome
 	text       string
-	retryAfter bool
+	retryAfter int           // seconds; 0: the client is told none
 	fields     []http1.Field // further ones
 }
 
@@ -42,8 +42,8 @@ func (ex *Exchange) refuse(r *refusal) {
 	reply := &ex.reply
 	*reply = http1.Response{Status: r.status, Body: http1.Body{Length: int64(n)}, Fields: append(reply.Fields[:0],
 		http1.Field{Name: nameDate, Value: date}, http1.Field{Name: nameContentType, Value: typeText})}
-	if r.retryAfter {
-		reply.Fields = append(reply.Fields, http1.Field{Name: nameRetryAfter, Value: soon})
+	if r.retryAfter > 0 {
+		reply.Fields = append(reply.Fields, http1.Field{Name: nameRetryAfter, Value: seconds[min(r.retryAfter, len(seconds)-1)]})
 	}
 	reply.Fields = append(reply.Fields, r.fields...)
 	ex.dress(reply)
@@ -59,7 +59,15 @@ func (ex *Exchange) refuse(r *refusal) {
 	}
 }
 
-var nameContentType, typeText, soon = []byte("Content-Type"), []byte("text/plain; charset=utf-8"), []byte("1")
+var nameContentType, typeText = []byte("Content-Type"), []byte("text/plain; charset=utf-8")
+
+// seconds are values of Retry-After.
+var seconds = func() (texts [int(longestWait/time.Second) + 2][]byte) {
+	for i := range texts {
+		texts[i] = strconv.AppendInt(nil, int64(i), 10)
+	}
+	return texts
+}()
 
 // outcomeOf maps a fault of a request's head.
 func outcomeOf(f *http1.Fault) zone.RequestOutcome {

@@ -220,9 +220,12 @@ func (c *Conn) finishBlock(b headerBlock) error {
 		return c.refuse(s, b.end, 0, s.bad, CausedResets, costCaused)
 	case !s.allowed(c.cfg.Methods):
 		return c.refuse(s, b.end, 501, errMethod, CausedResets, costRefused)
-	case c.cfg.Admit != nil && !c.cfg.Admit():
-		c.answer(s, b.end, 503, errOverload)
-		return nil // it is no fault of the client
+	}
+	if c.cfg.Admit != nil {
+		if retryAfter := c.cfg.Admit(); retryAfter > 0 {
+			c.answer(s, b.end, 503, retryAfter, errOverload)
+			return nil // it is no fault of the client
+		}
 	}
 	s.open = true
 	c.streams[s.id] = s
@@ -257,18 +260,18 @@ var (
 
 // refuse answers a request that does not reach the handler for a fault of its client.
 func (c *Conn) refuse(s *Stream, end bool, status int, cause error, kind MisuseKind, cost int) error {
-	c.answer(s, end, status, cause)
+	c.answer(s, end, status, 0, cause)
 	return c.charge(kind, cost)
 }
 
 // answer ends a request that does not reach the handler: with a status, or by RST_STREAM.
-func (c *Conn) answer(s *Stream, end bool, status int, cause error) {
+func (c *Conn) answer(s *Stream, end bool, status, retryAfter int, cause error) {
 	s.bad, s.refusedWith = cause, status
 	how := closedByUs
 	if status == 0 {
 		c.writeReset(s.id, h2.ErrCodeProtocol)
 	} else {
-		c.writeStatus(s.id, status)
+		c.writeStatus(s.id, status, retryAfter)
 		if end {
 			how = closedByEnd
 		} else {

@@ -45,9 +45,9 @@ type Config struct {
 	Run func(func())
 	// Panic is told what a handler panicked with, on that handler's goroutine. The stream is reset by then.
 	Panic func(any)
-	// Admit says whether there is room for one more exchange; else it is answered 503 with Retry-After, right from the
-	// reader, which is what makes a refusal cheap. It must not block. Nil: there is.
-	Admit func() bool
+	// Admit says whether there is room for one more exchange: 0, or the seconds of Retry-After of a 503 that is written
+	// right from the reader, which is what makes a refusal cheap. It must not block. Nil: there is.
+	Admit func() (retryAfter int)
 	// Refused is told of each request that was answered here and not by the handler: status is 431, 501 or 503, or 0 when
 	// the stream was reset. The stream's request side (ID, Method, Path …, as far as they were read) may be used until
 	// it returns. It runs on the reading goroutine and must not block.

@@ -249,7 +249,7 @@ func TestAnsweredBeforeTheBody(t *testing.T) {
 		status string
 	}{
 		{"by the handler", Config{}, "/early", "403"},
-		{"for want of room", Config{Admit: func() bool { return false }}, "/", "503"},
+		{"for want of room", Config{Admit: func() int { return 7 }}, "/", "503"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			s := startServer(t, "127.0.0.1:0", row.cfg, handlerFunc(testHandler), nil)

@@ -5,6 +5,7 @@ package http2
 import (
 	"fmt"
 	"runtime"
+	"strconv"
 
 	h2 "golang.org/x/net/http2"
 )
@@ -203,13 +204,13 @@ func (c *Conn) writeHeaders(s *Stream, end bool) {
 }
 
 // writeStatus answers a request that does not reach the handler.
-func (c *Conn) writeStatus(id uint32, status int) {
+func (c *Conn) writeStatus(id uint32, status, retryAfter int) {
 	at := c.appendHeader(h2.FrameHeaders, 0, 0, 0)
 	b := c.encoder.begin(c.out.b)
 	b = c.encoder.status(b, status)
 	b = c.encoder.field(b, []byte("content-length"), []byte("0"))
-	if status == 503 {
-		b = c.encoder.field(b, []byte("retry-after"), []byte("1"))
+	if retryAfter > 0 {
+		b = c.encoder.field(b, []byte("retry-after"), strconv.AppendInt(make([]byte, 0, 20), int64(retryAfter), 10))
 	}
 	c.out.b = b
 	c.endBlock(at, id, true)
