@@ -10,6 +10,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -248,15 +249,28 @@ func write(w http.ResponseWriter, r *http.Request, format expfmt.Format, text []
 	h.Set("Content-Type", string(format))
 	h.Set("Vary", "Accept, Accept-Encoding")
 	if !takesGzip(r.Header.Get("Accept-Encoding")) {
-		_, _ = w.Write(text)
+		h.Set("Content-Length", strconv.Itoa(len(text)))
+		writeParts(w, text)
 		return
 	}
 	h.Set("Content-Encoding", "gzip")
 	z := zips.Get().(*gzip.Writer)
 	defer zips.Put(z)
 	z.Reset(w)
-	_, _ = z.Write(text)
+	writeParts(z, text)
 	_ = z.Close()
+}
+
+// writePart is small, since the kernel lets nobody else have the core while it takes it, and a slow client has its time
+// for each.
+const writePart = 32 << 10
+
+func writeParts(w io.Writer, text []byte) {
+	for part := range slices.Chunk(text, writePart) {
+		if _, err := w.Write(part); err != nil {
+			return
+		}
+	}
 }
 
 // takesGzip reads Accept-Encoding (RFC 9110 section 12.5.3). "*" would do, too, but nobody is owed it.
