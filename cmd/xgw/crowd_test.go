@@ -77,14 +77,14 @@ func newCrowd(t *testing.T, address, path string, body []byte, worker, users int
 	}
 	c.links = make([]link, n)
 	var all sync.WaitGroup
-	var failed error
 	const atOnce = 8
+	failed := make(chan error, atOnce)
 	for part := range atOnce {
 		all.Go(func() {
 			for i := part; i < n; i += atOnce {
 				l, err := newLink(address, path, body, worker, h2)
 				if err != nil {
-					failed = err
+					failed <- err
 					return
 				}
 				c.links[i] = l
@@ -92,8 +92,9 @@ func newCrowd(t *testing.T, address, path string, body []byte, worker, users int
 		})
 	}
 	all.Wait()
-	if failed != nil {
-		t.Fatal(failed)
+	close(failed)
+	for err := range failed {
+		t.Fatal(err)
 	}
 	return c
 }
@@ -179,6 +180,9 @@ func (s *seen) note(a answer, took time.Duration, early bool) {
 	s.lastBad = a.at
 }
 
+// askTime is more than a reply takes, whatever the machine does: whoever never gets one must not wait for ever.
+const askTime = time.Minute
+
 // link1 speaks HTTP/1.1.
 type link1 struct {
 	conn    *tls.Conn
@@ -190,6 +194,9 @@ type link1 struct {
 func (l *link1) close() { l.conn.Close() }
 
 func (l *link1) ask() (a answer) {
+	if a.err = l.conn.SetDeadline(time.Now().Add(askTime)); a.err != nil {
+		return a
+	}
 	if _, a.err = l.conn.Write(l.request); a.err != nil {
 		return a
 	}
@@ -254,7 +261,12 @@ func (l *link2) ask() answer {
 	if err := l.send(done); err != nil {
 		return answer{err: err}
 	}
-	return <-done
+	select {
+	case a := <-done:
+		return a
+	case <-time.After(askTime):
+		return answer{err: errors.New("no reply")}
+	}
 }
 
 func (l *link2) send(done chan answer) error {

@@ -148,12 +148,15 @@ func (a secrets) equal(b secrets) bool {
 const maxMessage = 64 << 20
 
 // takeTime is how long a worker may take to take a message out of a socket that is full.
-const takeTime = 5 * time.Second
+const takeTime = 10 * time.Second
+
+// takePart is what it must have taken by then: a large message has as much time for each.
+const takePart = 64 << 10
 
 // control is one end of the socket. Sends may come from any goroutine.
 type control struct {
 	conn *net.UnixConn
-	// patience with the other end, for each message. Of one that takes longer the conversation
+	// patience with the other end, for each takePart of a message. Of one that takes longer the conversation
 	// is over, for it may have half a message. 0: any
 	patience time.Duration
 	mu       sync.Mutex
@@ -167,14 +170,13 @@ func (c *control) send(m *message) error {
 	frame := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.patience > 0 {
-		_ = c.conn.SetWriteDeadline(time.Now().Add(c.patience)) // a closed one tells below
-	}
 	frame = append(frame, body...)
 	// Descriptors go with the first byte: the reader has them when it has the length.
-	n, _, err := c.conn.WriteMsgUnix(frame, unix.UnixRights(m.fds...), nil)
-	if err == nil && n < len(frame) {
-		_, err = c.conn.Write(frame[n:])
+	c.renew()
+	n, _, err := c.conn.WriteMsgUnix(frame[:min(len(frame), takePart)], unix.UnixRights(m.fds...), nil)
+	for rest := frame[n:]; err == nil && len(rest) > 0; rest = rest[n:] {
+		c.renew()
+		n, err = c.conn.Write(rest[:min(len(rest), takePart)])
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		c.conn.Close()
@@ -184,6 +186,12 @@ func (c *control) send(m *message) error {
 		return fmt.Errorf("send %s: %w", m.Kind, err)
 	}
 	return nil
+}
+
+func (c *control) renew() {
+	if c.patience > 0 {
+		_ = c.conn.SetWriteDeadline(time.Now().Add(c.patience)) // a closed one tells when it is written to
+	}
 }
 
 // maxSockets is how many descriptors come with a message at most.

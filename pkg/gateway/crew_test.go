@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/xgw-project/xgw/pkg/policy"
 )
 
@@ -44,11 +46,19 @@ func TestWorkerThatHangs(t *testing.T) {
 		t.Run(string(said), func(t *testing.T) {
 			t.Parallel()
 			hangs, _ := talk(t) // which reads nothing
-			_ = hangs.control.conn.SetWriteDeadline(time.Now().Add(100 * time.Millisecond))
-			for err := error(nil); err == nil; { // until its socket is full
-				_, err = hangs.control.conn.Write(make([]byte, 4096))
+			raw, err := hangs.control.conn.SyscallConn()
+			if err != nil {
+				t.Fatal(err)
 			}
-			_ = hangs.control.conn.SetWriteDeadline(time.Time{})
+			var full error
+			if err := raw.Write(func(fd uintptr) bool {
+				for full == nil {
+					_, full = unix.Write(int(fd), make([]byte, 4096))
+				}
+				return true
+			}); err != nil || full != unix.EAGAIN {
+				t.Fatal(err, full)
+			}
 			hangs.control.patience = 300 * time.Millisecond
 			well, reads := talk(t)
 			c := &crew{

@@ -111,7 +111,7 @@ func TestTimeForAReply(t *testing.T) {
 					if resp.StatusCode != 504 || took < wait/2 || took > wait*7/4 && round == 3 {
 						t.Errorf("status %d after %v", resp.StatusCode, took)
 					}
-					if took <= wait*7/4 { // a machine that stands still is late now and then
+					if took <= wait*7/4 || round == 3 { // a machine that stands still is late now and then
 						break
 					}
 				}

@@ -62,6 +62,7 @@ type overload struct {
 	// The watcher's.
 	strikes, calm, light int   // windows in a row
 	began                tally // when this window did
+	known                tally // when costs and the pace of exchanges were last looked at
 	cost                 int64 // CPU time of an exchange, lately; 0: not known
 
 	// The sweeper's.
@@ -97,7 +98,7 @@ const (
 	heavyShare   = 8
 	lightWindows = 20
 	longestRest  = 2 * time.Second
-	restPiece    = longestRest / 2 // a rest ends early with the overload, or the connection
+	restPiece    = longestRest / 8 // a rest ends early with the overload, or the connection
 	// Of so many exchanges one is of somebody who was refused before, where all do as they are told.
 	returnShare = 8
 	longestWait = 30*time.Second - 1
@@ -152,6 +153,9 @@ func (o *overload) takes(waiting int64, cheap bool) bool {
 // crowd is that does as it is told, refusals become few, and it comes back neither at once nor too late to keep the
 // worker busy.
 func (o *overload) wait() int {
+	if !o.standing.Load() {
+		return 1 // it is memory that is scarce, which says nothing of how fast exchanges go
+	}
 	now := o.worker.now()
 	for {
 		at := o.line.Load()
@@ -299,7 +303,9 @@ func (o *overload) window(pause *time.Timer) (lives bool) {
 	o.shortest.Store(int64(time.Hour))
 	o.measured.Store(0)
 	o.waited.Store(0)
-	o.began = o.tally()
+	if o.began = o.tally(); !o.standing.Load() {
+		o.known = o.began // there may have been nothing to do before
+	}
 	last := int64(0)
 	for end := o.worker.now() + int64(overloadWindow); o.worker.now() < end || !o.enough(); {
 		now := cpuTime()
@@ -392,6 +398,7 @@ func (o *overload) begin() {
 	o.turns.set(leastTurns)
 	o.calm = 0
 	o.spare.Store(leastRoom)
+	o.spacing.CompareAndSwap(0, returnShare*o.cost)
 	o.standing.Store(true)
 }
 
@@ -433,6 +440,21 @@ func (o *overload) tally() tally {
 	return tally{o.refused.Load(), int64(o.worker.idCounter.Load()), cpuTime(), o.worker.now()}
 }
 
+// study looks at what is known once there are exchanges enough; where they are slow that takes several windows.
+func (o *overload) study(now tally, busy bool) {
+	served := now.all - o.known.all - (now.refused - o.known.refused)
+	switch {
+	case served >= quietExchanges:
+		o.learn(served, now.work-o.known.work)
+		if o.standing.Load() { // else those that begin are more than those that end
+			o.pace(served, now.at-o.known.at, busy)
+		}
+		o.known = now
+	case o.under.Load() == 0:
+		o.known = now
+	}
+}
+
 // judge ends a window.
 func (o *overload) judge() {
 	limit := int64(o.limit())
@@ -444,10 +466,7 @@ func (o *overload) judge() {
 		o.light = 0
 	}
 	o.heavy.Store(o.light < lightWindows)
-	if served >= quietExchanges {
-		o.learn(served, now.work-o.began.work)
-		o.pace(served, now.at-o.began.at, turned > 0 || o.turns.wanted())
-	}
+	o.study(now, turned > 0 || o.turns.wanted())
 	if !o.standing.Load() {
 		o.strikes++
 		if limit == 0 || shortest <= overloadBegins*limit {
