@@ -54,6 +54,9 @@ state: %s
 		return nil, err
 	}
 	if err := elsewhere(g.cmd.Start); err != nil {
+		if g.cmd.Process != nil {
+			g.stop()
+		}
 		return nil, err
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')

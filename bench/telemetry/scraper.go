@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"runtime"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -21,8 +23,16 @@ import (
 const scraperWord = "scraper"
 
 func scraperMain() error {
-	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0); err != nil {
-		return fmt.Errorf("run when idle: %w", err)
+	runtime.LockOSThread() // the others come of it, or are there already
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		id, _ := strconv.Atoi(t.Name()) // the kernel's
+		if err := unix.SchedSetAttr(id, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0); err != nil {
+			return fmt.Errorf("run when idle: %w", err)
+		}
 	}
 	in := bufio.NewScanner(os.Stdin)
 	for in.Scan() {

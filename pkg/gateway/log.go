@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/xgw-project/xgw/pkg/admin"
+	"github.com/xgw-project/xgw/pkg/config"
 	"github.com/xgw-project/xgw/pkg/logging"
 )
 
@@ -113,7 +114,7 @@ func (s *supervisor) SetLogging(ask admin.SetLogging) error {
 	defer c.mu.Unlock()
 	set, note := levelByHand{Stays: ask.Level}, ""
 	if ask.For > 0 {
-		set, note = levelByHand{Stays: c.set.Stays, ForTime: ask.Level, Until: time.Now().Add(ask.For)}, "for "+ask.For.String()
+		set, note = levelByHand{Stays: c.set.Stays, ForTime: ask.Level, Until: time.Now().Add(ask.For)}, "for "+config.TimeText(ask.For)
 	}
 	if err := s.setLevel(set); err != nil {
 		return err

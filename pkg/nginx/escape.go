@@ -4,6 +4,7 @@ package nginx
 
 import (
 	"regexp/syntax"
+	"strings"
 )
 
 // takesEscapes tells whether an expression may match a path in which something is escaped that
@@ -11,6 +12,9 @@ import (
 // since it decodes first. What need not be escaped the gateway decodes, too, and a slash or a
 // line's end that is escaped it refuses wherever that matters.
 func takesEscapes(text string) bool {
+	if strings.ContainsFunc(text, func(r rune) bool { return r >= 0x80 }) || strings.Contains(text, `\x{`) {
+		return true // a character here, and several octets there
+	}
 	parsed, err := syntax.Parse(text, syntax.Perl)
 	if err != nil {
 		return true

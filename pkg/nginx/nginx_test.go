@@ -207,6 +207,7 @@ func TestNotMoreOpen(t *testing.T) {
 		{"letters of one", app + `location ~* ADMIN { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%fadmin", "400"},
 		{"its length", app + `location ~ "^/in/.{3}x" { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%80x", "400"},
 		{"what it stands for", app + `location ~ ^/in/[^+]+$ { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%2B", "400"},
+		{"octets of a character", app + `location ~ ^/in/[^/–]+$ { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%E2%80%93", "400"},
 		{"border of it", app + `location ~ \bx { proxy_pass http://app; } location /in/ { deny all; }`, "/in/%80x", "400"},
 		{"an escape as a whole", app + `location ~ ^/u/[^/]+/(.*)\.(png|gif)$ { proxy_pass http://app; } location /in/ { deny all; }`, "/x%20y", "app"},
 

@@ -392,13 +392,14 @@ func (o *overload) hold(wait int64) {
 	t.pass()
 }
 
-// begin begins an overload.
-func (o *overload) begin() {
+// begin begins an overload. Of its window is known how much of the CPU the worker got, and so how fast exchanges go: those
+// that began in it are more than will end in as much time.
+func (o *overload) begin(now tally) {
 	o.room.CompareAndSwap(0, leastRoom)
 	o.turns.set(leastTurns)
 	o.calm = 0
 	o.spare.Store(leastRoom)
-	o.spacing.CompareAndSwap(0, returnShare*o.cost)
+	o.spacing.Store(returnShare * o.cost * (now.at - o.began.at) / max(now.work-o.began.work, 1))
 	o.standing.Store(true)
 }
 
@@ -473,7 +474,7 @@ func (o *overload) judge() {
 			o.strikes = 0
 		}
 		if o.strikes == 2 {
-			o.begin()
+			o.begin(now)
 			o.worker.log.Warn("overloaded: some requests are refused with 503", "wait", time.Duration(shortest), "overload_delay", time.Duration(limit))
 		}
 		return

@@ -32,6 +32,7 @@ import (
 // memory or descriptors.
 const (
 	maxScrapes     = 4   // under way, of text and of others; those beyond are answered 503 at once
+	maxTexts       = 16  // that slow clients have not taken yet, in memory; as well
 	maxConnections = 128 // open; those beyond wait to be accepted
 	scrapeTimeout  = 10 * time.Second
 )
@@ -106,7 +107,7 @@ func New(l *ledger.Ledger, o Options) *Server {
 		Timeout:             scrapeTimeout,
 		EnableOpenMetrics:   true,
 	})
-	text := &texts{reader: all, rest: library, slots: make(chan struct{}, maxScrapes), log: log}
+	text := &texts{reader: all, rest: library, slots: make(chan struct{}, maxScrapes), held: make(chan struct{}, maxTexts), log: log}
 	mux.Handle("GET /metrics", text)
 	drained := o.Drained
 	if drained == nil {

@@ -183,6 +183,7 @@ type texts struct {
 	reader *reader
 	rest   http.Handler
 	slots  chan struct{} // of readings under way
+	held   chan struct{} // of texts that are made or not all taken yet
 	log    *slog.Logger
 
 	mu   sync.Mutex
@@ -196,10 +197,18 @@ func (t *texts) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		t.rest.ServeHTTP(w, r)
 		return
 	}
+	const busy = "too many scrapes are under way, try again later"
+	select {
+	case t.held <- struct{}{}:
+		defer func() { <-t.held }()
+	default:
+		http.Error(w, busy, http.StatusServiceUnavailable)
+		return
+	}
 	select {
 	case t.slots <- struct{}{}:
 	default:
-		http.Error(w, "too many scrapes are under way, try again later", http.StatusServiceUnavailable)
+		http.Error(w, busy, http.StatusServiceUnavailable)
 		return
 	}
 	read := make(chan []byte, 1)
