@@ -68,7 +68,7 @@ func (u *upgrader) upgrade(t *testing.T) {
 	before := u.pid
 	eventually(t, "an upgrade", func() bool {
 		done, err := u.ctl.Upgrade(admin.Upgrade{})
-		if err != nil && !strings.Contains(err.Error(), "finish what is under way") && !strings.Contains(err.Error(), "wait until it has finished") {
+		if err != nil && !notYet(err) {
 			t.Fatal(err)
 		}
 		u.pid = done.PID
@@ -79,13 +79,18 @@ func (u *upgrader) upgrade(t *testing.T) {
 	}
 }
 
-// failing is an upgrade that fails, as the error says.
+// notYet says that what an upgrade before it, or a kill, left behind is not gone yet.
+func notYet(err error) bool {
+	return strings.Contains(err.Error(), "finish what is under way") || strings.Contains(err.Error(), "wait until it has finished")
+}
+
+// failing is an upgrade that fails, as the error says, once one is possible.
 func (u *upgrader) failing(t *testing.T, watch time.Duration, says string) {
 	t.Helper()
 	var err error
 	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // workers of one that was killed serve on for a while
 		_, err = u.ctl.Upgrade(admin.Upgrade{Binary: u.binary, Watch: watch})
-		if err == nil || !strings.Contains(err.Error(), "wait until it has finished") || time.Now().After(end) {
+		if err == nil || !notYet(err) || time.Now().After(end) {
 			break
 		}
 	}
