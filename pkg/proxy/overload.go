@@ -283,15 +283,15 @@ func (o *overload) watch() {
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
-		if !o.standing.Load() && o.strikes == 0 {
-			select {
-			case <-o.worker.stop:
-				return
-			case <-o.wake:
-			}
-		}
-		if !o.window(pause) {
+		select {
+		case <-o.worker.stop:
 			return
+		case <-o.wake:
+		}
+		for more := true; more; more = o.standing.Load() || o.strikes != 0 {
+			if !o.window(pause) {
+				return
+			}
 		}
 	}
 }
