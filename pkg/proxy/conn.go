@@ -45,6 +45,9 @@ type conn struct {
 	readBy  atomic.Int64 // of the present wait for input
 	writeBy atomic.Int64 // of the present output
 	expired atomic.Bool  // one of them passed
+	// A refused client that does not wait as it was told is not read until then: see rest.
+	restUntil atomic.Int64
+	rested    chan struct{}
 	// How many wait for the client now: for a body of it, and for it to take a reply (in
 	// HTTP/1.1 writeBy tells that).
 	receiving, sending atomic.Int32

@@ -4,6 +4,7 @@ package proxy
 
 import (
 	"math"
+	"math/rand/v2"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -43,6 +44,7 @@ type overload struct {
 	scarce   atomic.Bool   // memory is, and all requests are refused
 	heavy    atomic.Bool   // refusing itself costs a good part of the worker
 	refused  atomic.Int64  // since the worker began
+	dear     atomic.Int64  // of those, what cost about as much as an exchange
 	line     atomic.Int64  // when the last of those who were refused comes back, by the worker's clock, ns
 	spacing  atomic.Int64  // between two of them, ns; 0: not known
 
@@ -85,9 +87,11 @@ const (
 	steerShare = 6
 	leastTurns = 16
 	leastRoom  = 16 // may wait for one, whatever they cost
-	// Where a refusal costs as much as half of an exchange, one comes after so many that are served, until so many times as
-	// many wait as otherwise; else a crowd that comes at once would be refused as a whole, and the worker do nothing else.
+	// Where a refusal costs as much as half of an exchange it comes late, after dearRooms times as many wait as otherwise, and
+	// from there on the sooner the more wait, but one after servedPerRefusal that are served at most, until mostRooms: else a
+	// crowd that comes at once would be refused as a whole, the worker do nothing else, and be without work afterwards.
 	servedPerRefusal = 2
+	dearRooms        = 3
 	mostRooms        = 8
 	// So many windows without a refusal end an overload. Until then the next queue is noticed
 	// at once: clients that wait as they were told come back together.
@@ -98,7 +102,6 @@ const (
 	heavyShare   = 8
 	lightWindows = 20
 	longestRest  = 2 * time.Second
-	restPiece    = longestRest / 8 // a rest ends early with the overload, or the connection
 	// Of so many exchanges one is of somebody who was refused before, where all do as they are told.
 	returnShare = 8
 	longestWait = 30*time.Second - 1
@@ -130,21 +133,30 @@ func (c *conn) admit(cheap bool) (retryAfter int) {
 	}
 	o.under.Add(-1)
 	o.refused.Add(1)
+	if !cheap {
+		o.dear.Add(1)
+	}
 	return o.wait()
 }
 
 // takes says whether one more may wait for its turn.
 func (o *overload) takes(waiting int64, cheap bool) bool {
 	room := o.room.Load()
+	if cheap {
+		return waiting <= room
+	}
+	over := waiting - dearRooms*room
 	switch {
-	case waiting <= room:
+	case over <= 0:
 		return true
-	case cheap || waiting > mostRooms*room:
+	case waiting > mostRooms*room:
 		return false
-	case o.spare.Load() < servedPerRefusal:
+	}
+	price := servedPerRefusal * room / min(over, room)
+	if o.spare.Load() < price {
 		return true
 	}
-	o.spare.Add(-servedPerRefusal)
+	o.spare.Add(-price)
 	return false
 }
 
@@ -161,10 +173,14 @@ func (o *overload) wait() int {
 		at := o.line.Load()
 		next := min(max(at, now)+o.spacing.Load(), now+int64(longestWait))
 		if o.line.CompareAndSwap(at, next) {
-			return int((next-now)/int64(time.Second)) + 1
+			return int(scatter(next-now)/int64(time.Second)) + 1
 		}
 	}
 }
+
+// scatter takes a place from anywhere around the one that is next: seconds are all that a client can be told, so that those
+// who are refused in one moment would otherwise come back in one, for ever.
+func scatter(wait int64) int64 { return min(wait/2+rand.Int64N(wait+1), int64(longestWait)) }
 
 // turns lets few exchanges run at the same time in an overload, in the order in which they
 // came. Those that began before it have none, and need none.
@@ -409,11 +425,12 @@ func (o *overload) end() {
 	o.turns.set(math.MaxInt)
 }
 
-// learn keeps count of what an exchange costs, and by that of how many may wait.
-func (o *overload) learn(served, worked int64) {
-	cost := worked / served
+// learn keeps count of what an exchange costs, and by that of how many may wait. Where many come at once, most of
+// the work is for those that do not end yet, and says little.
+func (o *overload) learn(ended, worked int64) {
+	cost := worked / ended
 	if o.cost != 0 {
-		cost = (7*o.cost + cost) / 8
+		cost = (7*o.cost + min(cost, 2*o.cost)) / 8
 	}
 	o.cost = cost
 	o.room.Store(max(overloadBegins*int64(o.limit())/max(cost, 1), leastRoom))
@@ -435,10 +452,10 @@ func (o *overload) pace(served, took int64, busy bool) {
 }
 
 // tally is what there was since the worker began: requests refused and all of them, CPU time, and time by the worker's clock.
-type tally struct{ refused, all, work, at int64 }
+type tally struct{ refused, dear, all, work, at int64 }
 
 func (o *overload) tally() tally {
-	return tally{o.refused.Load(), int64(o.worker.idCounter.Load()), cpuTime(), o.worker.now()}
+	return tally{o.refused.Load(), o.dear.Load(), int64(o.worker.idCounter.Load()), cpuTime(), o.worker.now()}
 }
 
 // study looks at what is known once there are exchanges enough; where they are slow that takes several windows.
@@ -446,7 +463,7 @@ func (o *overload) study(now tally, busy bool) {
 	served := now.all - o.known.all - (now.refused - o.known.refused)
 	switch {
 	case served >= quietExchanges:
-		o.learn(served, now.work-o.known.work)
+		o.learn(served+now.dear-o.known.dear, now.work-o.known.work)
 		if o.standing.Load() { // else those that begin are more than those that end
 			o.pace(served, now.at-o.known.at, busy)
 		}
@@ -528,10 +545,22 @@ func (c *conn) rest(retryAfter int) {
 	if !o.heavy.Load() {
 		return
 	}
-	for left := min(time.Duration(retryAfter)*time.Second, longestRest); left > 0; left -= restPiece {
-		if !o.standing.Load() || c.closing.Load() {
-			return
-		}
-		time.Sleep(restPiece)
+	if c.rested == nil {
+		c.rested = make(chan struct{}, 1)
+	}
+	c.restUntil.Store(c.worker.until(min(time.Duration(retryAfter)*time.Second, longestRest)))
+	select {
+	case <-c.rested:
+	case <-c.worker.stop:
+	}
+}
+
+// wake ends a rest, early with the overload or the connection. The sweeper calls it, since it looks at all connections anyway:
+// thousands of timers would cost more than refusals do.
+func (c *conn) wake(now int64) {
+	by := c.restUntil.Load()
+	if by != 0 && (now > by || c.closing.Load() || !c.worker.overload.standing.Load()) {
+		c.restUntil.Store(0)
+		c.rested <- struct{}{} // never blocks: there is one for each rest
 	}
 }

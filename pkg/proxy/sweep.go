@@ -74,6 +74,7 @@ func (w *Worker) sweepOnce(now int64) {
 	w.swept = now
 	w.makeRoom()
 	for c := range w.conns {
+		c.wake(now)
 		c.expire(now)
 		c.tooSlow(passed)
 	}
