@@ -81,7 +81,9 @@ func TestPush(t *testing.T) {
 		for _, r := range []*zone.AccessRecord{sampledRecord(1), unsampled, sampledRecord(2)} {
 			p.Note(r)
 		}
-		within(t, "spans and metrics", func() bool { return len(c.Spans()) == 2 && c.Metric("xgw_requests_total") != nil && p.Counts().SpansSent == 2 })
+		within(t, "spans and metrics", func() bool {
+			return len(c.Spans()) == 2 && c.Metric("xgw_requests_total") != nil && p.Counts().SpansSent == 2
+		})
 		s := c.Spans()[0]
 		a := otlptest.Attributes(s.GetAttributes())
 		if hex.EncodeToString(s.GetTraceId()) != sampledTrace || hex.EncodeToString(s.GetSpanId()) != "0101000000000000" || hex.EncodeToString(s.GetParentSpanId()) != sampledParent {
