@@ -45,8 +45,8 @@ type overload struct {
 	heavy    atomic.Bool   // refusing itself costs a good part of the worker
 	refused  atomic.Int64  // since the worker began
 	dear     atomic.Int64  // of those, what cost about as much as an exchange
-	line     atomic.Int64  // when the last of those who were refused comes back, by the worker's clock, ns
-	spacing  atomic.Int64  // between two of them, ns; 0: not known
+	line     atomic.Int64  // the end of that in which those who were refused come back, by the worker's clock, ns
+	spacing  atomic.Int64  // between two places of it, ns; 0: not known
 
 	// Exchanges that were admitted, tunnels apart, those of them that run, and how many of the
 	// others there may be in an overload.
@@ -160,7 +160,7 @@ func (o *overload) takes(waiting int64, cheap bool) bool {
 	return false
 }
 
-// wait is what a refused client is told to wait, in seconds: until the next free place of a line in which those who were
+// wait is what a refused client is told to wait, in seconds: until about the next free place of a line in which those who were
 // refused come back, one after the other and so few at a time that they alone would make little work. However large a
 // crowd is that does as it is told, refusals become few, and it comes back neither at once nor too late to keep the
 // worker busy.

@@ -169,6 +169,45 @@ func TestOverloadTakes(t *testing.T) {
 	}
 }
 
+// Work for refusals that cost as much as exchanges is not taken for theirs, or fewer and fewer might wait the more are refused.
+func TestRefusalsDoNotMakeExchangesDear(t *testing.T) {
+	g := newGateway(t, []string{httpUpstream(t, echo)}, func(s *policy.Snapshot) { s.OverloadDelay = 5 * time.Millisecond })
+	const each = 50_000 // ns
+	for _, row := range []struct {
+		served, refused, dear, want int64 // want: ns for an exchange
+	}{
+		{100, 0, 0, each}, {100, 300, 300, each}, // as much as before
+		{100, 300, 0, each * 9 / 8}, // four times as much, for refusals that cost nothing: twice is believed, by an eighth
+	} {
+		o := &overload{worker: g.worker, cost: each}
+		o.study(tally{refused: row.refused, dear: row.dear, all: row.served + row.refused, work: (row.served + row.refused) * each, at: 1}, true)
+		if o.cost != row.want || o.room.Load() != 4*int64(5*time.Millisecond)/row.want {
+			t.Errorf("%+v: an exchange costs %d ns, and %d may wait", row, o.cost, o.room.Load())
+		}
+	}
+}
+
+// A rest ends in time, early with the overload or the connection, and once.
+func TestRestEnds(t *testing.T) {
+	for _, row := range []struct {
+		now           int64
+		over, closing bool
+		ends          bool
+	}{{99, false, false, false}, {101, false, false, true}, {99, true, false, true}, {99, false, true, true}} {
+		c := &conn{worker: &Worker{}, rested: make(chan struct{}, 1)}
+		c.worker.overload.standing.Store(!row.over)
+		c.closing.Store(row.closing)
+		c.restUntil.Store(100)
+		c.wake(row.now)
+		if ends := len(c.rested) == 1; ends != row.ends {
+			t.Errorf("%+v: ends %v", row, ends)
+		}
+		if row.ends {
+			c.wake(row.now) // would wait for ever, if it woke again
+		}
+	}
+}
+
 // While refusals are many, an HTTP/1.1 client that does not wait is not read.
 func TestOverloadRest(t *testing.T) {
 	g := newGateway(t, []string{httpUpstream(t, echo)}, nil)
