@@ -153,14 +153,14 @@ func (o *overloading) measure(c *crowd, rate float64, d time.Duration) (speed, *
 }
 
 // peak is the most that the worker serves: of a few clients that never pause, and of the crowd
-// that is to overload it, at whatever rate that is.
+// that is to overload it, at whatever rate that is. What it does for half a second it may not do for long, so the figures take longer.
 func (o *overloading) peak(t *testing.T) (ofFew, ofCrowd speed) {
 	t.Helper()
-	const each = 500 * time.Millisecond
+	each := max(500*time.Millisecond, o.settle/5)
 	o.use(t, "off")
 	ofFew, _ = o.measure(o.few, 0, each)
 	o.use(t, "5ms")
-	for _, part := range []float64{0.6, 0.7, 0.8, 0.9, 1} {
+	for _, part := range []float64{0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1} {
 		clear(o.many.waits)
 		if p, _ := o.measure(o.many, part*ofFew.rate, each); p.rate > ofCrowd.rate {
 			ofCrowd = p

@@ -48,6 +48,7 @@ type conn struct {
 	// A refused client that does not wait as it was told is not read until then: see rest.
 	restUntil atomic.Int64
 	rested    chan struct{}
+	queued    queued // its reader's
 	// How many wait for the client now: for a body of it, and for it to take a reply (in
 	// HTTP/1.1 writeBy tells that).
 	receiving, sending atomic.Int32
@@ -290,7 +291,7 @@ func (c *conn) newExchange(cl client, snap *snapshot) *Exchange {
 		head:    http1.Request{Fields: ex.head.Fields[:0]},
 		reply:   http1.Response{Fields: ex.reply.Fields[:0]},
 		routing: ex.routing.cleared(), limiting: ex.limiting.cleared(),
-		pump: pump{done: ex.pump.done, fields: ex.pump.fields}, turn: ex.turn, refusedBy: -1,
+		pump: pump{done: ex.pump.done, fields: ex.pump.fields}, place: place{turn: ex.place.turn}, refusedBy: -1,
 	}
 	return ex
 }

@@ -48,12 +48,19 @@ var _ client = (*conn)(nil)
 func (c *conn) serveHTTP1() {
 	h := &c.http1
 	defer c.releaseInput()
+	defer c.unqueue()
+	if c.sock != nil {
+		c.sock.waits = c.queue
+	}
 	// A client that was told nothing yet may send its next request at any moment.
 	for !c.closing.Load() || c.worker.retiring.Load() {
 		if h.in == nil && !c.waitIdle() {
 			return
 		}
 		ex := c.newExchange(c, c.worker.current.Load())
+		if c.queued.decided {
+			ex.start = c.queued.came
+		}
 		if !c.serveExchange(ex) {
 			return
 		}
@@ -75,7 +82,7 @@ func (c *conn) waitIdle() bool {
 		return false // drain may have missed the idle flag
 	}
 	n, _ := c.stream.Read(h.first[:])
-	c.idle.Store(false)
+	c.idle.Store(false) // queue may have done so
 	c.readBy.Store(0)
 	if n == 0 {
 		return false
@@ -111,7 +118,7 @@ func (c *conn) serveExchange(ex *Exchange) bool {
 	}
 	h.unsure = false
 	c.beginRequest(ex, n)
-	retryAfter := c.admit(false)
+	retryAfter := c.claim(ex)
 	if !c.runGuarded(ex, retryAfter) {
 		return false
 	}

@@ -91,8 +91,7 @@ type Exchange struct {
 	webSocketKey [24]byte
 	replied      bool // the reply's head is on its way: the status is settled
 
-	turn    chan struct{} // where it waits for one; see overload
-	hasTurn bool
+	place place
 
 	request []byte // to the upstream: head, and the body if it is small
 	pump    pump
@@ -144,9 +143,9 @@ type client interface {
 func (ex *Exchange) run() {
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
 	ex.outcome, ex.status = zone.RequestPanic, 500 // what is recorded unless it ends otherwise
-	defer ex.worker.overload.leave(ex)
+	defer ex.worker.overload.leave(&ex.place)
 	defer ex.record()
-	ex.worker.overload.enter(ex)
+	ex.worker.overload.enter(&ex.place)
 	for i := range ex.worker.filters {
 		if r := ex.worker.filters[i].apply(ex); r != nil {
 			ex.refuse(r)
@@ -247,8 +246,8 @@ func (ex *Exchange) readSmallBody() (parted bool, err error) {
 	parked := &ex.conn.parked
 	defer func() { parked.Add(int64(-got)) }()
 	for {
-		// It grows with what comes: a client that only announces a body costs no room for it.
-		room := min(n-got+1, max(bodyStep, cap(ex.request)-at-got))
+		// It grows with what comes, fourfold, so that a body that comes as a whole is not moved often: a client that only announces one costs no room for it.
+		room := min(n-got+1, max(bodyStep, 3*got, cap(ex.request)-at-got))
 		ex.request = slices.Grow(ex.request[:at+got], room)[:at+got+room]
 		read, err := ex.client.readBody(ex.request[at+got:])
 		got += read

@@ -9,7 +9,6 @@ import (
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -52,6 +51,7 @@ type overload struct {
 	// others there may be in an overload.
 	under, running, room atomic.Int64
 	spare                atomic.Int64 // exchanges served for which nobody was refused yet, as far as they count
+	trend                atomic.Int64 // how many more will wait after trendTime, or fewer
 	turns                turns
 
 	far, near *os.File     // the pipe
@@ -87,12 +87,15 @@ const (
 	steerShare = 6
 	leastTurns = 16
 	leastRoom  = 16 // may wait for one, whatever they cost
-	// Where a refusal costs as much as half of an exchange it comes late, after dearRooms times as many wait as otherwise, and
-	// from there on the sooner the more wait, but one after servedPerRefusal that are served at most, until mostRooms: else a
-	// crowd that comes at once would be refused as a whole, the worker do nothing else, and be without work afterwards.
-	servedPerRefusal = 2
-	dearRooms        = 3
-	mostRooms        = 8
+	// Where a refusal costs as much as half of an exchange it comes after roomPrice that are served when as many wait as have room, and
+	// sooner the more wait, but after leastPrice at the soonest, until mostRooms wait: else a crowd that comes at once
+	// would be refused as a whole, the worker do nothing else, and be without work afterwards. Counted as waiting are those
+	// who will be after trendTime if it goes on as in the last windows: many are refused while a queue grows, and nobody who would
+	// be missed when it is gone.
+	roomPrice  = 8
+	leastPrice = 2
+	mostRooms  = 8
+	trendTime  = 400 * time.Millisecond
 	// So many windows without a refusal end an overload. Until then the next queue is noticed
 	// at once: clients that wait as they were told come back together.
 	calmWindows = 40
@@ -103,7 +106,7 @@ const (
 	lightWindows = 20
 	longestRest  = 2 * time.Second
 	// Of so many exchanges one is of somebody who was refused before, where all do as they are told.
-	returnShare = 8
+	returnShare = 16
 	longestWait = 30*time.Second - 1
 )
 
@@ -122,16 +125,30 @@ func (o *overload) limit() time.Duration {
 }
 
 // admit says whether a request of the connection may be served: 0, or after how many seconds the client should come
-// back. Its first may: the handshake has cost more than that. cheap says that a refusal costs little beside an exchange.
+// back. cheap says that a refusal costs little beside an exchange.
 func (c *conn) admit(cheap bool) (retryAfter int) {
+	if c.mayWait(cheap) {
+		return 0
+	}
+	return c.worker.overload.turnAway(cheap)
+}
+
+// mayWait says whether a request of the connection may be served, and counts it then. Its first may: the handshake has cost more than
+// that.
+func (c *conn) mayWait(cheap bool) bool {
 	first := !c.asked
 	c.asked = true
 	o := &c.worker.overload
 	waiting := o.under.Add(1) - o.running.Load()
 	if !o.scarce.Load() && (first || !o.standing.Load() || o.takes(waiting, cheap)) {
-		return 0
+		return true
 	}
 	o.under.Add(-1)
+	return false
+}
+
+// turnAway counts a refusal, and says after how many seconds the client should come back.
+func (o *overload) turnAway(cheap bool) (retryAfter int) {
 	o.refused.Add(1)
 	if !cheap {
 		o.dear.Add(1)
@@ -145,14 +162,14 @@ func (o *overload) takes(waiting int64, cheap bool) bool {
 	if cheap {
 		return waiting <= room
 	}
-	over := waiting - dearRooms*room
+	over := waiting + o.trend.Load()
 	switch {
-	case over <= 0:
-		return true
 	case waiting > mostRooms*room:
 		return false
+	case over <= 0:
+		return true
 	}
-	price := servedPerRefusal * room / min(over, room)
+	price := max(roomPrice*room/over, leastPrice)
 	if o.spare.Load() < price {
 		return true
 	}
@@ -181,93 +198,6 @@ func (o *overload) wait() int {
 // scatter takes a place from anywhere around the one that is next: seconds are all that a client can be told, so that those
 // who are refused in one moment would otherwise come back in one, for ever.
 func scatter(wait int64) int64 { return min(wait/2+rand.Int64N(wait+1), int64(longestWait)) }
-
-// turns lets few exchanges run at the same time in an overload, in the order in which they
-// came. Those that began before it have none, and need none.
-type turns struct {
-	mu      sync.Mutex
-	most    int
-	taken   int
-	waiting []chan struct{} // from next on
-	next    int
-}
-
-// enter waits for the exchange's turn. It comes soon: so few are let in that it cannot be long.
-func (o *overload) enter(ex *Exchange) {
-	defer o.running.Add(1)
-	if !o.standing.Load() {
-		return
-	}
-	t := &o.turns
-	t.mu.Lock()
-	ex.hasTurn = true
-	if t.taken < t.most {
-		t.taken++
-		t.mu.Unlock()
-		return
-	}
-	if ex.turn == nil {
-		ex.turn = make(chan struct{}, 1)
-	}
-	t.waiting = append(t.waiting, ex.turn)
-	t.mu.Unlock()
-	<-ex.turn
-}
-
-// leave ends an exchange that was admitted.
-func (o *overload) leave(ex *Exchange) {
-	o.running.Add(-1)
-	o.under.Add(-1)
-	if !ex.hasTurn {
-		return
-	}
-	ex.hasTurn = false
-	if o.spare.Load() < o.room.Load() {
-		o.spare.Add(1)
-	}
-	t := &o.turns
-	t.mu.Lock()
-	t.taken--
-	t.pass()
-	t.mu.Unlock()
-}
-
-// back makes up for a leave that is not the last.
-func (o *overload) back() {
-	o.under.Add(1)
-	o.running.Add(1)
-}
-
-// pass gives turns to those who wait. The lock is held.
-func (t *turns) pass() {
-	for t.taken < t.most && t.next < len(t.waiting) {
-		t.taken++
-		t.waiting[t.next] <- struct{}{} // never blocks: one exchange waits for it
-		t.waiting[t.next] = nil
-		t.next++
-	}
-	if t.next == len(t.waiting) {
-		t.waiting, t.next = t.waiting[:0], 0
-	} else if t.next >= 1024 {
-		t.waiting = t.waiting[:copy(t.waiting, t.waiting[t.next:])]
-		t.next = 0
-	}
-}
-
-// wanted says whether anybody waits for one.
-func (t *turns) wanted() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.next < len(t.waiting)
-}
-
-// set changes how many there may be.
-func (t *turns) set(most int) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.most = most
-	t.pass()
-}
 
 // stir wakes the watcher when the worker has something to do; the sweeper calls it.
 func (o *overload) stir() {
@@ -452,10 +382,11 @@ func (o *overload) pace(served, took int64, busy bool) {
 }
 
 // tally is what there was since the worker began: requests refused and all of them, CPU time, and time by the worker's clock.
-type tally struct{ refused, dear, all, work, at int64 }
+// Waiting is how many do.
+type tally struct{ refused, dear, all, work, at, waiting int64 }
 
 func (o *overload) tally() tally {
-	return tally{o.refused.Load(), o.dear.Load(), int64(o.worker.idCounter.Load()), cpuTime(), o.worker.now()}
+	return tally{o.refused.Load(), o.dear.Load(), int64(o.worker.idCounter.Load()), cpuTime(), o.worker.now(), o.under.Load() - o.running.Load()}
 }
 
 // study looks at what is known once there are exchanges enough; where they are slow that takes several windows.
@@ -473,6 +404,12 @@ func (o *overload) study(now tally, busy bool) {
 	}
 }
 
+// foresee follows how the number of those who wait changes.
+func (o *overload) foresee(now tally) {
+	change := (now.waiting - o.began.waiting) * int64(trendTime) / max(now.at-o.began.at, 1)
+	o.trend.Store((o.trend.Load() + change) / 2)
+}
+
 // judge ends a window.
 func (o *overload) judge() {
 	limit := int64(o.limit())
@@ -485,6 +422,7 @@ func (o *overload) judge() {
 	}
 	o.heavy.Store(o.light < lightWindows)
 	o.study(now, turned > 0 || o.turns.wanted())
+	o.foresee(now)
 	if !o.standing.Load() {
 		o.strikes++
 		if limit == 0 || shortest <= overloadBegins*limit {
@@ -528,11 +466,9 @@ func (c *conn) refuseOverload(ex *Exchange, retryAfter int) {
 	ex.worker.slab.Move(zone.GaugeRequests, 1)
 	_ = giveID(ex)
 	defer ex.record()
-	if ex.leavesSmallBody() {
-		if _, err := ex.readSmallBody(); err != nil {
-			ex.failRead(err)
-			return
-		}
+	if err := ex.skipSmallBody(); err != nil {
+		ex.failRead(err)
+		return
 	}
 	r := overloadRefusal
 	r.retryAfter = retryAfter

@@ -140,29 +140,30 @@ func TestRefusedComeBackInLine(t *testing.T) {
 	t.Error(wrong)
 }
 
-// Where a refusal costs much, no more are refused than half of those served, unless very many wait.
+// Where a refusal costs much, one follows the fewer that are served the more will wait, but never more than half of them, unless very many do.
 func TestOverloadTakes(t *testing.T) {
 	o := &overload{}
 	o.room.Store(10)
 	for _, row := range []struct {
-		spare, waiting int64
-		cheap, takes   bool
+		spare, waiting, trend int64
+		cheap, takes          bool
+		left                  int64 // of spare
 	}{
-		{100, 10, false, true}, {100, 10, true, true},
-		{0, 11, true, false}, {100, 30, false, true}, {1, 80, false, true}, {0, 81, false, false},
-		{19, 31, false, true}, {3, 35, false, true}, {20, 31, false, false}, {4, 35, false, false}, {2, 40, false, false}, {2, 80, false, false},
+		{100, 10, 0, true, true, 100}, {0, 11, 0, true, false, 0}, {0, 10, 50, true, true, 0},
+		{100, 0, 0, false, true, 100}, {7, 10, 0, false, true, 7}, {8, 10, 0, false, false, 0}, {3, 20, 0, false, true, 3}, {5, 20, 0, false, false, 1},
+		{1, 40, 0, false, true, 1}, {2, 40, 0, false, false, 0}, {1, 80, 0, false, true, 1}, {2, 80, 0, false, false, 0}, {0, 81, 0, false, false, 0},
+		{100, 40, -40, false, true, 100}, {7, 40, -30, false, true, 7}, {3, 10, 10, false, true, 3}, {4, 10, 10, false, false, 0}, {0, 81, -99, false, false, 0},
 	} {
 		o.spare.Store(row.spare)
-		if got := o.takes(row.waiting, row.cheap); got != row.takes {
-			t.Errorf("%+v: %v", row, got)
+		o.trend.Store(row.trend)
+		if got := o.takes(row.waiting, row.cheap); got != row.takes || o.spare.Load() != row.left {
+			t.Errorf("%+v: %v, and %d are left", row, got, o.spare.Load())
 		}
 	}
-	if n := o.spare.Load(); n != 0 {
-		t.Errorf("a refusal leaves %d, want 0", n)
-	}
+	o.spare.Store(0)
 	for range 20 {
-		o.leave(&Exchange{hasTurn: true})
-		o.leave(&Exchange{})
+		o.leave(&place{hasTurn: true})
+		o.leave(&place{})
 	}
 	if n := o.spare.Load(); n != 10 {
 		t.Errorf("of those who had a turn 20 ended, and %d count, want 10", n)
@@ -296,13 +297,13 @@ func TestOverloadIsNoticed(t *testing.T) {
 		t.Error("there are more turns though nobody waits for one")
 	}
 	const crowd = 3 * leastTurns
-	on := make(chan *Exchange, crowd) // those that go on
-	exchanges := make([]Exchange, crowd)
-	for i := range exchanges {
+	on := make(chan *place, crowd) // those that go on
+	places := make([]place, crowd)
+	for i := range places {
 		go func() {
 			o.under.Add(1)
-			o.enter(&exchanges[i])
-			on <- &exchanges[i]
+			o.enter(&places[i])
+			on <- &places[i]
 		}()
 	}
 	taken := func() (taken, waiting int) {

@@ -5,6 +5,7 @@ package proxy
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -103,11 +104,9 @@ func (o *ownReply) needsHost() bool {
 
 // answer sends the reply. It allocates nothing once the exchange's room has grown.
 func (ex *Exchange) answer(o *ownReply) {
-	if ex.leavesSmallBody() {
-		if _, err := ex.readSmallBody(); err != nil {
-			ex.failRead(err)
-			return
-		}
+	if err := ex.skipSmallBody(); err != nil {
+		ex.failRead(err)
+		return
 	}
 	ex.outcome = o.outcome
 	ex.routing.text = time.Now().UTC().AppendFormat(ex.routing.text[:0], http.TimeFormat)
@@ -134,14 +133,27 @@ func (ex *Exchange) answer(o *ownReply) {
 	}
 }
 
-// leavesSmallBody: the reply would end an HTTP/1.1 connection for a short body that
-// nobody read. Reading it costs less than another handshake, unless the client waits
-// to be asked for it.
-func (ex *Exchange) leavesSmallBody() bool {
+// skipSmallBody reads a short body that nobody wants, where the reply would end an HTTP/1.1 connection for it.
+// That costs less than another handshake, unless the client waits to be asked for it.
+func (ex *Exchange) skipSmallBody() error {
 	if ex.major != 1 || ex.body.Length <= 0 || ex.body.Length > smallBody {
-		return false
+		return nil
 	}
-	return !slices.ContainsFunc(ex.fields, func(f http1.Field) bool { return f.Kind == http1.Expect })
+	if slices.ContainsFunc(ex.fields, func(f http1.Field) bool { return f.Kind == http1.Expect }) {
+		return nil
+	}
+	scrap := ex.worker.inputs.get()
+	defer ex.worker.inputs.put(scrap)
+	for {
+		n, err := ex.client.readBody(scrap.b)
+		ex.bytesIn += uint64(n)
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // appendLocation puts the place together. Where it begins with the request's path, one

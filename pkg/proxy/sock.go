@@ -41,6 +41,9 @@ type sock struct {
 	inErr error
 	dry   bool       // there may be nothing to read
 	watch *stopwatch // of a handshake under way; else nil
+	// waits, when not nil, is called by the reader before it waits, and when that is over, before it reads what it waited for.
+	waits  func(over bool)
+	waited bool
 
 	mu     sync.Mutex // among writers
 	out    []byte     // of the write under way: what is left of it
@@ -78,7 +81,7 @@ func (s *sock) Read(p []byte) (int, error) {
 	if s.dry {
 		runtime.Gosched()
 	}
-	s.in, s.got, s.inErr = p, 0, nil
+	s.in, s.got, s.inErr, s.waited = p, 0, nil, false
 	err := s.raw.Read(s.receive)
 	s.in = nil
 	s.dry = s.got < len(p)
@@ -95,6 +98,9 @@ func (s *sock) Read(p []byte) (int, error) {
 
 // receiveNow reads what is there; false: nothing is.
 func (s *sock) receiveNow(fd uintptr) bool {
+	if s.waited && s.waits != nil {
+		s.waits(true)
+	}
 	for {
 		n, _, errno := syscall.RawSyscall6(unix.SYS_RECVFROM, fd, uintptr(unsafe.Pointer(&s.in[0])), uintptr(len(s.in)), unix.MSG_DONTWAIT, 0, 0)
 		switch errno {
@@ -102,6 +108,9 @@ func (s *sock) receiveNow(fd uintptr) bool {
 			s.got = int(n)
 			return true
 		case unix.EAGAIN:
+			if s.waited = true; s.waits != nil {
+				s.waits(false)
+			}
 			return false
 		case unix.EINTR:
 		default:

@@ -60,8 +60,8 @@ func (a *attempt) serveTunnel() {
 	ex.dress(&ex.reply)
 	clientErr := c.sendUpgrade(ex)
 	t := &tunnel{worker: ex.worker, client: c, server: a.conn, done: make(chan struct{})}
-	ex.worker.overload.leave(ex)
-	defer ex.worker.overload.back()
+	ex.worker.overload.leave(&ex.place)
+	defer ex.worker.overload.back(&ex.place)
 	t.idle.Store(int64(ex.route.webSocket))
 	a.conn.most = 0 // it lasts as long as it is used
 	t.touch()

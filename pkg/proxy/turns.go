@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package proxy
+
+import "sync"
+
+// turns lets few exchanges run at the same time in an overload, in the order in which they
+// came. Those that began before it have none, and need none.
+type turns struct {
+	mu      sync.Mutex
+	most    int
+	taken   int
+	waiting []chan struct{} // from next on
+	next    int
+}
+
+// place is that of an exchange among those that were admitted.
+type place struct {
+	runs    bool          // it does not wait for its turn, any more
+	hasTurn bool          // has one of those that there are
+	turn    chan struct{} // where it waits
+}
+
+// enter waits for the turn of an exchange that was admitted, unless it runs. It comes soon: so few are let in that it cannot be long.
+func (o *overload) enter(p *place) {
+	if p.runs {
+		return
+	}
+	p.runs = true
+	defer o.running.Add(1)
+	if !o.standing.Load() {
+		return
+	}
+	t := &o.turns
+	t.mu.Lock()
+	p.hasTurn = true
+	if t.taken < t.most {
+		t.taken++
+		t.mu.Unlock()
+		return
+	}
+	if p.turn == nil {
+		p.turn = make(chan struct{}, 1)
+	}
+	t.waiting = append(t.waiting, p.turn)
+	t.mu.Unlock()
+	<-p.turn
+}
+
+// leave ends an exchange that ran.
+func (o *overload) leave(p *place) {
+	p.runs = false
+	o.running.Add(-1)
+	o.under.Add(-1)
+	if !p.hasTurn {
+		return
+	}
+	p.hasTurn = false
+	if o.spare.Load() < o.room.Load() {
+		o.spare.Add(1)
+	}
+	t := &o.turns
+	t.mu.Lock()
+	t.taken--
+	t.pass()
+	t.mu.Unlock()
+}
+
+// back makes up for a leave that is not the last.
+func (o *overload) back(p *place) {
+	p.runs = true
+	o.under.Add(1)
+	o.running.Add(1)
+}
+
+// pass gives turns to those who wait. The lock is held.
+func (t *turns) pass() {
+	for t.taken < t.most && t.next < len(t.waiting) {
+		t.taken++
+		t.waiting[t.next] <- struct{}{} // never blocks: one exchange waits for it
+		t.waiting[t.next] = nil
+		t.next++
+	}
+	if t.next == len(t.waiting) {
+		t.waiting, t.next = t.waiting[:0], 0
+	} else if t.next >= 1024 {
+		t.waiting = t.waiting[:copy(t.waiting, t.waiting[t.next:])]
+		t.next = 0
+	}
+}
+
+// wanted says whether anybody waits for one.
+func (t *turns) wanted() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.next < len(t.waiting)
+}
+
+// set changes how many there may be.
+func (t *turns) set(most int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.most = most
+	t.pass()
+}
+
+// queued is what was decided about an idle HTTP/1.1 client's next request before anything of it was read.
+type queued struct {
+	decided bool
+	refused bool
+	came    int64 // when it began to come, by the worker's clock
+	place   place // where it is not refused
+}
+
+// queue is called by the goroutine that reads the connection, when something has come that it waited for. In an overload an idle client waits
+// for its turn then, before anything of its request is read: what waits needs no room but the kernel's, and is not looked at
+// twice. A thousand requests that were read first are cold when their turns come, which makes each of them dearer by a tenth, and with bodies by half.
+// What comes slowly keeps no turn from others: when the reader has to wait for more of a head, over is false.
+func (c *conn) queue(over bool) {
+	o := &c.worker.overload
+	if !over {
+		c.unqueue()
+		return
+	}
+	if !c.idle.Load() || !o.standing.Load() {
+		return
+	}
+	c.idle.Store(false) // nobody is to close it for being idle
+	by := c.readBy.Swap(0)
+	q := &c.queued
+	q.decided, q.came = true, c.worker.now()
+	if q.refused = !c.mayWait(false); !q.refused {
+		o.enter(&q.place)
+	}
+	if by != 0 {
+		c.readBy.Store(max(by, c.worker.until(c.worker.current.Load().policy.Timeouts.Header)))
+	}
+}
+
+// claim gives the exchange the place that its client has, if it has one, or one that it may wait for.
+func (c *conn) claim(ex *Exchange) (retryAfter int) {
+	q := &c.queued
+	decided := q.decided
+	q.decided = false
+	switch {
+	case !decided:
+		return c.admit(false)
+	case q.refused:
+		return c.worker.overload.turnAway(false)
+	}
+	ex.place.runs, ex.place.hasTurn = true, q.place.hasTurn
+	q.place.runs, q.place.hasTurn = false, false
+	return 0
+}
+
+// unqueue gives up the place of a client that makes no use of it.
+func (c *conn) unqueue() {
+	q := &c.queued
+	if q.place.runs {
+		c.worker.overload.leave(&q.place)
+	}
+	q.decided = false
+}
