@@ -56,6 +56,7 @@ func (st *stream) cancelUpstream() {
 		c.abandoned = map[*stream]*upstream{}
 	}
 	c.abandoned[st] = u
+	c.watches.Store(true)
 	c.worker.slab.Add(zone.CancelsHeld, 1)
 }
 
@@ -63,6 +64,7 @@ func (st *stream) cancelUpstream() {
 func (c *conn) reclaim(st *stream) {
 	if u, ok := c.abandoned[st]; ok {
 		delete(c.abandoned, st)
+		c.watches.Store(c.upstream != nil || len(c.abandoned) > 0)
 		u.held.Add(-1)
 	}
 }

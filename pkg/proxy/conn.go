@@ -20,6 +20,7 @@ import (
 // conn is a client connection: its TLS, and as an HTTP/1.1 connection the client
 // of one exchange after the other.
 type conn struct {
+	phase
 	worker   *Worker
 	listener *listener
 	tcp      net.Conn
@@ -41,24 +42,15 @@ type conn struct {
 
 	counted []uint64 // keys that the connection counts under: see zone.Holds
 
-	// For the sweeper and Shutdown. Deadlines are by the worker's clock, 0 for none.
-	readBy  atomic.Int64 // of the present wait for input
-	writeBy atomic.Int64 // of the present output
-	expired atomic.Bool  // one of them passed
-	// A refused client that does not wait as it was told is not read until then: see rest.
-	restUntil atomic.Int64
+	expired   atomic.Bool // a deadline passed
+	closing   atomic.Bool // no more requests
 	rested    chan struct{}
 	queued    queued // its reader's
-	// How many wait for the client now: for a body of it, and for it to take a reply (in
-	// HTTP/1.1 writeBy tells that).
-	receiving, sending atomic.Int32
-	slow               [2]slowness
-	parked             atomic.Int64 // bytes of small bodies that are not whole yet
-	idle               atomic.Bool  // between requests
-	asked              bool         // a request has come; its reader's
-	makesRoom          int64        // the sweeper's: when it was told to, by the worker's clock
-	closing            atomic.Bool  // no more requests
-	http2              atomic.Pointer[http2.Conn]
+	slow      [2]slowness
+	parked    atomic.Int64 // bytes of small bodies that are not whole yet
+	asked     bool         // a request has come; its reader's
+	makesRoom int64        // the sweeper's: when it was told to, by the worker's clock
+	http2     atomic.Pointer[http2.Conn]
 
 	// The upstream connection that an HTTP/1.1 exchange has in use, and since when; streams
 	// have theirs. The lock is held while one is killed, so that it cannot hit the next owner.
@@ -68,6 +60,27 @@ type conn struct {
 	abandoned map[*stream]*upstream // whose clients went away: see cancelUpstream
 
 	http1 http1State
+}
+
+// phase is what the sweeper and Shutdown look at first. It is one cache line, for most of many connections are idle, and
+// theirs is all that is looked at. Deadlines are by the worker's clock, 0 for none.
+type phase struct {
+	readBy  atomic.Int64 // of the present wait for input
+	writeBy atomic.Int64 // of the present output
+	// A refused client that does not wait as it was told is not read until then: see rest.
+	restUntil atomic.Int64
+	// How many wait for the client now: for a body of it, and for it to take a reply (in
+	// HTTP/1.1 writeBy tells that).
+	receiving, sending atomic.Int32
+	watches            atomic.Bool // upstream, or any that is abandoned; changed under the lock of watched
+	idle               atomic.Bool // between requests
+	_                  [22]byte
+}
+
+// quiet says that nothing of the connection is overdue, or can be.
+func (p *phase) quiet(now int64) bool {
+	by := p.readBy.Load()
+	return (by == 0 || now <= by) && p.writeBy.Load() == 0 && p.restUntil.Load() == 0 && p.receiving.Load() == 0 && p.sending.Load() == 0 && !p.watches.Load()
 }
 
 func (w *Worker) newConn(nc net.Conn, l *listener) *conn {
@@ -227,6 +240,7 @@ func (c *conn) retire() {
 func (c *conn) watch(u *upConn) {
 	c.watched.Lock()
 	c.upstream, c.since = u, c.worker.clock.Load()
+	c.watches.Store(u != nil || len(c.abandoned) > 0)
 	c.watched.Unlock()
 }
 

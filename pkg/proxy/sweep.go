@@ -74,6 +74,9 @@ func (w *Worker) sweepOnce(now int64) {
 	w.swept = now
 	w.makeRoom()
 	for c := range w.conns {
+		if c.quiet(now) {
+			continue
+		}
 		c.wake(now)
 		c.expire(now)
 		c.tooSlow(passed)
