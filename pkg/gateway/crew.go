@@ -169,10 +169,14 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 	defer close(p.gone)
 	admitted := false
 	c.mu.Lock()
-	sent := c.current
 	hello := &message{Kind: kindHello, Worker: slot, Slot: c.shift + slot, Core: c.cores[slot], TicketKeys: c.ticketKeys, LogLevel: c.logLevel}
 	c.mu.Unlock()
-	if err := errors.Join(p.control.send(hello), p.control.send(c.withServers(sent).to(slot, kindApply))); err != nil {
+	err := p.control.send(hello)
+	var sent *message
+	if err == nil {
+		sent, err = c.sendCurrent(slot, p)
+	}
+	if err != nil {
 		c.log.Error("worker did not take its configuration", "worker", slot, "error", err)
 		return
 	}
@@ -199,16 +203,45 @@ func (c *crew) converse(ctx context.Context, slot int, p *process, applied func(
 			p.refused = errors.New(m.Error)
 			return
 		case m.Kind == kindApplied:
-			newer := c.admit(slot, p, sent)
-			if newer == nil {
-				admitted = true
+			if admitted = c.admit(slot, p, sent); admitted {
 				applied()
-			} else if err := p.control.send(c.withServers(newer).to(slot, kindApply)); err != nil {
+			} else if sent, err = c.sendCurrent(slot, p); err != nil {
 				return
 			}
-			sent = newer
 		}
 	}
+}
+
+// sendCurrent sends a worker that comes up the generation that holds, which it returns.
+func (c *crew) sendCurrent(slot int, p *process) (sent *message, err error) {
+	sent, out, err := c.currentFor(slot)
+	defer out.closeFiles()
+	if err != nil {
+		return nil, err
+	}
+	return sent, p.control.send(c.withServers(out))
+}
+
+// currentFor is the generation that holds, and what a worker that comes up is sent of it. Its sockets are copies, the
+// message's, for a reload may close the others before it is sent.
+func (c *crew) currentFor(slot int) (current, out *message, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out = c.current.to(slot, kindApply)
+	err = out.copySockets()
+	return c.current, out, err
+}
+
+// copySockets makes the sockets copies, the message's. Whose they are must not close them meanwhile.
+func (m *message) copySockets() error {
+	for i, fd := range m.fds {
+		own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return fmt.Errorf("copy socket of %s: %w", m.Sockets[i], err)
+		}
+		m.fds[i], m.files = own, append(m.files, os.NewFile(uintptr(own), m.Sockets[i]))
+	}
+	return nil
 }
 
 // to is the message with the sockets of one worker.
@@ -244,29 +277,49 @@ func (c *crew) setTicketKeys(keys [][32]byte) {
 	c.tellAll(&message{Kind: kindTickets, TicketKeys: keys})
 }
 
-// admit opens the slot for new connections, unless there is something newer by now than
-// what the worker was sent: then it has to take that first.
-func (c *crew) admit(slot int, p *process, sent *message) (newer *message) {
+// admit opens the slot for new connections; false: there is something newer by now than
+// what the worker was sent, which it has to take first.
+func (c *crew) admit(slot int, p *process, sent *message) bool {
 	c.mu.Lock()
 	if c.current != sent {
-		defer c.mu.Unlock()
-		return c.current
+		c.mu.Unlock()
+		return false
 	}
 	c.live[slot] = p
-	keys, level := &message{Kind: kindTickets, TicketKeys: c.ticketKeys}, &message{Kind: kindLogLevel, LogLevel: c.logLevel}
 	c.mu.Unlock()
-	if err := errors.Join(p.control.send(keys), p.control.send(level)); err != nil { // they may have changed since hello
+	if err := c.sendChanges(p); err != nil {
 		c.log.Warn("worker did not hear of a change", "worker", slot, "error", err)
 	}
 	c.reclaim(slot)
 	c.slab(slot).Set(zone.GaugeState, uint64(zone.StateReady))
 	c.events.Tell(admin.Event{Kind: "worker", About: strconv.Itoa(slot), What: "serves"})
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	for _, l := range sent.listeners {
+		if !slices.Contains(c.current.listeners, l) {
+			continue // a reload closed it; what is new, commit opens
+		}
 		if err := l.admit(slot); err != nil {
 			c.log.Error("worker gets no connections of its own", "worker", slot, "address", l.address, "error", err)
 		}
 	}
-	return nil
+	return true
+}
+
+// sendChanges sends what may have changed since hello, again if it does meanwhile: what tellAll sends of that may come before.
+func (c *crew) sendChanges(p *process) error {
+	for {
+		c.mu.Lock()
+		keys, level := c.ticketKeys, c.logLevel
+		c.mu.Unlock()
+		err := errors.Join(p.control.send(&message{Kind: kindTickets, TicketKeys: keys}), p.control.send(&message{Kind: kindLogLevel, LogLevel: level}))
+		c.mu.Lock()
+		same := slices.Equal(keys, c.ticketKeys) && level == c.logLevel
+		c.mu.Unlock()
+		if err != nil || same {
+			return err
+		}
+	}
 }
 
 // lend has another worker serve the connections that wait in the sockets of one that will
@@ -295,17 +348,10 @@ func (c *crew) lend(slot int) {
 // loan is what to say for that, and who could hear it. Its sockets are copies, the message's,
 // for a reload may close the others before it is said.
 func (c *crew) loan(slot int) (m *message, live []*process, err error) {
-	m = &message{Kind: kindAdopt, Worker: slot}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, l := range c.current.listeners {
-		fd, err := unix.FcntlInt(uintptr(l.fds[slot]), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			return m, nil, fmt.Errorf("copy socket of %s: %w", l.name, err)
-		}
-		m.Sockets, m.fds, m.files = append(m.Sockets, l.name), append(m.fds, fd), append(m.files, os.NewFile(uintptr(fd), l.name))
-	}
-	return m, slices.Clone(c.live), nil
+	m = (&message{Worker: slot, listeners: c.current.listeners}).to(slot, kindAdopt)
+	return m, slices.Clone(c.live), m.copySockets()
 }
 
 // reclaim ends that.

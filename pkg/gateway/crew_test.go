@@ -5,6 +5,10 @@ package gateway
 import (
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -91,5 +95,92 @@ func TestWorkerThatHangs(t *testing.T) {
 				t.Error("nobody is known to serve the sockets")
 			}
 		})
+	}
+}
+
+// A worker that comes up gets the sockets of the generation that held when it was asked, though a reload closes the
+// supervisor's before they are sent, and others get their numbers.
+func TestSocketsOutliveReload(t *testing.T) {
+	open := func(name string) *os.File {
+		f, err := os.Create(filepath.Join(t.TempDir(), name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	socket := open("socket")
+	fd := int(socket.Fd())
+	holds := &message{Snapshot: &policy.Snapshot{Generation: 7}, listeners: []*listener{{name: "a", fds: []int{fd}}}}
+	c := &crew{current: holds}
+	sent, out, err := c.currentFor(0)
+	if err != nil || sent != holds {
+		t.Fatal(sent, err)
+	}
+	want, err := socket.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Dup2(int(open("another").Fd()), fd); err != nil { // what closing one and opening another does
+		t.Fatal(err)
+	}
+	ours, theirs := talk(t)
+	if err := ours.control.send(out); err != nil {
+		t.Fatal(err)
+	}
+	out.closeFiles()
+	m, err := theirs.receive()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.closeFiles()
+	if m.Kind != kindApply || len(m.files) != 1 || m.Sockets[0] != "a" {
+		t.Fatalf("the worker gets %+v", m)
+	}
+	if got, err := m.files[0].Stat(); err != nil || !os.SameFile(got, want) {
+		t.Errorf("the worker gets another socket: %v", err)
+	}
+}
+
+// What changes while a worker that comes up is told how things are, it is told again: the news may have come before.
+func TestChangesMeanwhile(t *testing.T) {
+	ours, theirs := talk(t)
+	c := &crew{ticketKeys: [][32]byte{{1}}, logLevel: "info"}
+	ours.control.mu.Lock() // it cannot send yet
+	done := make(chan error, 1)
+	go func() { done <- c.sendChanges(ours) }()
+	for waits := false; !waits; time.Sleep(time.Millisecond) {
+		b := make([]byte, 1<<20)
+		for g := range strings.SplitSeq(string(b[:runtime.Stack(b, true)]), "\n\n") {
+			waits = waits || strings.Contains(g, "sendChanges") && strings.Contains(g, "[sync.Mutex.Lock")
+		}
+	}
+	c.mu.Lock()
+	c.ticketKeys, c.logLevel = [][32]byte{{2}}, "debug"
+	c.mu.Unlock()
+	ours.control.mu.Unlock()
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	_ = ours.control.close()
+	var keys [][32]byte
+	level := ""
+	for n := 0; ; n++ {
+		m, err := theirs.receive()
+		if err != nil {
+			if n != 4 {
+				t.Errorf("%d messages, want 4", n)
+			}
+			break
+		}
+		switch m.Kind {
+		case kindTickets:
+			keys = m.TicketKeys
+		case kindLogLevel:
+			level = m.LogLevel
+		}
+	}
+	if len(keys) != 1 || keys[0] != [32]byte{2} || level != "debug" {
+		t.Errorf("the worker believes in keys %v and level %q", keys, level)
 	}
 }
