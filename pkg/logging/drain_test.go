@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,9 +103,12 @@ func TestDrainer(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	waitFor(t, func() bool { return d.Lines() >= 3*each-64 }) // so that there is room
 	cancel()
 	<-d.done
-	putNumbered(z, 1, each)
+	if !putNumbered(z, 1, each) {
+		t.Fatal("the ring is full")
+	}
 	d.Wait()
 	got := numbers(t, out.Bytes())
 	for w, want := range map[string]int{"0": each, "1": each + 1, "2": each} {
@@ -294,7 +298,7 @@ func TestDrainerFailingWriter(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := &failingWriter{room: tt.room, err: tt.err}
-			d := &Drainer{out: w, appendLine: NewAccess(testNames()).AppendLine}
+			d := &Drainer{giveWay: giveWay, out: w, appendLine: NewAccess(testNames()).AppendLine}
 			lines := func(from, n int) *batch {
 				for i := range n {
 					r := record()
@@ -345,7 +349,7 @@ func TestDrainerFailingWriter(t *testing.T) {
 func TestDrainerTornAndReopened(t *testing.T) {
 	for _, reopened := range []bool{false, true} {
 		var out bytes.Buffer
-		d := &Drainer{out: &out, torn: true}
+		d := &Drainer{giveWay: giveWay, out: &out, torn: true}
 		d.reopened.Store(reopened)
 		d.writeOut(&batch{text: []byte("x\n"), lines: 1})
 		d.writeOut(&batch{text: []byte("y\n"), lines: 1})
@@ -401,4 +405,38 @@ func TestDrainerOnOneCore(t *testing.T) {
 	}
 	close(d.full)
 	<-d.written
+}
+
+// On a CPU that a worker shares it is never kept waiting for longer than a few lines, or a write, take.
+func TestDrainerGivesWay(t *testing.T) {
+	const each = 300
+	z := mustZone(t)
+	for worker := range 3 {
+		for n := range each {
+			if !putNumbered(z, worker, uint64(n)) {
+				t.Fatal("the ring is full")
+			}
+		}
+	}
+	var lines, most, ways, writes atomic.Int64
+	out := &countingWriter{&writes}
+	d := NewDrainer(z, out, nil, zoneNames(z))
+	d.Observe = func(*zone.AccessRecord) { most.Store(max(most.Load(), lines.Add(1))) }
+	d.giveWay = func() { lines.Store(0); ways.Add(1) }
+	stop := start(d)
+	waitFor(t, func() bool { return d.Lines() == 3*each })
+	stop()
+	if n := most.Load(); n > ringTurn {
+		t.Errorf("%d lines at once, want at most %d", n, ringTurn)
+	}
+	if n := ways.Load(); n < 3*each/ringTurn+writes.Load() {
+		t.Errorf("it gave way %d times, for %d lines and %d writes", n, 3*each, writes.Load())
+	}
+}
+
+type countingWriter struct{ writes *atomic.Int64 }
+
+func (w *countingWriter) Write(b []byte) (int, error) {
+	w.writes.Add(1)
+	return len(b), nil
 }
