@@ -21,6 +21,8 @@ const (
 	batchBytes   = 64 << 10
 	ringTurn     = 64 // records of one ring before the next has its turn
 	batches      = 3  // one filling, one waiting, one being written
+	// While less of a ring waits than this, workers go before its lines.
+	patient = 0.5
 	// lastWait is how long the end waits for a writer that does not take the rest.
 	lastWait = 2 * time.Second
 )
@@ -181,11 +183,12 @@ func (d *Drainer) turn(hand func() bool) (more bool) {
 		if len(d.batch.text) >= batchBytes && !hand() {
 			return false
 		}
-		n := d.zone.Worker(i).Access.DrainUpTo(ringTurn, d.add)
+		ring := d.zone.Worker(i).Access
+		n := ring.DrainUpTo(ringTurn, d.add)
 		if n == ringTurn {
 			more = true
 		}
-		if n > 0 {
+		if n > 0 && ring.Filled() < patient {
 			d.giveWay()
 		}
 	}
@@ -194,6 +197,7 @@ func (d *Drainer) turn(hand func() bool) (more bool) {
 
 // giveWay lets a worker go on that waits for this CPU. The kernel asks who is to run when somebody wakes, but then not again before the next
 // tick, and of one that has just run finds that it may wait: the lines of 50 ms at once made a hundredth of all requests wait for a millisecond.
+// Where the worker never sleeps, it costs the rest of a time slice of a thread that has few: half of the lines were lost.
 func giveWay() {
 	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0) // cannot fail
 }
@@ -248,7 +252,6 @@ func (d *Drainer) write() {
 // writeOut counts each line as written or lost. A line that went out in part (the
 // disk filled up) is ended before the next, so that it spoils no other.
 func (d *Drainer) writeOut(b *batch) {
-	defer d.giveWay()
 	if d.reopened.Swap(false) {
 		d.torn = false
 	}

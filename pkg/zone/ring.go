@@ -102,6 +102,12 @@ func (r *Ring) DrainUpTo(limit int, fn func(*AccessRecord)) int {
 	return drained
 }
 
+// Filled is how much of the ring waits for its reader, from 0 to 1.
+func (r *Ring) Filled() float64 {
+	waits := r.header.load(ringHead) - r.header.load(ringTail)
+	return min(float64(waits)/float64(len(r.data)), 1)
+}
+
 // Damaged counts what Drain met that no worker of this program writes.
 func (r *Ring) Damaged() uint64 { return r.damaged.Load() }
 
