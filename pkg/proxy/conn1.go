@@ -58,7 +58,7 @@ func (c *conn) serveHTTP1() {
 			return
 		}
 		ex := c.newExchange(c, c.worker.current.Load())
-		if c.queued.decided {
+		if c.queued.came != 0 {
 			ex.start = c.queued.came
 		}
 		if !c.serveExchange(ex) {

@@ -106,10 +106,8 @@ func (t *turns) set(most int) {
 
 // queued is what was decided about an idle HTTP/1.1 client's next request before anything of it was read.
 type queued struct {
-	decided bool
-	refused bool
-	came    int64 // when it began to come, by the worker's clock
-	place   place // where it is not refused
+	came  int64 // when it began to come, by the worker's clock; 0: nothing was decided
+	place place // does not run: it is refused
 }
 
 // queue is called by the goroutine that reads the connection, when something has come that it waited for. In an overload an idle client waits
@@ -128,8 +126,8 @@ func (c *conn) queue(over bool) {
 	c.idle.Store(false) // nobody is to close it for being idle
 	by := c.readBy.Swap(0)
 	q := &c.queued
-	q.decided, q.came = true, c.worker.now()
-	if q.refused = !c.mayWait(false); !q.refused {
+	q.came = c.worker.now()
+	if c.mayWait(false) {
 		o.enter(&q.place)
 	}
 	if by != 0 {
@@ -140,12 +138,12 @@ func (c *conn) queue(over bool) {
 // claim gives the exchange the place that its client has, if it has one, or one that it may wait for.
 func (c *conn) claim(ex *Exchange) (retryAfter int) {
 	q := &c.queued
-	decided := q.decided
-	q.decided = false
+	came := q.came
+	q.came = 0
 	switch {
-	case !decided:
+	case came == 0:
 		return c.admit(false)
-	case q.refused:
+	case !q.place.runs:
 		return c.worker.overload.turnAway(false)
 	}
 	ex.place.runs, ex.place.hasTurn = true, q.place.hasTurn
@@ -159,5 +157,5 @@ func (c *conn) unqueue() {
 	if q.place.runs {
 		c.worker.overload.leave(&q.place)
 	}
-	q.decided = false
+	q.came = 0
 }
