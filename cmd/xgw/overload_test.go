@@ -161,13 +161,21 @@ func (o *overloading) peak(t *testing.T) (ofFew, ofCrowd speed) {
 	ofFew, _ = o.measure(o.few, 0, each)
 	o.use(t, "5ms")
 	for _, part := range []float64{0.5, 0.55, 0.6, 0.65, 0.7, 0.8, 0.9, 1} {
-		clear(o.many.waits)
 		if p, _ := o.measure(o.many, part*ofFew.rate, each); p.rate > ofCrowd.rate {
 			ofCrowd = p
 		}
+		o.forget(t)
 	}
-	clear(o.many.waits)
 	return ofFew, ofCrowd
+}
+
+// forget lets the crowd forget that it was told to wait, and the gateway that it told anybody so: it would wait for those whom it told, and
+// have places in the line for as many as it has served already.
+func (o *overloading) forget(t *testing.T) {
+	t.Helper()
+	clear(o.many.waits)
+	o.use(t, "off")
+	o.use(t, "5ms")
 }
 
 // round compares the worker under twice its load to its peak, and says what is wrong. Bounds

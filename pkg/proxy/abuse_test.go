@@ -202,6 +202,9 @@ func (a *abuse) main(address string) error {
 	return nil
 }
 
+// longReply is made once: fifty at a time would have the upstream busy with its own memory.
+var longReply = make([]byte, 10<<20)
+
 // abuseUpstream hangs, is long, or answers.
 func abuseUpstream(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
@@ -209,7 +212,7 @@ func abuseUpstream(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
 	case "/long":
-		_, _ = w.Write(make([]byte, 10<<20))
+		_, _ = w.Write(longReply)
 	case "/64k":
 		_, _ = w.Write(make([]byte, 64<<10))
 	default:

@@ -112,8 +112,11 @@ const (
 
 func (w *Worker) newOverload() error {
 	far, near, err := os.Pipe()
-	w.overload = overload{worker: w, live: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}, wake: make(chan struct{}, 1), far: far, near: near, turns: turns{most: math.MaxInt}}
-	return err
+	if err != nil {
+		return err
+	}
+	w.overload = overload{worker: w, live: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}, wake: make(chan struct{}, 1), far: far, near: near}
+	return w.overload.turns.open()
 }
 
 // limit is the wait that is too long; 0: none is.
@@ -224,6 +227,8 @@ func (o *overload) weigh() {
 
 // watch measures while there is something to measure, window by window.
 func (o *overload) watch() {
+	defer o.turns.close()
+	defer o.end()
 	defer o.far.Close() // which ends listen
 	defer o.near.Close()
 	pause := time.NewTimer(0)
@@ -349,9 +354,10 @@ func (o *overload) begin(now tally) {
 	o.standing.Store(true)
 }
 
-// end ends it: whoever waits goes on.
+// end ends it: whoever waits goes on, and nobody has a place in the line any more.
 func (o *overload) end() {
 	o.standing.Store(false)
+	o.line.Store(0)
 	o.turns.set(math.MaxInt)
 }
 

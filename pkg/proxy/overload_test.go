@@ -5,7 +5,6 @@ package proxy
 import (
 	"fmt"
 	"io"
-	"math"
 	"runtime"
 	"runtime/debug"
 	"runtime/metrics"
@@ -262,8 +261,13 @@ func TestScarceMemory(t *testing.T) {
 // What is measured is the queue that stands before a request.
 func TestOverloadIsNoticed(t *testing.T) {
 	g := newGateway(t, []string{plainUpstream(t)}, func(s *policy.Snapshot) { s.OverloadDelay = time.Millisecond })
-	o := &overload{worker: g.worker, turns: turns{most: math.MaxInt}} // which nobody else measures for
-	wait := func(w time.Duration) {                                   // what listen does when a byte was under way for so long
+	o := &overload{worker: g.worker} // which nobody else measures for
+	if err := o.turns.open(); err != nil {
+		t.Fatal(err)
+	}
+	defer o.turns.close()
+	go o.turns.hand()
+	wait := func(w time.Duration) { // what listen does when a byte was under way for so long
 		o.sent.Store(cpuTime() - int64(w))
 		o.arrived()
 	}

@@ -2,16 +2,39 @@
 
 package proxy
 
-import "sync"
+import (
+	"math"
+	"os"
+	"sync"
+)
 
 // turns lets few exchanges run at the same time in an overload, in the order in which they
 // came. Those that began before it have none, and need none.
+//
+// A turn that comes free is handed on by a goroutine that waits for a byte in a pipe, and so for the poller. Did whoever leaves hand it on, a
+// worker whose upstreams are quick would always have something to run, and for as long as it has, Go's scheduler asks the poller
+// only every 10 ms: so long nobody would know who has come, and those who are refused would learn it as late. Now all that runs
+// comes to a rest first, and those who came are looked at once in each round of turns.
 type turns struct {
-	mu      sync.Mutex
-	most    int
-	taken   int
-	waiting []chan struct{} // from next on
-	next    int
+	mu        sync.Mutex
+	most      int
+	taken     int
+	waiting   []chan struct{} // from next on
+	next      int
+	far, near *os.File // the pipe
+	called    bool     // a byte is in it
+}
+
+func (t *turns) open() (err error) {
+	t.most = math.MaxInt
+	t.far, t.near, err = os.Pipe()
+	return err
+}
+
+// close ends hand.
+func (t *turns) close() {
+	_ = t.far.Close()
+	_ = t.near.Close()
 }
 
 // place is that of an exchange among those that were admitted.
@@ -34,7 +57,7 @@ func (o *overload) enter(p *place) {
 	t := &o.turns
 	t.mu.Lock()
 	p.hasTurn = true
-	if t.taken < t.most {
+	if t.taken < t.most && t.next == len(t.waiting) {
 		t.taken++
 		t.mu.Unlock()
 		return
@@ -59,11 +82,7 @@ func (o *overload) leave(p *place) {
 	if o.spare.Load() < o.room.Load() {
 		o.spare.Add(1)
 	}
-	t := &o.turns
-	t.mu.Lock()
-	t.taken--
-	t.pass()
-	t.mu.Unlock()
+	o.turns.giveBack()
 }
 
 // back makes up for a leave that is not the last.
@@ -71,6 +90,33 @@ func (o *overload) back(p *place) {
 	p.runs = true
 	o.under.Add(1)
 	o.running.Add(1)
+}
+
+func (t *turns) giveBack() {
+	t.mu.Lock()
+	t.taken--
+	call := !t.called && t.taken < t.most && t.next < len(t.waiting)
+	if call {
+		t.called = true
+	}
+	t.mu.Unlock()
+	if call {
+		_, _ = t.near.Write([]byte{0}) // fails only when the worker ends, who lets all go on
+	}
+}
+
+// hand gives away what came free, once for each byte in the pipe.
+func (t *turns) hand() {
+	var b [1]byte
+	for {
+		if _, err := t.far.Read(b[:]); err != nil {
+			return
+		}
+		t.mu.Lock()
+		t.called = false
+		t.pass()
+		t.mu.Unlock()
+	}
 }
 
 // pass gives turns to those who wait. The lock is held.

@@ -3,8 +3,10 @@
 package proxy
 
 import (
+	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -165,4 +167,46 @@ func TestQueueSlowHead(t *testing.T) {
 		t.Errorf("status %d", r.StatusCode)
 	}
 	eventually(t, "its place is free", func() bool { return o.under.Load() == 0 && o.running.Load() == 0 })
+}
+
+// With one worker process for each core, whoever comes waits for one round of turns, not for all who wait for theirs.
+func TestTurnsLetOthersIn(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	g := newGateway(t, []string{httpUpstream(t, echo)}, nil)
+	o := &g.worker.overload
+	o.standing.Store(true)
+	defer o.end()
+	o.turns.set(1)
+	far, near, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer far.Close()
+	defer near.Close()
+	const n = 2000
+	var began, ended int // by one goroutine at a time
+	var all sync.WaitGroup
+	for range n {
+		all.Go(func() {
+			o.under.Add(1)
+			var p place
+			o.enter(&p)
+			if began++; began == 2 {
+				_, _ = near.Write([]byte{0}) // somebody comes
+			}
+			runtime.Gosched()
+			ended++
+			o.leave(&p)
+		})
+	}
+	all.Go(func() {
+		_, _ = far.Read(make([]byte, 1))
+		if before := ended; before > 20 {
+			t.Errorf("%d had a turn before somebody was looked at who came after the first", before)
+		}
+	})
+	all.Wait()
+	if ended != n || o.turns.taken != 0 {
+		t.Errorf("%d of %d had a turn, and %d have one still", ended, n, o.turns.taken)
+	}
 }

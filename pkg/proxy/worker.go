@@ -141,6 +141,7 @@ func New(o Options) *Worker {
 	} else {
 		w.background.Go(w.overload.watch)
 		w.background.Go(w.overload.listen)
+		w.background.Go(w.overload.turns.hand)
 	}
 	w.background.Go(w.sweep)
 	return w
