@@ -54,14 +54,14 @@ func TestOverload(t *testing.T) {
 	control(t, os.Getpid(), 0)
 	const large = 16 << 10
 	rows := []overloadRow{
-		{"h1", false, true, 0.4, 0, large}, {"h2", true, true, 0.4, 0, large},
+		{"h1", false, true, 0.5, 0, large}, {"h2", true, true, 0.5, 0, large},
 		{"h1 that does not wait", false, false, 0.25, 0, large}, {"h2 that does not wait", true, false, 0.35, 0, large},
 	}
-	settle := time.Second
+	settle := 3 * time.Second // whoever came before the overload was noticed learns as late that it is as others are served
 	if os.Getenv("XGW_OVERLOAD_SIZES") != "" { // for the figures
 		rows = append(rows,
-			overloadRow{"h1 of 100 bytes", false, true, 0.25, 0, 100}, overloadRow{"h2 of 100 bytes", true, true, 0.25, 0, 100},
-			overloadRow{"h1 with bodies", false, true, 0.25, large, 100}, overloadRow{"h2 with bodies", true, true, 0.25, large, 100})
+			overloadRow{"h1 of 100 bytes", false, true, 0.5, 0, 100}, overloadRow{"h2 of 100 bytes", true, true, 0.5, 0, 100},
+			overloadRow{"h1 with bodies", false, true, 0.5, large, 100}, overloadRow{"h2 with bodies", true, true, 0.5, large, 100})
 		settle = 10 * time.Second
 	}
 	for _, row := range rows {
@@ -215,9 +215,9 @@ func (o *overloading) round(t *testing.T, least float64) (wrong []string) {
 	if goodput < least {
 		say("goodput is %.2f of the peak", goodput)
 	}
-	// 5 are promised; 60 and more it is without turns, and for the few who are refused before an overload is noticed again.
-	if late := part(s.refused, 50); len(s.refused) >= 50 && late > 25*time.Millisecond {
-		say("half of those refused were told after %v of work", late)
+	// Five times what is promised; 60 and more it is without turns, and for the few who are refused before an overload is noticed again.
+	if late := part(s.refused, 90); len(s.refused) >= 50 && late > 25*time.Millisecond {
+		say("one of ten of those refused was told after %v of work", late)
 	}
 	if side > 500*time.Millisecond { // five times what is promised: they share two CPUs with all of this
 		say("metrics and admin took %v", side)

@@ -26,7 +26,8 @@ import (
 //
 // A queue that comes and goes is no overload, nor is one that many clients make who wait for
 // each other; only one that is long and stands: when even the shortest wait of a window was
-// overloadBegins times overload_delay, twice in a row. From then on only so many exchanges have a
+// overloadBegins times overload_delay, twice in a row, or overload_delay itself where an upstream's limits
+// refuse some already: they keep a queue from growing longer, and refuse as late as others are served. From then on only so many exchanges have a
 // turn at the same time, so that whatever becomes ready waits for few: who is refused learns it
 // soon. Each measurement changes that number: upwards when the wait is short, so that the
 // worker is never without work, downwards when it is above half of overload_delay. As many as
@@ -388,11 +389,14 @@ func (o *overload) pace(served, took int64, busy bool) {
 }
 
 // tally is what there was since the worker began: requests refused and all of them, CPU time, and time by the worker's clock.
-// Waiting is how many do.
-type tally struct{ refused, dear, all, work, at, waiting int64 }
+// Waiting is how many do, saturated for how many an upstream had no connection.
+type tally struct{ refused, dear, all, work, at, waiting, saturated int64 }
 
 func (o *overload) tally() tally {
-	return tally{o.refused.Load(), o.dear.Load(), int64(o.worker.idCounter.Load()), cpuTime(), o.worker.now(), o.under.Load() - o.running.Load()}
+	return tally{
+		o.refused.Load(), o.dear.Load(), int64(o.worker.idCounter.Load()), cpuTime(), o.worker.now(), o.under.Load() - o.running.Load(),
+		int64(o.worker.slab.LoadRequest(zone.RequestUpstreamSaturated)),
+	}
 }
 
 // study looks at what is known once there are exchanges enough; where they are slow that takes several windows.
@@ -430,8 +434,12 @@ func (o *overload) judge() {
 	o.study(now, turned > 0 || o.turns.wanted())
 	o.foresee(now)
 	if !o.standing.Load() {
+		begins := overloadBegins * limit
+		if now.saturated > o.began.saturated {
+			begins = limit
+		}
 		o.strikes++
-		if limit == 0 || shortest <= overloadBegins*limit {
+		if limit == 0 || shortest <= begins {
 			o.strikes = 0
 		}
 		if o.strikes == 2 {

@@ -285,9 +285,27 @@ func TestOverloadIsNoticed(t *testing.T) {
 	if o.standing.Load() {
 		t.Fatal("a queue that comes and goes was taken for an overload")
 	}
+	shorter := (overloadBegins - 1) * time.Millisecond
+	for range 3 {
+		window(shorter, shorter)
+	}
+	if o.standing.Load() {
+		t.Fatal("a short queue was taken for an overload")
+	}
+	for range 2 {
+		o.began = o.tally()
+		g.worker.slab.Request(0, 503, 0, zone.RequestUpstreamSaturated)
+		window(shorter, shorter)
+	}
+	if !o.standing.Load() {
+		t.Fatal("a queue that an upstream's limits keep short was not taken for one")
+	}
+	o.end()
+	o.strikes = 0
+	o.began = o.tally()
 	window(long, long)
 	if window(long, long); !o.standing.Load() {
-		t.Fatal("a queue that stands was not")
+		t.Fatal("a queue that stands was not taken for one")
 	}
 	turns := func() int {
 		o.turns.mu.Lock()
