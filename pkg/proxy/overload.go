@@ -92,10 +92,12 @@ const (
 	// sooner the more wait, but after leastPrice at the soonest, until mostRooms wait: else a crowd that comes at once
 	// would be refused as a whole, the worker do nothing else, and be without work afterwards. Counted as waiting are those
 	// who will be after trendTime if it goes on as in the last windows: many are refused while a queue grows, and nobody who would
-	// be missed when it is gone.
+	// be missed when it is gone. As long as fewer wait than a share of the room nobody is refused for what may come: a machine that stands still for a
+	// moment makes a short queue grow fast, too.
 	roomPrice  = 8
 	leastPrice = 2
 	mostRooms  = 8
+	roomQuiet  = 8
 	trendTime  = 400 * time.Millisecond
 	// So many windows without a refusal end an overload. Until then the next queue is noticed
 	// at once: clients that wait as they were told come back together.
@@ -105,19 +107,19 @@ const (
 	// to wait, since clients that do not would have nobody served, but not for longer than this.
 	heavyShare   = 8
 	lightWindows = 20
-	longestRest  = 2 * time.Second
+	longestRest  = 5 * time.Second
 	// Of so many exchanges one is of somebody who was refused before, where all do as they are told.
 	returnShare = 16
 	longestWait = 30*time.Second - 1
 )
 
-func (w *Worker) newOverload() error {
-	far, near, err := os.Pipe()
-	if err != nil {
-		return err
+func (w *Worker) newOverload() (err error) {
+	o := &w.overload
+	*o = overload{worker: w, live: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}, wake: make(chan struct{}, 1)}
+	if err = o.turns.open(); err == nil {
+		o.far, o.near, err = os.Pipe()
 	}
-	w.overload = overload{worker: w, live: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}, wake: make(chan struct{}, 1), far: far, near: near}
-	return w.overload.turns.open()
+	return err
 }
 
 // limit is the wait that is too long; 0: none is.
@@ -170,7 +172,7 @@ func (o *overload) takes(waiting int64, cheap bool) bool {
 	switch {
 	case waiting > mostRooms*room:
 		return false
-	case over <= 0:
+	case over <= 0 || waiting <= room/roomQuiet:
 		return true
 	}
 	price := max(roomPrice*room/over, leastPrice)
@@ -498,7 +500,8 @@ func (c *conn) rest(retryAfter int) {
 	if c.rested == nil {
 		c.rested = make(chan struct{}, 1)
 	}
-	c.restUntil.Store(c.worker.until(min(time.Duration(retryAfter)*time.Second, longestRest)))
+	most := longestRest/2 + rand.N(longestRest/2) // or those who were refused in one moment would come back in one
+	c.restUntil.Store(c.worker.until(min(time.Duration(retryAfter)*time.Second, most)))
 	select {
 	case <-c.rested:
 	case <-c.worker.stop:

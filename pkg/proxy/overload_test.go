@@ -152,6 +152,7 @@ func TestOverloadTakes(t *testing.T) {
 		{100, 0, 0, false, true, 100}, {7, 10, 0, false, true, 7}, {8, 10, 0, false, false, 0}, {3, 20, 0, false, true, 3}, {5, 20, 0, false, false, 1},
 		{1, 40, 0, false, true, 1}, {2, 40, 0, false, false, 0}, {1, 80, 0, false, true, 1}, {2, 80, 0, false, false, 0}, {0, 81, 0, false, false, 0},
 		{100, 40, -40, false, true, 100}, {7, 40, -30, false, true, 7}, {3, 10, 10, false, true, 3}, {4, 10, 10, false, false, 0}, {0, 81, -99, false, false, 0},
+		{100, 1, 500, false, true, 100}, {3, 2, 500, false, false, 1},
 	} {
 		o.spare.Store(row.spare)
 		o.trend.Store(row.trend)
