@@ -57,7 +57,7 @@ func TestOverload(t *testing.T) {
 		{"h1", false, true, 0.5, 0, large}, {"h2", true, true, 0.5, 0, large},
 		{"h1 that does not wait", false, false, 0.25, 0, large}, {"h2 that does not wait", true, false, 0.35, 0, large},
 	}
-	settle := 3 * time.Second // whoever came before the overload was noticed learns as late that it is as others are served
+	settle := 3 * time.Second                  // whoever came before the overload was noticed learns as late that it is as others are served
 	if os.Getenv("XGW_OVERLOAD_SIZES") != "" { // for the figures
 		rows = append(rows,
 			overloadRow{"h1 of 100 bytes", false, true, 0.5, 0, 100}, overloadRow{"h2 of 100 bytes", true, true, 0.5, 0, 100},
@@ -91,7 +91,7 @@ const tooBusy = "this machine is too busy to offer twice what the worker can do"
 type overloadRow struct {
 	name        string
 	h2, obey    bool
-	least       float64 // goodput, in peaks; half of what it is on a quiet machine, or less
+	least       float64 // goodput, in peaks; about half of what it is on a quiet machine, or less
 	body, reply int     // bytes; of a GET the body has none
 }
 

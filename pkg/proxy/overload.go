@@ -117,7 +117,9 @@ func (w *Worker) newOverload() (err error) {
 	o := &w.overload
 	*o = overload{worker: w, live: []metrics.Sample{{Name: "/gc/heap/live:bytes"}}, wake: make(chan struct{}, 1)}
 	if err = o.turns.open(); err == nil {
-		o.far, o.near, err = os.Pipe()
+		if o.far, o.near, err = os.Pipe(); err != nil {
+			o.turns.close()
+		}
 	}
 	return err
 }
@@ -335,9 +337,14 @@ func (o *overload) hold(wait int64) {
 	t := &o.turns
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if !o.standing.Load() {
+		return // it ended just now, and so did turns
+	}
 	switch {
 	case wait > target:
-		t.most = min(t.most, t.taken)
+		if t.next == len(t.waiting) { // else those that are free are given away soon
+			t.most = min(t.most, t.taken)
+		}
 		t.most -= t.most / steerShare
 	case wait < target/2 && t.next < len(t.waiting):
 		t.most += t.most/steerShare + 1
@@ -444,7 +451,7 @@ func (o *overload) judge() {
 		if limit == 0 || shortest <= begins {
 			o.strikes = 0
 		}
-		if o.strikes == 2 {
+		if o.strikes >= 2 {
 			o.begin(now)
 			o.worker.log.Warn("overloaded: some requests are refused with 503", "wait", time.Duration(shortest), "overload_delay", time.Duration(limit))
 		}

@@ -341,6 +341,17 @@ func TestOverloadIsNoticed(t *testing.T) {
 	if wait(short); turns() <= leastTurns {
 		t.Error("there are no more turns though the wait is short")
 	}
+	o.turns.set(2 * leastTurns)
+	o.turns.mu.Lock()
+	o.turns.taken -= 10 // came free, and were not handed on yet
+	o.turns.mu.Unlock()
+	wait(long)
+	if n, want := turns(), 2*leastTurns-2*leastTurns/steerShare; n != want {
+		t.Errorf("a measurement leaves %d turns, want %d", n, want)
+	}
+	o.turns.mu.Lock()
+	o.turns.taken += 10
+	o.turns.mu.Unlock()
 	for range 10 {
 		wait(long)
 	}

@@ -11,7 +11,7 @@ import (
 // turns lets few exchanges run at the same time in an overload, in the order in which they
 // came. Those that began before it have none, and need none.
 //
-// A turn that comes free is handed on by a goroutine that waits for a byte in a pipe, and so for the poller. Did whoever leaves hand it on, a
+// A turn that comes free is handed on by a goroutine that waits for a byte in a pipe, and so for the poller (or by hold, which the poller wakes, too). Did whoever leaves hand it on, a
 // worker whose upstreams are quick would always have something to run, and for as long as it has, Go's scheduler asks the poller
 // only every 10 ms: so long nobody would know who has come, and those who are refused would learn it as late. Now all that runs
 // comes to a rest first, and those who came are looked at once in each round of turns.

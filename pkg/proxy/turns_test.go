@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -184,8 +185,15 @@ func TestTurnsLetOthersIn(t *testing.T) {
 	defer far.Close()
 	defer near.Close()
 	const n = 2000
-	var began, ended int // by one goroutine at a time
+	began := 0 // by one goroutine at a time
+	var ended atomic.Int64
 	var all sync.WaitGroup
+	all.Go(func() {
+		_, _ = far.Read(make([]byte, 1))
+		if before := ended.Load(); before > 20 {
+			t.Errorf("%d had a turn before somebody was looked at who came after the first", before)
+		}
+	})
 	for range n {
 		all.Go(func() {
 			o.under.Add(1)
@@ -195,18 +203,12 @@ func TestTurnsLetOthersIn(t *testing.T) {
 				_, _ = near.Write([]byte{0}) // somebody comes
 			}
 			runtime.Gosched()
-			ended++
+			ended.Add(1)
 			o.leave(&p)
 		})
 	}
-	all.Go(func() {
-		_, _ = far.Read(make([]byte, 1))
-		if before := ended; before > 20 {
-			t.Errorf("%d had a turn before somebody was looked at who came after the first", before)
-		}
-	})
 	all.Wait()
-	if ended != n || o.turns.taken != 0 {
-		t.Errorf("%d of %d had a turn, and %d have one still", ended, n, o.turns.taken)
+	if ended.Load() != n || o.turns.taken != 0 {
+		t.Errorf("%d of %d had a turn, and %d have one still", ended.Load(), n, o.turns.taken)
 	}
 }
