@@ -84,7 +84,7 @@ const (
 	busyProbe      = 2 * time.Millisecond
 	// A worker with fewer exchanges in a window is taken to be quiet.
 	quietExchanges = 20
-	// What fraction of the turns a measurement adds or takes.
+	// What fraction of the turns a measurement adds or takes; one of a wait that is far too long takes half of them.
 	steerShare = 6
 	leastTurns = 16
 	leastRoom  = 16 // may wait for one, whatever they cost
@@ -345,7 +345,11 @@ func (o *overload) hold(wait int64) {
 		if t.next == len(t.waiting) { // else those that are free are given away soon
 			t.most = min(t.most, t.taken)
 		}
-		t.most -= t.most / steerShare
+		if wait > 2*target {
+			t.most /= 2
+		} else {
+			t.most -= t.most / steerShare
+		}
 	case wait < target/2 && t.next < len(t.waiting):
 		t.most += t.most/steerShare + 1
 	}

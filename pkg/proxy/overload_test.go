@@ -319,7 +319,7 @@ func TestOverloadIsNoticed(t *testing.T) {
 	if wait(short); turns() != leastTurns {
 		t.Error("there are more turns though nobody waits for one")
 	}
-	const crowd = 3 * leastTurns
+	const crowd = 6 * leastTurns
 	on := make(chan *place, crowd) // those that go on
 	places := make([]place, crowd)
 	for i := range places {
@@ -341,12 +341,12 @@ func TestOverloadIsNoticed(t *testing.T) {
 	if wait(short); turns() <= leastTurns {
 		t.Error("there are no more turns though the wait is short")
 	}
-	o.turns.set(2 * leastTurns)
+	o.turns.set(4 * leastTurns)
 	o.turns.mu.Lock()
 	o.turns.taken -= 10 // came free, and were not handed on yet
 	o.turns.mu.Unlock()
 	wait(long)
-	if n, want := turns(), 2*leastTurns-2*leastTurns/steerShare; n != want {
+	if n, want := turns(), 2*leastTurns; n != want {
 		t.Errorf("a measurement leaves %d turns, want %d", n, want)
 	}
 	o.turns.mu.Lock()
