@@ -301,7 +301,10 @@ func TestOverloadIsNoticed(t *testing.T) {
 	if !o.standing.Load() {
 		t.Fatal("a queue that an upstream's limits keep short was not taken for one")
 	}
-	o.end()
+	o.wait()
+	if o.end(); o.line.Load() != 0 {
+		t.Error("places in the line outlive the overload: the next one would send people away for those who were served since")
+	}
 	o.strikes = 0
 	o.began = o.tally()
 	window(long, long)
